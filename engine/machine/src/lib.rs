@@ -1,0 +1,36 @@
+//! The pure half of the engine: what may happen, and what happens next.
+//!
+//! ```text
+//!   plan    what may happen?     steps, dependencies, bindings, retries, undos; checked once, then fixed
+//!   event   what did happen?     one fact of a run's journal, and its form as a row
+//!   state   where are we?        a fold over events; the legal moves are one `match (state, event)`
+//!   decide  what happens next?   from a plan, a state and a time to commands
+//!   checker was it all right?    rules about a whole history, written without a line of `state`
+//! ```
+//!
+//! Nothing here reads a clock, a socket, a file or a random number: `now` is an argument, jitter is a hash of
+//! what it jitters. So a new run is the replay of a short journal and a recovered run the replay of a longer
+//! one, and every property can be proven without a database.
+
+pub mod checker;
+pub mod decide;
+pub mod event;
+mod json;
+mod judge;
+mod names;
+pub mod plan;
+pub mod state;
+
+pub use decide::{Command, Decision, decide, step_event};
+pub use event::{
+    ActivityError, Answer, Applied, ClaimReason, CourseId, Direction, Event, Journaled, Outcome, Row,
+    StepEvent, Undecodable, idempotency_key,
+};
+pub use json::{Json, canonical};
+pub use judge::{judge, judge_probe};
+pub use names::{ClaimNo, Epoch, RunId, Seq, StepIx, StepName};
+pub use plan::{ActivitySpec, Catalog, CheckError, Plan, PlanSpec, Problem};
+pub use state::{Course, CourseAt, Illegal, Phase, State, Status};
+
+/// All times of the engine are the database's, in UTC.
+pub type Time = chrono::DateTime<chrono::Utc>;

@@ -1,0 +1,186 @@
+//! A plan: what may happen, as plain data, checked once and fixed when the run is submitted.
+//!
+//! `PlanSpec` is what people write, in JSON or through the builder. `Plan` is what the engine runs: the same
+//! data after [`Plan::check`], with everything that a later release could change written into it (retries,
+//! what is known of each effect), and with what is computed from it (order, edges, bindings, hash). A `Plan`
+//! cannot be made any other way, so whoever holds one need not check it again.
+
+mod binding;
+mod builder;
+mod check;
+mod graph;
+mod picture;
+mod preview;
+mod schema;
+mod spec;
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use serde_json::Value;
+
+use crate::json::Json;
+use crate::names::{StepIx, StepName};
+
+pub use binding::{Bound, Source, Template};
+pub use builder::{Output, PlanBuilder, StepBuilder, output};
+pub use check::{CheckError, Problem, Rule};
+pub use preview::{Certainty, Undoing};
+pub use spec::{Effect, OnFailure, PlanSpec, Retry, Span, StepSpec, UndoSpec};
+
+/// What a plan may not exceed, so that checking it stays O(steps + edges) and a run fits into memory.
+pub mod limits {
+    /// Steps of a plan.
+    pub const STEPS: usize = 10_000;
+    /// Dependencies of all steps together.
+    pub const EDGES: usize = 50_000;
+    /// Bytes of the whole plan in canonical form.
+    pub const BYTES: usize = 8 << 20;
+    /// Bytes of one step's input.
+    pub const INPUT_BYTES: usize = 256 << 10;
+    /// Nesting of one step's input.
+    pub const DEPTH: usize = 32;
+    /// Characters of a name.
+    pub const NAME: usize = 100;
+    /// Characters of a title or a reason.
+    pub const TITLE: usize = 300;
+    /// How many problems one answer lists; the rest is counted.
+    pub const PROBLEMS: usize = 100;
+}
+
+/// What the engine has to know of an activity to check a plan against it.
+#[derive(Clone, Debug)]
+pub struct ActivitySpec {
+    /// The name that plans use.
+    pub name: String,
+    /// JSON Schema of the input.
+    pub input: Value,
+    /// JSON Schema of the output.
+    pub output: Value,
+    /// What is known of its effect; a plan may state a longer delay.
+    pub effect: Effect,
+}
+
+/// Where plans find the activities that they name.
+pub trait Catalog {
+    /// The activity of that name.
+    fn activity(&self, name: &str) -> Option<&ActivitySpec>;
+    /// The names there are, for an error that helps.
+    fn names(&self) -> Vec<&str>;
+}
+
+/// A checked plan. Cheap to share; equal plans have equal hashes.
+#[derive(Debug)]
+pub struct Plan {
+    spec: PlanSpec,
+    steps: Vec<Step>,
+    by_name: HashMap<StepName, StepIx>,
+    order: Vec<StepIx>,
+    hash: String,
+    text: Json,
+    submitted: Json,
+    activities: Vec<String>,
+}
+
+/// One step of a checked plan.
+#[derive(Debug)]
+pub struct Step {
+    /// Its name.
+    pub name: StepName,
+    /// What people read.
+    pub title: Option<String>,
+    /// The forward half.
+    pub forward: Work,
+    /// The half that undoes it; `None` if there is nothing to undo.
+    pub undo: Option<Work>,
+    /// What its final failure does.
+    pub on_failure: OnFailure,
+    /// What is known of its effect.
+    pub effect: Effect,
+    /// The steps that it comes after.
+    pub after: Vec<StepIx>,
+    /// The steps that come after it.
+    pub before: Vec<StepIx>,
+}
+
+/// An activity with its input and its patience: the same for a step and for its undo.
+#[derive(Debug)]
+pub struct Work {
+    /// The activity's name.
+    pub activity: String,
+    /// The input, with its bindings.
+    pub input: Template,
+    /// When to try again.
+    pub retry: Retry,
+    /// How long one attempt may take.
+    pub timeout: Span,
+}
+
+impl Plan {
+    /// The name of the workflow that made it.
+    pub fn workflow(&self) -> &str {
+        &self.spec.workflow
+    }
+
+    /// The plan as data, with everything written out.
+    pub fn spec(&self) -> &PlanSpec {
+        &self.spec
+    }
+
+    /// The canonical JSON of the plan.
+    pub fn text(&self) -> &Json {
+        &self.text
+    }
+
+    /// SHA-256 over the canonical JSON, in hex. An approval is for this.
+    pub fn hash(&self) -> &str {
+        &self.hash
+    }
+
+    /// The body of a run's first event.
+    pub fn submitted(&self) -> &Json {
+        &self.submitted
+    }
+
+    /// The activities that a node must have to run it, sorted.
+    pub fn activities(&self) -> &[String] {
+        &self.activities
+    }
+
+    /// How many steps there are.
+    pub fn len(&self) -> usize {
+        self.steps.len()
+    }
+
+    /// A plan has at least one step.
+    pub fn is_empty(&self) -> bool {
+        self.steps.is_empty()
+    }
+
+    /// The steps in the order they were written.
+    pub fn steps(&self) -> impl Iterator<Item = (StepIx, &Step)> {
+        self.steps.iter().enumerate().map(|(n, step)| (StepIx(n as u32), step))
+    }
+
+    /// The steps so that each comes after those it depends on.
+    pub fn order(&self) -> &[StepIx] {
+        &self.order
+    }
+
+    /// The step of that name.
+    pub fn find(&self, name: &str) -> Option<StepIx> {
+        self.by_name.get(name).copied()
+    }
+
+    /// One step.
+    #[allow(clippy::indexing_slicing, reason = "only a plan makes a StepIx, and it never loses a step")]
+    pub fn step(&self, ix: StepIx) -> &Step {
+        &self.steps[ix.index()]
+    }
+
+    /// Reads the plan out of a run's first event: data that was checked when it was submitted, so only its
+    /// form is looked at again and no catalog is asked. That is why a new release cannot break a run.
+    pub fn from_submitted(body: &Json) -> Result<Arc<Plan>, CheckError> {
+        check::reload(body)
+    }
+}

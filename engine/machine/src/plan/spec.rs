@@ -1,0 +1,219 @@
+//! The plan as people write it and as it is stored: the same JSON both times, fuller the second time.
+
+use std::fmt;
+use std::time::Duration;
+
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use serde_json::Value;
+
+/// A plan as it is written. What is left out is filled in when the plan is checked.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PlanSpec {
+    /// The name of the procedure.
+    pub workflow: String,
+    /// What people read.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub title: Option<String>,
+    /// For steps that do not state their own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retry: Option<Retry>,
+    /// For undos that do not state their own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub undo_retry: Option<Retry>,
+    /// For attempts whose step or undo does not state its own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub timeout: Option<Span>,
+    /// How long a rollback waits for attempts that are still in flight.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub settle_within: Option<Span>,
+    /// The steps.
+    pub steps: Vec<StepSpec>,
+}
+
+/// One step as it is written.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct StepSpec {
+    /// Unique in the plan.
+    pub name: String,
+    /// What people read.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub title: Option<String>,
+    /// The activity that it runs.
+    pub activity: String,
+    /// The activity's input; `{"$output": "step/pointer"}` stands for a value that another step gives.
+    #[serde(default = "empty_object")]
+    pub input: Value,
+    /// The steps that it comes after.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub after: Vec<String>,
+    /// The activity that undoes it. Either this or `nothing_to_undo`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub undo: Option<UndoSpec>,
+    /// Why nothing has to be undone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub nothing_to_undo: Option<String>,
+    /// When to try again.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retry: Option<Retry>,
+    /// How long one attempt may take.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub timeout: Option<Span>,
+    /// What its final failure does.
+    #[serde(default)]
+    pub on_failure: OnFailure,
+    /// What is known of the effect. Left out: what the activity says of itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub effect: Option<Effect>,
+}
+
+/// The undo of a step as it is written.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct UndoSpec {
+    /// The activity.
+    pub activity: String,
+    /// Its input; `{"$output": "/pointer"}` stands for the output of the step that is undone, or null if it
+    /// never came to one.
+    #[serde(default = "empty_object")]
+    pub input: Value,
+    /// When to try again.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retry: Option<Retry>,
+    /// How long one attempt may take.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub timeout: Option<Span>,
+}
+
+fn empty_object() -> Value {
+    Value::Object(serde_json::Map::new())
+}
+
+/// What a step's final failure does.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum OnFailure {
+    /// Undo everything that was started, in reverse.
+    #[default]
+    RollBack,
+    /// Wait for an operator's decision.
+    Hold,
+    /// Go on as if it had succeeded; what reads its output reads null.
+    Continue,
+}
+
+/// What is known of an activity's effect on the world; it decides how an attempt in doubt is settled.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Effect {
+    /// The longest time after the end of a call at which its effect may still appear.
+    pub longest_delay: Span,
+    /// The activity can look whether its effect is there.
+    pub probed: bool,
+    /// The target refuses a second effect under the same idempotency key.
+    pub refuses_duplicates: bool,
+    /// Never tried again by itself once an attempt may have had its effect.
+    pub at_most_once: bool,
+}
+
+/// When to try again. The delays grow by `factor` from `first` to `ceiling`; each is longer or shorter by up
+/// to `jitter` of itself. It ends after `attempts` failures or once `elapsed` has passed, whichever first.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Retry {
+    /// The delay after the first failure.
+    pub first: Span,
+    /// Each further delay is this much longer.
+    pub factor: f64,
+    /// No delay is longer.
+    pub ceiling: Span,
+    /// From 0 (none) to 1.
+    pub jitter: f64,
+    /// How many failures end it; 1 means: never again.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub attempts: Option<u32>,
+    /// How long after the first attempt the last may start.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub elapsed: Option<Span>,
+}
+
+impl Default for Retry {
+    fn default() -> Self {
+        Self { attempts: Some(5), ..Self::patient(Span::secs(1), Span::secs(60)) }
+    }
+}
+
+impl Retry {
+    /// Never again.
+    pub fn never() -> Self {
+        Self { attempts: Some(1), ..Self::default() }
+    }
+
+    /// What an undo gets if the plan does not say: longer than forward, as nobody waits for it and giving up
+    /// leaves something behind.
+    pub fn of_undos() -> Self {
+        Self { attempts: Some(20), ..Self::patient(Span::secs(1), Span::secs(300)) }
+    }
+
+    /// So many attempts, with a fixed delay.
+    pub fn fixed(attempts: u32, delay: Duration) -> Self {
+        let delay = Span(delay);
+        Self { factor: 1.0, jitter: 0.0, attempts: Some(attempts), ..Self::patient(delay, delay) }
+    }
+
+    fn patient(first: Span, ceiling: Span) -> Self {
+        Self { first, factor: 2.0, ceiling, jitter: 0.1, attempts: None, elapsed: None }
+    }
+}
+
+/// A length of time, written as `30s`, `5m`, `1h 30m`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Span(pub Duration);
+
+impl Span {
+    /// So many seconds.
+    pub const fn secs(secs: u64) -> Self {
+        Self(Duration::from_secs(secs))
+    }
+
+    /// So many milliseconds.
+    pub const fn millis(millis: u64) -> Self {
+        Self(Duration::from_millis(millis))
+    }
+
+    /// For arithmetic with times; longer than a century counts as a century.
+    pub fn delta(self) -> chrono::TimeDelta {
+        const CENTURY: chrono::TimeDelta = chrono::TimeDelta::days(36_525);
+        chrono::TimeDelta::from_std(self.0).unwrap_or(CENTURY).min(CENTURY)
+    }
+}
+
+impl From<Duration> for Span {
+    fn from(duration: Duration) -> Self {
+        Self(duration)
+    }
+}
+
+impl fmt::Display for Span {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        humantime::format_duration(self.0).fmt(f)
+    }
+}
+
+impl Serialize for Span {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for Span {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        humantime::parse_duration(&text).map(Self).map_err(|error| {
+            serde::de::Error::custom(format!(
+                "\"{text}\" is not a length of time such as \"30s\" or \"5m\": {error}"
+            ))
+        })
+    }
+}
