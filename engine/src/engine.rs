@@ -1,0 +1,377 @@
+//! The handle for those who embed the engine.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use backstay_machine::{CheckError, Epoch, Event, Journaled, Plan, Row, RunId, Seq, Status};
+use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
+use tokio::sync::{Notify, mpsc, oneshot};
+
+use crate::activity::Registry;
+use crate::node::{Message, Node, NodeConfig, NodeError};
+use crate::store::{Admission, Refusal, RunFilter, RunInfo, Store, StoreError};
+
+/// How often somebody who waits looks again, if nobody tells.
+const LOOK_AGAIN: Duration = Duration::from_millis(250);
+
+/// The engine: a journal, and the activities that this process has. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Engine {
+    store: Store,
+    registry: Arc<Registry>,
+    watchers: Arc<Watchers>,
+    node: Arc<Mutex<Option<mpsc::UnboundedSender<Message>>>>,
+}
+
+/// How a run is submitted.
+#[derive(Clone, Debug, Default)]
+pub struct SubmitOptions {
+    /// The client's key: submitting the same again under it gives the same run.
+    pub key: Option<String>,
+    /// At most one live run holds it.
+    pub exclusive: Option<String>,
+    /// For finding it again: an object of short texts.
+    pub labels: Value,
+    /// 0 low, 1 normal, 2 high.
+    pub priority: Option<i16>,
+}
+
+/// Why the engine did not do as it was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum EngineError {
+    /// The plan.
+    #[error(transparent)]
+    Plan(#[from] CheckError),
+    /// The database.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The options.
+    #[error("{0}")]
+    Options(String),
+    /// Something else was submitted under this key before.
+    #[error("the key \"{key}\" belongs to run {run}, which was submitted with another plan or other options")]
+    KeyReused {
+        /// The key.
+        key: String,
+        /// The run that has it.
+        run: RunId,
+    },
+    /// A live run holds the exclusive key.
+    #[error("run {holder} holds \"{key}\" and is not over; wait for its end, or roll it back")]
+    Exclusive {
+        /// The key.
+        key: String,
+        /// The run that has it.
+        holder: RunId,
+    },
+    /// There is no such run.
+    #[error("there is no run {0}")]
+    NoSuchRun(RunId),
+}
+
+/// A run that was accepted: it is durable.
+#[derive(Debug)]
+pub struct Submitted {
+    /// The run.
+    pub run: RunId,
+    /// False if it was submitted before under the same key.
+    pub created: bool,
+    handle: RunHandle,
+}
+
+impl Submitted {
+    /// Waits until the run is over, or waits for people.
+    pub async fn ended(self) -> Result<Status, EngineError> {
+        self.handle.ended().await
+    }
+
+    /// For watching.
+    pub fn handle(self) -> RunHandle {
+        self.handle
+    }
+}
+
+/// One run, for those who wait for it.
+#[derive(Debug)]
+pub struct RunHandle {
+    engine: Engine,
+    run: RunId,
+    ended: Option<oneshot::Receiver<Status>>,
+    seen: Seq,
+    buffer: VecDeque<Row>,
+}
+
+/// A submission on its way to the driver.
+pub(crate) struct Submission {
+    pub admission: Admission,
+    pub plan: Arc<Plan>,
+    pub ended: Option<oneshot::Sender<Status>>,
+    reply: oneshot::Sender<bool>,
+}
+
+impl Submission {
+    pub(crate) fn admit(self) {
+        let _ = self.reply.send(true);
+    }
+
+    pub(crate) fn refuse(self) {
+        let _ = self.reply.send(false);
+    }
+}
+
+impl Engine {
+    /// Opens the engine on a database whose schema is up to date.
+    pub async fn open(store: Store, registry: Registry) -> Result<Self, EngineError> {
+        let registry = Arc::new(registry);
+        Ok(Self { store, registry, watchers: Arc::default(), node: Arc::default() })
+    }
+
+    /// Connects, brings the schema up to date, and opens the engine.
+    pub async fn connect(url: &str, registry: Registry) -> Result<Self, EngineError> {
+        let store = Store::connect(url).await?;
+        store.migrate().await?;
+        Self::open(store, registry).await
+    }
+
+    /// The activities, for checking plans against them.
+    pub fn registry(&self) -> &Registry {
+        &self.registry
+    }
+
+    /// The journal.
+    pub fn store(&self) -> &Store {
+        &self.store
+    }
+
+    /// Starts a node in this process: it claims runs and drives them.
+    pub async fn start_node(&self, config: NodeConfig) -> Result<Node, NodeError> {
+        let registry = Registry::clone(&self.registry);
+        let node = Node::start(self.store.clone(), registry, Arc::clone(&self.watchers), config).await?;
+        *self.node.lock().unwrap_or_else(PoisonError::into_inner) = Some(node.inbox());
+        Ok(node)
+    }
+
+    /// Stores a run. Once this returns it is durable, and goes on whatever becomes of the caller.
+    pub async fn submit(&self, plan: &Arc<Plan>, options: SubmitOptions) -> Result<Submitted, EngineError> {
+        let admission = admission(plan, &options)?;
+        let run = admission.run;
+        let (tell_end, ended) = oneshot::channel();
+        let submitted = |run, created, ended| Submitted {
+            run,
+            created,
+            handle: RunHandle { engine: self.clone(), run, ended, seen: 0, buffer: VecDeque::new() },
+        };
+        let node = self.node.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        if let Some(node) = node {
+            let (reply, admitted) = oneshot::channel();
+            let plan = Arc::clone(plan);
+            let submission = Submission { admission: admission.clone(), plan, ended: Some(tell_end), reply };
+            // If the node dies over it, nobody knows whether it was written; the free way below finds out.
+            if node.send(Message::Submit(Box::new(submission))).is_ok() && admitted.await == Ok(true) {
+                return Ok(submitted(run, true, Some(ended)));
+            }
+        }
+        let first =
+            Journaled { seq: 1, claim: 0, epoch: Epoch(0), at: admission.at, event: Event::Submitted };
+        let first = first.to_row(plan);
+        // A holder of the key may end between the refusal and the look: then it is tried again.
+        for _ in 0..3 {
+            if self.store.admit_free(&admission, &first).await? || self.store.get(run).await?.is_some() {
+                return Ok(submitted(run, true, None));
+            }
+            match self.store.refusal(&admission).await? {
+                Some(Refusal::Known(run)) => return Ok(submitted(run, false, None)),
+                Some(Refusal::KeyReused(run)) => {
+                    return Err(EngineError::KeyReused { key: options.key.unwrap_or_default(), run });
+                }
+                Some(Refusal::Exclusive(holder)) => {
+                    return Err(EngineError::Exclusive {
+                        key: options.exclusive.unwrap_or_default(),
+                        holder,
+                    });
+                }
+                None => {}
+            }
+        }
+        Err(EngineError::Options(
+            "the keys of this run are taken and freed at the same time; try again".into(),
+        ))
+    }
+
+    /// One run.
+    pub async fn get(&self, run: RunId) -> Result<RunInfo, EngineError> {
+        self.store.get(run).await?.ok_or(EngineError::NoSuchRun(run))
+    }
+
+    /// Runs, the newest first.
+    pub async fn list(&self, filter: &RunFilter) -> Result<Vec<RunInfo>, EngineError> {
+        Ok(self.store.list(filter).await?)
+    }
+
+    /// The whole journal of a run.
+    pub async fn journal(&self, run: RunId) -> Result<Vec<Row>, EngineError> {
+        let mut rows: Vec<Row> = Vec::new();
+        loop {
+            let page = self.store.journal(run, rows.last().map_or(0, |row| row.seq), 1_000).await?;
+            if page.is_empty() {
+                return if rows.is_empty() { Err(EngineError::NoSuchRun(run)) } else { Ok(rows) };
+            }
+            rows.extend(page);
+        }
+    }
+
+    /// A run for watching and waiting, from its first event on.
+    pub fn watch(&self, run: RunId) -> RunHandle {
+        RunHandle { engine: self.clone(), run, ended: None, seen: 0, buffer: VecDeque::new() }
+    }
+}
+
+fn admission(plan: &Plan, options: &SubmitOptions) -> Result<Admission, EngineError> {
+    let wrong = |text: String| Err(EngineError::Options(text));
+    for (what, key) in [("key", &options.key), ("exclusive key", &options.exclusive)] {
+        if let Some(key) = key
+            && (key.is_empty() || key.len() > 200 || key.chars().any(char::is_control))
+        {
+            return wrong(format!("the {what} has 1 to 200 characters, none of them control characters"));
+        }
+    }
+    let labels = match &options.labels {
+        Value::Null => "{}".to_owned(),
+        Value::Object(map) if map.len() <= 50 => {
+            let bad = |text: &str| text.len() > 200 || text.chars().any(char::is_control);
+            for (key, value) in map {
+                if bad(key) || value.as_str().is_none_or(bad) {
+                    return wrong(format!("the label \"{}\" is not a short text", key.escape_debug()));
+                }
+            }
+            options.labels.to_string()
+        }
+        _ => return wrong("labels are an object of at most 50 short texts".into()),
+    };
+    let priority = options.priority.unwrap_or(1);
+    if !(0..=2).contains(&priority) {
+        return wrong(format!("the priority is {priority}; there are 0 (low), 1 (normal) and 2 (high)"));
+    }
+    // Only a key can be used twice, and so need a hash of what was asked under it.
+    let request_hash = match &options.key {
+        None => String::new(),
+        Some(_) => {
+            let asked = json!([plan.hash(), options.exclusive, options.labels, priority]);
+            Sha256::digest(backstay_machine::canonical(&asked))
+                .iter()
+                .map(|byte| format!("{byte:02x}"))
+                .collect()
+        }
+    };
+    Ok(Admission {
+        run: RunId::fresh(),
+        workflow: plan.workflow().to_owned(),
+        plan_hash: plan.hash().to_owned(),
+        activities: plan.activities().join(","),
+        priority,
+        labels,
+        client_key: options.key.clone(),
+        request_hash,
+        exclusive_key: options.exclusive.clone(),
+        at: chrono::DateTime::UNIX_EPOCH,
+    })
+}
+
+impl RunHandle {
+    /// The run.
+    pub fn run(&self) -> RunId {
+        self.run
+    }
+
+    /// Waits until the run is over, or waits for people.
+    pub async fn ended(mut self) -> Result<Status, EngineError> {
+        if let Some(ended) = self.ended.take()
+            && let Ok(status) = ended.await
+        {
+            return Ok(status);
+        }
+        loop {
+            let changed = self.engine.watchers.watch(self.run);
+            let info = self.engine.get(self.run).await?;
+            if info.status.settles() {
+                return Ok(info.status);
+            }
+            let _ = tokio::time::timeout(LOOK_AGAIN, changed.notified()).await;
+        }
+    }
+
+    /// The next event; `None` once the run is over and all were given.
+    pub async fn next(&mut self) -> Result<Option<Row>, EngineError> {
+        loop {
+            if let Some(row) = self.buffer.pop_front() {
+                self.seen = row.seq;
+                return Ok(Some(row));
+            }
+            let changed = self.engine.watchers.watch(self.run);
+            // Before the journal: a run that is over now has all its events there.
+            let over = self.engine.get(self.run).await?.status.is_over();
+            self.buffer.extend(self.engine.store.journal(self.run, self.seen, 500).await?);
+            if self.buffer.is_empty() {
+                if over {
+                    return Ok(None);
+                }
+                let _ = tokio::time::timeout(LOOK_AGAIN, changed.notified()).await;
+            }
+        }
+    }
+}
+
+/// Who in this process wants to know of which run. Others look again now and then.
+#[derive(Debug, Default)]
+pub(crate) struct Watchers {
+    count: AtomicUsize,
+    runs: Mutex<HashMap<RunId, Vec<std::sync::Weak<Notify>>>>,
+}
+
+impl Watchers {
+    fn watch(self: &Arc<Self>, run: RunId) -> Watcher {
+        let notify = Arc::new(Notify::new());
+        let mut runs = self.runs.lock().unwrap_or_else(PoisonError::into_inner);
+        runs.entry(run).or_default().push(Arc::downgrade(&notify));
+        self.count.fetch_add(1, Ordering::Relaxed);
+        Watcher { notify, run, watchers: Arc::clone(self) }
+    }
+
+    pub(crate) fn changed(&self, run: RunId) {
+        if self.count.load(Ordering::Relaxed) == 0 {
+            return;
+        }
+        let runs = self.runs.lock().unwrap_or_else(PoisonError::into_inner);
+        for notify in runs.get(&run).into_iter().flatten().filter_map(std::sync::Weak::upgrade) {
+            notify.notify_one();
+        }
+    }
+}
+
+struct Watcher {
+    notify: Arc<Notify>,
+    run: RunId,
+    watchers: Arc<Watchers>,
+}
+
+impl Watcher {
+    async fn notified(&self) {
+        self.notify.notified().await;
+    }
+}
+
+impl Drop for Watcher {
+    fn drop(&mut self) {
+        let mut runs = self.watchers.runs.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(list) = runs.get_mut(&self.run) {
+            list.retain(|other| other.upgrade().is_some_and(|other| !Arc::ptr_eq(&other, &self.notify)));
+            if list.is_empty() {
+                runs.remove(&self.run);
+            }
+        }
+        self.watchers.count.fetch_sub(1, Ordering::Relaxed);
+    }
+}

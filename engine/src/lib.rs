@@ -1,0 +1,26 @@
+//! A durable saga engine on Postgres.
+//!
+//! ```text
+//!   activity  what can be done: your code, and what it is given
+//!   store     what did happen: the journal; the only home of SQL
+//!   node      who makes it happen: claims runs, drives them, calls activities
+//!   Engine    the handle for those who embed it
+//! ```
+//!
+//! What may happen and what happens next are decided in `backstay-machine`, which has no I/O.
+
+pub mod activity;
+mod engine;
+mod node;
+pub mod store;
+
+pub use activity::{Activity, Context, Failure, Probe, Registry, Undone};
+pub use async_trait::async_trait;
+pub use backstay_machine as machine;
+pub use backstay_machine::plan::{Effect, OnFailure, PlanBuilder, Retry, Span, output};
+pub use backstay_machine::{Plan, RunId, Status};
+pub use engine::{Engine, EngineError, RunHandle, SubmitOptions, Submitted};
+#[cfg(debug_assertions)]
+pub use node::crash;
+pub use node::{Node, NodeConfig, NodeError};
+pub use store::{RunFilter, RunInfo, Store, StoreError};

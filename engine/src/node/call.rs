@@ -1,0 +1,162 @@
+//! One attempt, or one probe, as a task.
+
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+
+use backstay_machine::plan::Work;
+use backstay_machine::{Answer, CourseId, Direction, Json, State, StepIx, Time, idempotency_key};
+use futures_util::FutureExt;
+use tokio_util::sync::CancellationToken;
+use tracing::Instrument;
+
+use super::{AbortOnDrop, Message, Shared};
+use crate::activity::{Context, Failure, Probe, Undone};
+
+/// A call in flight. Dropping it ends it wherever it is.
+pub(super) struct Call {
+    pub attempt: (u32, u32),
+    pub cancel: CancellationToken,
+    /// When its progress was journaled last.
+    pub noted: Option<std::time::Instant>,
+    _task: AbortOnDrop,
+}
+
+impl Drop for Call {
+    fn drop(&mut self) {
+        // Whatever the activity has set going beside itself learns of it too.
+        self.cancel.cancel();
+    }
+}
+
+/// Calls the activity of an attempt whose start is durable.
+pub(super) fn start(shared: &Shared, state: &State, course: CourseId, now: Time) -> Call {
+    let cancel = CancellationToken::new();
+    let (context, work) = prepare(shared, state, course, now, &cancel);
+    let attempt = (context.generation, context.attempt);
+    let activity = shared.registry.get(&work.activity).cloned();
+    let name = work.activity.clone();
+    let input = state.course(course).input.clone().unwrap_or_else(Json::null);
+    let timeout = work.timeout;
+    let span = tracing::info_span!("attempt", run = %context.run, step = %context.step, attempt = context.attempt,
+        undo = course.direction == Direction::Undo);
+    let shared = shared.clone();
+    let task = async move {
+        shared.crash_point("call.before").await;
+        let begun = std::time::Instant::now();
+        let result = match activity {
+            None => {
+                Err(Failure::permanent("activity_missing", format!("this node has no activity \"{name}\""))
+                    .not_applied()
+                    .into_error())
+            }
+            Some(activity) => {
+                let call = AssertUnwindSafe(activity.run(&context, &input)).catch_unwind();
+                match tokio::time::timeout(timeout.0, call).await {
+                    Ok(Ok(result)) => result,
+                    Ok(Err(panic)) => Err(panicked(&*panic)),
+                    Err(_) => {
+                        Err(Failure::retryable("timeout", format!("it took longer than {timeout}"))
+                            .into_error())
+                    }
+                }
+            }
+        };
+        let outcome = if result.is_ok() { "succeeded" } else { "failed" };
+        metrics::counter!("backstay_attempts_total", "outcome" => outcome).increment(1);
+        metrics::histogram!("backstay_attempt_seconds").record(begun.elapsed().as_secs_f64());
+        if let Err(error) = &result {
+            tracing::warn!(code = error.code, applied = ?error.applied, "the attempt failed: {}", error.message);
+        }
+        shared.crash_point("call.after").await;
+        let run = context.run;
+        let _ = shared.inbox.send(Message::Outcome { run, course, attempt, result });
+    };
+    let task = tokio::spawn(task.instrument(span));
+    Call { attempt, cancel, noted: None, _task: AbortOnDrop(task.abort_handle()) }
+}
+
+/// Asks the world about an attempt in doubt.
+pub(super) fn probe(shared: &Shared, state: &State, step: StepIx, now: Time) -> AbortOnDrop {
+    let course = CourseId::forward(step);
+    let (context, work) = prepare(shared, state, course, now, &CancellationToken::new());
+    let attempt = (context.generation, context.attempt);
+    let activity = shared.registry.get(&work.activity).cloned();
+    let input = state.course(course).input.clone().unwrap_or_else(Json::null);
+    let timeout = work.timeout;
+    let span =
+        tracing::info_span!("probe", run = %context.run, step = %context.step, attempt = context.attempt);
+    let shared = shared.clone();
+    let task = async move {
+        let found = match activity {
+            None => Ok(Probe::Unknown("this node has no such activity".into())),
+            Some(activity) => {
+                let call = AssertUnwindSafe(activity.probe(&context, &input)).catch_unwind();
+                match tokio::time::timeout(timeout.0, call).await {
+                    Ok(Ok(found)) => found,
+                    Ok(Err(panic)) => Err(panicked(&*panic)),
+                    Err(_) => Ok(Probe::Unknown(format!("the probe took longer than {timeout}"))),
+                }
+            }
+        };
+        let (answer, output) = match found {
+            Ok(Probe::Present(output)) => (Answer::Present, Some(output)),
+            Ok(Probe::Absent) => (Answer::Absent, None),
+            Ok(Probe::Partial) => (Answer::Partial, None),
+            Ok(Probe::Unknown(why)) => (Answer::Unknown { why }, None),
+            Err(error) => (Answer::Unknown { why: error.message }, None),
+        };
+        let run = context.run;
+        let _ = shared.inbox.send(Message::Probed { run, step, attempt, answer, output, asked_at: now });
+    };
+    AbortOnDrop(tokio::spawn(task.instrument(span)).abort_handle())
+}
+
+fn prepare<'a>(
+    shared: &Shared,
+    state: &'a State,
+    id: CourseId,
+    now: Time,
+    cancel: &CancellationToken,
+) -> (Context, &'a Work) {
+    let step = state.plan().step(id.step);
+    let course = state.course(id);
+    let key = |direction, generation| idempotency_key(state.run(), &step.name, direction, generation);
+    let forward = state.course(CourseId::forward(id.step));
+    let (work, undone) = match (&step.undo, id.direction) {
+        (Some(undo), Direction::Undo) => {
+            let undone = Undone {
+                key: key(Direction::Forward, forward.generation),
+                input: forward.input.clone(),
+                output: forward.output().cloned(),
+                checkpoint: forward.checkpoint.clone(),
+            };
+            (undo, Some(undone))
+        }
+        _ => (&step.forward, None),
+    };
+    let context = Context {
+        run: state.run(),
+        step: Arc::clone(&step.name),
+        direction: id.direction,
+        generation: course.generation,
+        attempt: course.attempts,
+        key: key(id.direction, course.generation),
+        checkpoint: course.checkpoint.clone(),
+        undone,
+        deadline: now + work.timeout.delta(),
+        cancel: cancel.clone(),
+        course: id,
+        node: shared.inbox.clone(),
+    };
+    (context, work)
+}
+
+fn panicked(panic: &(dyn std::any::Any + Send)) -> backstay_machine::ActivityError {
+    let text = panic
+        .downcast_ref::<&str>()
+        .map(|text| (*text).to_owned())
+        .or_else(|| panic.downcast_ref::<String>().cloned())
+        .unwrap_or_else(|| "without a message".into());
+    // A bug does not go away by trying again at once, but it may depend on what the world answered.
+    Failure::retryable("panic", format!("the activity panicked: {text}")).into_error()
+}

@@ -1,0 +1,739 @@
+//! Owns the runs of a node and moves them.
+//!
+//! ```text
+//!   messages -> apply, decide, apply, ... -> batch -> (one commit) -> calls, answers, farewells
+//! ```
+//!
+//! A run's state in memory is ahead of the journal by what is in the batch and in the write under way; nothing
+//! leaves the node (no call, no answer) before its events are durable. If a write is refused by the fence, all
+//! of that is thrown away with the node: the journal is the only truth.
+
+use std::cmp::Reverse;
+use std::collections::{BinaryHeap, HashMap, VecDeque};
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use backstay_machine::{
+    ClaimReason, Command, CourseId, Event, Journaled, Json, Phase, Row, RunId, State, Status, StepEvent,
+    StepIx, Time, decide, judge, judge_probe, step_event,
+};
+use sqlx::PgConnection;
+use tokio::sync::{mpsc, oneshot};
+use tokio_util::sync::CancellationToken;
+
+use super::call::{self, Call};
+use super::{AbortOnDrop, Found, Message, Shared};
+use crate::engine::Submission;
+use crate::store::{Appended, Batch, IndexChange, Store, StoreError, append_surely};
+
+/// How many messages are taken in before the next look at the write.
+const GULP: usize = 1_024;
+
+pub(super) struct Driver {
+    shared: Shared,
+    inbox: mpsc::UnboundedReceiver<Message>,
+    runs: HashMap<RunId, Run>,
+    pending: Pending,
+    writing: Option<Writing>,
+    conn: Option<PgConnection>,
+    timers: BinaryHeap<Reverse<(Time, RunId)>>,
+    /// Calls in flight, and those whose start is being written.
+    calls: usize,
+    /// Runs that found no room for a call.
+    starved: VecDeque<RunId>,
+    /// Calls whose start is durable, while the lease is too short to begin them.
+    deferred: Vec<(RunId, CourseId)>,
+    scout: CancellationToken,
+    drain_until: Option<Instant>,
+}
+
+/// A run in memory.
+struct Run {
+    state: State,
+    calls: HashMap<CourseId, Call>,
+    probes: HashMap<StepIx, AbortOnDrop>,
+    /// What the index says.
+    indexed: Status,
+    /// Its last owners died: the first outcome clears it.
+    suspected: bool,
+    /// Its last event is on the way to the journal.
+    leaving: bool,
+    starved: bool,
+    timer: Option<Time>,
+    ended: Option<oneshot::Sender<Status>>,
+}
+
+impl Run {
+    fn new(state: State, ended: Option<oneshot::Sender<Status>>) -> Self {
+        let indexed = match state.phase() {
+            Phase::RollingBack => Status::RollingBack,
+            _ => Status::Running,
+        };
+        Self {
+            state,
+            calls: HashMap::new(),
+            probes: HashMap::new(),
+            indexed,
+            suspected: false,
+            leaving: false,
+            starved: false,
+            timer: None,
+            ended,
+        }
+    }
+}
+
+/// What is to be written next, and what is done once it is.
+#[derive(Default)]
+struct Pending {
+    batch: Batch,
+    changes: HashMap<RunId, usize>,
+    then: Vec<Then>,
+}
+
+enum Then {
+    /// The submission is durable.
+    Admitted(Box<Submission>),
+    /// The start is durable: call.
+    Call(RunId, CourseId),
+    /// Somebody waits for it.
+    Tell(oneshot::Sender<()>),
+    /// The run is over, or somebody else's.
+    Leave(RunId, Status),
+}
+
+type Written = (Option<PgConnection>, Pending, Result<Appended, StoreError>, Instant);
+type Writing = Pin<Box<dyn Future<Output = Written> + Send>>;
+
+impl Driver {
+    pub(super) fn new(
+        shared: Shared,
+        inbox: mpsc::UnboundedReceiver<Message>,
+        scout: CancellationToken,
+    ) -> Self {
+        Self {
+            shared,
+            inbox,
+            runs: HashMap::new(),
+            pending: Pending::default(),
+            writing: None,
+            conn: None,
+            timers: BinaryHeap::new(),
+            calls: 0,
+            starved: VecDeque::new(),
+            deferred: Vec::new(),
+            scout,
+            drain_until: None,
+        }
+    }
+
+    pub(super) async fn work(mut self) {
+        self.shared.crash_point("lease.begun").await;
+        let mut messages = Vec::with_capacity(GULP);
+        loop {
+            if self.writing.is_none() && !self.pending.batch.is_empty() {
+                self.write();
+            }
+            if self.is_drained() {
+                break;
+            }
+            let pause = self.next_timer();
+            tokio::select! {
+                biased;
+                written = async { match &mut self.writing { Some(writing) => writing.await, None => std::future::pending().await } } => {
+                    self.writing = None;
+                    if self.written(written).await.is_err() {
+                        self.shared.lost.cancel();
+                        return;
+                    }
+                }
+                _ = self.inbox.recv_many(&mut messages, GULP) => {
+                    for message in messages.drain(..) {
+                        self.take_in(message);
+                    }
+                }
+                () = tokio::time::sleep(pause) => self.timers_due(),
+            }
+            self.feed_starved();
+        }
+        self.end().await;
+    }
+
+    // ---- what happened ----
+
+    fn take_in(&mut self, message: Message) {
+        match message {
+            Message::Submit(submission) => self.submitted(submission),
+            Message::Claimed { runs, done } => {
+                for found in runs {
+                    self.claimed(found);
+                }
+                self.pending.then.push(Then::Tell(done));
+                if self.pending.batch.is_empty() {
+                    self.done_without_writing();
+                }
+            }
+            Message::Outcome { run: id, course, attempt, result } => {
+                let Some(run) = self.runs.get_mut(&id) else { return };
+                if run.calls.get(&course).is_none_or(|call| call.attempt != attempt) {
+                    return;
+                }
+                run.calls.remove(&course);
+                self.calls -= 1;
+                let now = self.shared.now();
+                let what = match result {
+                    Ok(output) => StepEvent::Succeeded { output },
+                    Err(error) => judge(&run.state, course, error, now),
+                };
+                let event = step_event(&run.state, course, what);
+                self.append(id, event);
+                self.clear_suspicion(id);
+                self.advance(id);
+            }
+            Message::Probed { run: id, step, attempt, answer, output, asked_at } => {
+                let Some(run) = self.runs.get_mut(&id) else { return };
+                run.probes.remove(&step);
+                let course = CourseId::forward(step);
+                let at = run.state.course(course);
+                if (at.generation, at.attempts) != attempt {
+                    return;
+                }
+                let now = self.shared.now();
+                for what in judge_probe(&run.state, step, answer, output, asked_at, now) {
+                    if let Some(run) = self.runs.get(&id) {
+                        let event = step_event(&run.state, course, what);
+                        self.append(id, event);
+                    }
+                }
+                self.advance(id);
+            }
+            Message::Checkpoint { run: id, course, attempt, value, done } => {
+                let Some(run) = self.runs.get(&id) else { return };
+                if run.calls.get(&course).is_some_and(|call| call.attempt == attempt) {
+                    let event = step_event(&run.state, course, StepEvent::Checkpointed { value });
+                    self.append(id, event);
+                    self.pending.then.push(Then::Tell(done));
+                }
+            }
+            Message::Progress { run: id, course, attempt, percent, note } => {
+                let every = self.shared.config.progress_every;
+                let Some(run) = self.runs.get_mut(&id) else { return };
+                let Some(call) = run.calls.get_mut(&course).filter(|call| call.attempt == attempt) else {
+                    return;
+                };
+                if call.noted.is_none_or(|at| at.elapsed() >= every) {
+                    call.noted = Some(Instant::now());
+                    let event = step_event(&run.state, course, StepEvent::Progressed { percent, note });
+                    self.append(id, event);
+                }
+            }
+            Message::Acquit(id) => self.clear_suspicion(id),
+            Message::Drain { grace } => {
+                self.drain_until = Some(Instant::now() + grace);
+                self.scout.cancel();
+                tracing::info!(runs = self.runs.len(), calls = self.calls, "the node hands over its runs");
+                self.advance_all();
+            }
+        }
+    }
+
+    fn submitted(&mut self, submission: Box<Submission>) {
+        if self.drain_until.is_some() || self.runs.len() >= self.shared.config.max_runs {
+            submission.refuse();
+            return;
+        }
+        let mut submission = submission;
+        let id = submission.admission.run;
+        submission.admission.at = self.shared.now();
+        let state = State::new(id, std::sync::Arc::clone(&submission.plan));
+        self.insert(id, Run::new(state, submission.ended.take()));
+        self.pending.batch.admissions.push(submission.admission.clone());
+        self.pending.then.push(Then::Admitted(submission));
+        self.append(id, Event::Submitted);
+        self.advance(id);
+    }
+
+    fn claimed(&mut self, found: Found) {
+        let id = found.claimed.run;
+        let name = self.shared.life.name.clone();
+        let state = match found.state {
+            Ok(state) => *state,
+            Err((seq, why)) => return self.quarantine_unread(id, seq, found.claimed.claim, why),
+        };
+        let mut run = Run::new(state, None);
+        run.suspected = found.claimed.crashes > 0;
+        self.insert(id, run);
+        // The number of the claim comes from the index: an owner that died right after claiming left no event.
+        let event = Event::Claimed { node: name, reason: found.claimed.reason };
+        self.append_under(id, event, Some(found.claimed.claim));
+        if found.claimed.reason == ClaimReason::LostLease
+            && found.claimed.crashes >= self.shared.config.max_crashes
+        {
+            let why = format!(
+                "{} nodes in a row died while they had this run, without one outcome in between; it is left alone until an operator looks at it",
+                found.claimed.crashes
+            );
+            tracing::error!(run = %id, "quarantined: {why}");
+            self.append(id, Event::Quarantined { why });
+        }
+        self.advance(id);
+    }
+
+    /// A journal that cannot be folded: its run is left alone, with an alarm, and delays nobody.
+    fn quarantine_unread(&mut self, id: RunId, last: i64, claim: i32, why: String) {
+        let why = format!("its journal cannot be read: {why}");
+        tracing::error!(run = %id, "quarantined: {why}");
+        metrics::counter!("backstay_quarantined_total").increment(1);
+        let body = Json::of(&serde_json::json!({ "why": why }));
+        self.pending.batch.events.push((id, self.bare_row("quarantined", last + 1, claim, body)));
+        self.change(IndexChange {
+            run: id,
+            status: Status::Quarantined,
+            release: true,
+            due_at: None,
+            note: Some(why),
+            finished_at: None,
+        });
+    }
+
+    fn bare_row(&self, kind: &'static str, seq: i64, claim: i32, body: Json) -> Row {
+        Row {
+            seq,
+            claim,
+            epoch: self.shared.life.epoch.0,
+            at: self.shared.now(),
+            kind,
+            step: None,
+            undo: false,
+            generation: 0,
+            attempt: 0,
+            key: None,
+            body: Some(body),
+        }
+    }
+
+    fn insert(&mut self, id: RunId, run: Run) {
+        self.runs.insert(id, run);
+        self.shared.resident.store(self.runs.len(), Ordering::Relaxed);
+    }
+
+    fn clear_suspicion(&mut self, id: RunId) {
+        let Some(run) = self.runs.get_mut(&id) else { return };
+        if std::mem::take(&mut run.suspected) {
+            let status = run.indexed;
+            self.shared.acquit(id);
+            self.change(IndexChange {
+                run: id,
+                status,
+                release: false,
+                due_at: None,
+                note: None,
+                finished_at: None,
+            });
+        }
+    }
+
+    // ---- what happens next ----
+
+    /// Decides until there is nothing left to decide, and sees to how the run goes on from there.
+    fn advance(&mut self, id: RunId) {
+        let now = self.shared.now();
+        let draining = self.drain_until.is_some();
+        let wake_at = loop {
+            let Some(run) = self.runs.get_mut(&id) else { return };
+            if run.leaving {
+                return;
+            }
+            let room = if draining { 0 } else { self.shared.config.max_calls.saturating_sub(self.calls) };
+            let decision = decide(&run.state, now, room);
+            let mut appended = false;
+            for command in decision.commands {
+                match command {
+                    Command::Append(event) => {
+                        appended = true;
+                        self.append(id, event);
+                    }
+                    Command::Probe(step) if !draining => {
+                        let Some(run) = self.runs.get_mut(&id) else { return };
+                        if !run.probes.contains_key(&step) && self.shared.lease.borrow().is_safe() {
+                            let probe = call::probe(&self.shared, &run.state, step, now);
+                            run.probes.insert(step, probe);
+                        }
+                    }
+                    Command::Probe(_) => {}
+                    Command::Cancel(course) => {
+                        if let Some(call) = self.runs.get(&id).and_then(|run| run.calls.get(&course)) {
+                            call.cancel.cancel();
+                        }
+                    }
+                }
+            }
+            if !appended {
+                break decision.wake_at;
+            }
+        };
+        self.arrange(id, now, wake_at);
+    }
+
+    /// What a run does while nothing is to be decided: leave, be put down, wait for a time, wait for calls.
+    fn arrange(&mut self, id: RunId, now: Time, wake_at: Option<Time>) {
+        let draining = self.drain_until.is_some();
+        let full = self.calls >= self.shared.config.max_calls;
+        let park_after = chrono::TimeDelta::from_std(self.shared.config.park_after).unwrap_or_default();
+        let Some(run) = self.runs.get_mut(&id) else { return };
+        let status = run.state.status();
+        let quiet = run.state.running() == 0 && run.calls.is_empty() && (run.probes.is_empty() || draining);
+        let mut change =
+            IndexChange { run: id, status, release: true, due_at: None, note: None, finished_at: None };
+        if status.is_over() {
+            change.finished_at = Some(run.state.at().unwrap_or(now));
+        } else if quiet && matches!(status, Status::Held | Status::Stuck | Status::Quarantined) {
+            change.note = Some(waits_for_people(&run.state));
+        } else if quiet && draining {
+            change.due_at = Some(now);
+        } else if let (true, Some(at)) = (quiet, wake_at.filter(|at| *at - now > park_after)) {
+            change.due_at = Some(at);
+            if status == Status::Running {
+                change.status = Status::Waiting;
+            }
+        } else {
+            if let Some(at) = wake_at.filter(|at| run.timer != Some(*at)) {
+                run.timer = Some(at);
+                self.timers.push(Reverse((at, id)));
+            }
+            if full && !run.starved {
+                run.starved = true;
+                self.starved.push_back(id);
+            }
+            // Of a live run the index knows only which way it goes.
+            if status == Status::RollingBack && run.indexed != status {
+                run.indexed = status;
+                change.release = false;
+                self.change(change);
+            }
+            return;
+        }
+        run.leaving = true;
+        let status = change.status;
+        self.change(change);
+        self.pending.then.push(Then::Leave(id, status));
+    }
+
+    fn append(&mut self, id: RunId, event: Event) {
+        self.append_under(id, event, None);
+    }
+
+    /// Takes an event into the state and into the next write.
+    fn append_under(&mut self, id: RunId, event: Event, claim: Option<i32>) {
+        let now = self.shared.now();
+        let epoch = self.shared.life.epoch;
+        let Some(run) = self.runs.get_mut(&id) else { return };
+        let at = run.state.at().map_or(now, |last| last.max(now));
+        let claim = claim.unwrap_or(run.state.claim());
+        let journaled = Journaled { seq: run.state.seq() + 1, claim, epoch, at, event };
+        if let Err(illegal) = run.state.apply(&journaled) {
+            // A mistake of ours. The journal is right so far: whoever reads it next starts from there.
+            tracing::error!(run = %id, "a decision was illegal, and the run is left alone: {illegal}");
+            let (seq, claim) = (run.state.seq(), run.state.claim());
+            run.leaving = true;
+            self.calls -= run.calls.len();
+            run.calls.clear();
+            self.quarantine_unread(id, seq, claim, format!("a decision was illegal: {illegal}"));
+            self.pending.then.push(Then::Leave(id, Status::Quarantined));
+            return;
+        }
+        let row = journaled.to_row(run.state.plan());
+        if let Event::Step { course, what, .. } = &journaled.event {
+            match what {
+                StepEvent::Started { .. } => {
+                    self.calls += 1;
+                    self.pending.then.push(Then::Call(id, *course));
+                }
+                // Given up: whatever the call still does is no longer waited for.
+                StepEvent::Failed { .. } => {
+                    if run.calls.remove(course).is_some() {
+                        self.calls -= 1;
+                    }
+                }
+                _ => {}
+            }
+        }
+        self.pending.batch.events.push((id, row));
+    }
+
+    /// One change for each run and write; a later one takes the place of an earlier one.
+    fn change(&mut self, change: IndexChange) {
+        match self.pending.changes.get(&change.run).and_then(|at| self.pending.batch.changes.get_mut(*at)) {
+            Some(earlier) => *earlier = change,
+            None => {
+                self.pending.changes.insert(change.run, self.pending.batch.changes.len());
+                self.pending.batch.changes.push(change);
+            }
+        }
+    }
+
+    fn timers_due(&mut self) {
+        if self.shared.lease.borrow().is_safe() {
+            for (run, course) in std::mem::take(&mut self.deferred) {
+                self.call(run, course);
+            }
+        }
+        if self.drain_until.is_some_and(|until| Instant::now() >= until) {
+            // What is still in flight is in doubt for whoever goes on.
+            for run in self.runs.values_mut() {
+                run.calls.clear();
+                run.probes.clear();
+            }
+            let ids: Vec<_> = self.runs.iter().filter(|(_, run)| !run.leaving).map(|(id, _)| *id).collect();
+            let now = self.shared.now();
+            for id in ids {
+                let Some(run) = self.runs.get_mut(&id) else { continue };
+                run.leaving = true;
+                let status = if run.state.phase() == Phase::RollingBack {
+                    Status::RollingBack
+                } else {
+                    Status::Running
+                };
+                self.change(IndexChange {
+                    run: id,
+                    status,
+                    release: true,
+                    due_at: Some(now),
+                    note: None,
+                    finished_at: None,
+                });
+                self.pending.then.push(Then::Leave(id, status));
+            }
+        }
+        let now = self.shared.now();
+        while let Some(Reverse((at, id))) = self.timers.peek().copied() {
+            if at > now {
+                break;
+            }
+            self.timers.pop();
+            if let Some(run) = self.runs.get_mut(&id)
+                && run.timer == Some(at)
+            {
+                run.timer = None;
+                self.advance(id);
+            }
+        }
+    }
+
+    fn next_timer(&self) -> Duration {
+        const IDLE: Duration = Duration::from_secs(3600);
+        let mut pause = IDLE;
+        if let Some(Reverse((at, _))) = self.timers.peek() {
+            // A little more than needed: the time that is compared is never ahead of the database's.
+            let wait = (*at - self.shared.now()).to_std().unwrap_or_default();
+            pause = pause.min(wait + Duration::from_micros(200));
+        }
+        if let Some(until) = self.drain_until
+            && !self.runs.is_empty()
+        {
+            pause = pause.min(until.saturating_duration_since(Instant::now()));
+        }
+        if !self.deferred.is_empty() {
+            pause = pause.min(Duration::from_millis(50));
+        }
+        pause
+    }
+
+    fn feed_starved(&mut self) {
+        while self.calls < self.shared.config.max_calls {
+            let Some(id) = self.starved.pop_front() else { return };
+            if let Some(run) = self.runs.get_mut(&id) {
+                run.starved = false;
+                self.advance(id);
+            }
+        }
+    }
+
+    fn advance_all(&mut self) {
+        let ids: Vec<_> = self.runs.keys().copied().collect();
+        for id in ids {
+            self.advance(id);
+        }
+    }
+
+    // ---- the write ----
+
+    fn write(&mut self) {
+        let pending = std::mem::take(&mut self.pending);
+        let shared = self.shared.clone();
+        let mut conn = self.conn.take();
+        self.writing = Some(Box::pin(async move {
+            shared.crash_point("append.before").await;
+            let begun = Instant::now();
+            let result = append_surely(&shared.store, &mut conn, &shared.life, &pending.batch).await;
+            shared.crash_point("append.committed").await;
+            (conn, pending, result, begun)
+        }));
+    }
+
+    /// The events are durable: now what they announce may be done.
+    async fn written(&mut self, (conn, pending, result, begun): Written) -> Result<(), ()> {
+        self.conn = conn;
+        metrics::histogram!("backstay_commit_seconds").record(begun.elapsed().as_secs_f64());
+        metrics::histogram!("backstay_batch_rows").record(pending.batch.events.len() as f64);
+        metrics::counter!("backstay_events_total").increment(pending.batch.events.len() as u64);
+        match result {
+            Ok(appended) => self.carry_out(pending, &appended.refused),
+            Err(StoreError::Fenced) => return Err(()),
+            Err(error) => {
+                tracing::error!(
+                    error = &error as &dyn std::error::Error,
+                    "a write was refused; each run is written alone"
+                );
+                self.write_one_by_one(pending).await?;
+            }
+        }
+        Ok(())
+    }
+
+    fn carry_out(&mut self, pending: Pending, refused: &[RunId]) {
+        for id in refused {
+            self.runs.remove(id);
+        }
+        for (id, _) in &pending.batch.events {
+            self.shared.watchers.changed(*id);
+        }
+        for then in pending.then {
+            match then {
+                Then::Admitted(submission) => {
+                    if refused.contains(&submission.admission.run) {
+                        submission.refuse();
+                    } else {
+                        submission.admit();
+                    }
+                }
+                Then::Call(run, course) if self.runs.contains_key(&run) => self.call(run, course),
+                Then::Call(..) => self.calls -= 1,
+                Then::Tell(done) => {
+                    let _ = done.send(());
+                }
+                Then::Leave(id, status) => {
+                    if let Some(run) = self.runs.remove(&id) {
+                        self.calls -= run.calls.len();
+                        self.shared.acquit(id);
+                        if let Some(ended) = run.ended
+                            && status.settles()
+                        {
+                            let _ = ended.send(status);
+                        }
+                    }
+                }
+            }
+        }
+        self.shared.resident.store(self.runs.len(), Ordering::Relaxed);
+        metrics::gauge!("backstay_runs_resident").set(self.runs.len() as f64);
+        metrics::gauge!("backstay_calls_in_flight").set(self.calls as f64);
+    }
+
+    fn call(&mut self, id: RunId, course: CourseId) {
+        let Some(run) = self.runs.get_mut(&id) else { return };
+        if run.leaving {
+            self.calls = self.calls.saturating_sub(1);
+            return;
+        }
+        if !self.shared.lease.borrow().is_safe() {
+            self.deferred.push((id, course));
+            return;
+        }
+        let call = call::start(&self.shared, &run.state, course, self.shared.now());
+        run.calls.insert(course, call);
+    }
+
+    /// Some run of a batch cannot be written: find it, leave it alone, and let the others go on.
+    async fn write_one_by_one(&mut self, pending: Pending) -> Result<(), ()> {
+        let Pending { batch, mut then, .. } = pending;
+        let mut order: Vec<RunId> = Vec::new();
+        let mut parts: HashMap<RunId, Batch> = HashMap::new();
+        let mut part = |id: RunId| -> RunId {
+            if !order.contains(&id) {
+                order.push(id);
+            }
+            id
+        };
+        for admission in batch.admissions {
+            parts.entry(part(admission.run)).or_default().admissions.push(admission);
+        }
+        for (id, row) in batch.events {
+            parts.entry(part(id)).or_default().events.push((id, row));
+        }
+        for change in batch.changes {
+            parts.entry(part(change.run)).or_default().changes.push(change);
+        }
+        let mut refused = Vec::new();
+        for id in order {
+            let Some(batch) = parts.remove(&id) else { continue };
+            let error =
+                match append_surely(&self.shared.store, &mut self.conn, &self.shared.life, &batch).await {
+                    Ok(appended) => {
+                        refused.extend(appended.refused);
+                        continue;
+                    }
+                    Err(StoreError::Fenced) => return Err(()),
+                    Err(error) => error,
+                };
+            let why = format!("Postgres does not take its events: {error:?}");
+            tracing::error!(run = %id, "{why}");
+            if let Some(run) = self.runs.remove(&id) {
+                self.calls -= run.calls.len();
+            }
+            then.retain(|then| !matches!(then, Then::Leave(run, _) if *run == id));
+            if batch.admissions.is_empty() {
+                let first = batch.events.first().map_or((1, 0), |(_, row)| (row.seq, row.claim));
+                self.quarantine_unread(id, first.0 - 1, first.1, why);
+            } else {
+                refused.push(id);
+            }
+        }
+        self.carry_out(Pending { then, ..Pending::default() }, &refused);
+        Ok(())
+    }
+
+    fn done_without_writing(&mut self) {
+        let then = std::mem::take(&mut self.pending.then);
+        self.carry_out(Pending { then, ..Pending::default() }, &[]);
+    }
+
+    // ---- the end ----
+
+    fn is_drained(&self) -> bool {
+        self.drain_until.is_some()
+            && self.runs.is_empty()
+            && self.writing.is_none()
+            && self.pending.batch.is_empty()
+    }
+
+    async fn end(mut self) {
+        self.shared.crash_point("drain.released").await;
+        let ending = async {
+            let conn = match &mut self.conn {
+                Some(conn) => conn,
+                None => self.conn.insert(self.shared.store.dedicated("writer").await?),
+            };
+            Store::end_life(conn, &self.shared.life).await?;
+            self.shared.store.notify().await
+        };
+        if let Err(error) = ending.await {
+            tracing::warn!(
+                error = &error as &dyn std::error::Error,
+                "the lease could not be given back; it runs out by itself"
+            );
+        }
+    }
+}
+
+/// Why a run waits for people, for the index.
+fn waits_for_people(state: &State) -> String {
+    let (done, all) = state.progress();
+    match state.status() {
+        Status::Stuck => format!("these undos failed for good: {}", state.failed_undos().join(", ")),
+        Status::Quarantined => "it is left alone; its last event says why".into(),
+        _ => format!("{done} of {all} steps are done; an operator must decide about the held ones"),
+    }
+}

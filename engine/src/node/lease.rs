@@ -1,0 +1,107 @@
+//! Keeps a node's lease, on a thread and a connection of its own: no load of the node can starve it.
+
+use std::time::{Duration, Instant};
+
+use backstay_machine::Time;
+use chrono::TimeDelta;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use crate::store::{Life, Store, StoreError};
+
+/// What is known of the lease and of the database's time.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Lease {
+    /// No call is started after this instant: counted from before the renewal was sent, less a margin.
+    pub safe_until: Instant,
+    /// A time that the database had already reached ...
+    time: Time,
+    /// ... at this instant. So `now` is never ahead of the database.
+    seen: Instant,
+}
+
+impl Lease {
+    pub(crate) fn renewed(sent: Instant, time: Time, ttl: Duration) -> Self {
+        Self { safe_until: sent + ttl.mul_f64(0.75), time, seen: Instant::now() }
+    }
+
+    /// A time that the database has reached by now.
+    pub(crate) fn now(&self) -> Time {
+        self.time + TimeDelta::from_std(self.seen.elapsed()).unwrap_or_default()
+    }
+
+    pub(crate) fn is_safe(&self) -> bool {
+        Instant::now() < self.safe_until
+    }
+}
+
+/// Starts the thread. It ends when `stop` is cancelled, or cancels `lost` when the lease is.
+pub(crate) fn keep(
+    store: Store,
+    conn: sqlx::PgConnection,
+    life: Life,
+    ttl: Duration,
+    lease: watch::Sender<Lease>,
+    lost: CancellationToken,
+    stop: CancellationToken,
+) -> std::io::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    std::thread::Builder::new().name("backstay-lease".into()).spawn(move || {
+        runtime.block_on(async move {
+            let keeping = renew_for_ever(store, conn, life, ttl, lease, lost);
+            stop.run_until_cancelled(keeping).await;
+        });
+    })?;
+    Ok(())
+}
+
+async fn renew_for_ever(
+    store: Store,
+    conn: sqlx::PgConnection,
+    life: Life,
+    ttl: Duration,
+    lease: watch::Sender<Lease>,
+    lost: CancellationToken,
+) {
+    let mut conn = Some(conn);
+    let calm = ttl / 3;
+    let mut pause = calm;
+    loop {
+        tokio::time::sleep(pause).await;
+        let sent = Instant::now();
+        let renewal = async {
+            let open = match &mut conn {
+                Some(open) => open,
+                None => {
+                    let mut fresh = store.dedicated("lease").await?;
+                    // Only a hint for a successor of the same name; without it that one waits for the lease.
+                    Store::take_name(&mut fresh, &life.name).await?;
+                    conn.insert(fresh)
+                }
+            };
+            Store::renew(open, &life, ttl).await
+        };
+        match renewal.await {
+            Ok(time) => {
+                let renewed = Lease::renewed(sent, time, ttl);
+                metrics::gauge!("backstay_lease_renewal_seconds").set(sent.elapsed().as_secs_f64());
+                lease.send_modify(|lease| {
+                    // The database's clock may step back; ours for it never does.
+                    let time = lease.now().max(renewed.time);
+                    *lease = Lease { time, ..renewed };
+                });
+                pause = calm;
+            }
+            Err(StoreError::Fenced) => {
+                lost.cancel();
+                return;
+            }
+            // Nobody can take the lease while the database is away; whether it is still ours, it will say.
+            Err(error) => {
+                tracing::warn!(error = &error as &dyn std::error::Error, "the lease could not be renewed");
+                conn = None;
+                pause = (calm / 4).min(Duration::from_secs(1));
+            }
+        }
+    }
+}

@@ -1,0 +1,177 @@
+//! Finds runs for the node: through the same door after a crash, after a wait and for the first time.
+
+use std::collections::HashMap;
+use std::panic::AssertUnwindSafe;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Weak};
+use std::time::Instant;
+
+use backstay_machine::{Journaled, Plan, Row, RunId, State};
+use sha2::{Digest, Sha256};
+use sqlx::PgConnection;
+use sqlx::postgres::PgListener;
+use tokio::sync::oneshot;
+use tokio_util::sync::CancellationToken;
+
+use super::{Found, Message, Shared};
+use crate::store::{Claimed, Store, StoreError};
+
+/// Runs claimed at once: enough to share a round trip, few enough that others get some.
+const BATCH: i64 = 500;
+
+/// Plans in memory by the digest of their text, so that runs of the same plan share it.
+type Plans = HashMap<[u8; 32], Weak<Plan>>;
+
+pub(super) struct Scout {
+    shared: Shared,
+    stop: CancellationToken,
+    conn: Option<PgConnection>,
+    listener: Option<PgListener>,
+    /// Plans that runs in memory have in common.
+    plans: Plans,
+    trial_ends: Option<(RunId, Instant)>,
+}
+
+impl Scout {
+    pub(super) fn new(shared: Shared, stop: CancellationToken) -> Self {
+        Self { shared, stop, conn: None, listener: None, plans: HashMap::new(), trial_ends: None }
+    }
+
+    pub(super) async fn work(mut self) {
+        let stop = self.stop.clone();
+        let working = async {
+            loop {
+                match self.round().await {
+                    Ok(()) => {}
+                    Err(error) => {
+                        tracing::warn!(
+                            error = &error as &dyn std::error::Error,
+                            "looking for runs is tried again"
+                        );
+                        self.conn = None;
+                        self.listener = None;
+                    }
+                }
+                self.wait().await;
+            }
+        };
+        stop.run_until_cancelled(working).await;
+    }
+
+    /// Notifications make it faster; losing all of them costs one poll.
+    async fn wait(&mut self) {
+        let poll = self.shared.config.poll;
+        if self.listener.is_none() {
+            self.listener = self.shared.store.listener().await.ok();
+        }
+        let Some(listener) = &mut self.listener else { return tokio::time::sleep(poll).await };
+        match tokio::time::timeout(poll, listener.try_recv()).await {
+            Err(_) | Ok(Ok(Some(_))) => {}
+            Ok(_) => {
+                self.listener = None;
+                tokio::time::sleep(poll).await;
+            }
+        }
+    }
+
+    /// Takes what there is, batch after batch; the next is claimed once the one before is journaled.
+    async fn round(&mut self) -> Result<(), StoreError> {
+        let shared = self.shared.clone();
+        let names = shared.registry.all_names();
+        let conn = match &mut self.conn {
+            Some(conn) => conn,
+            None => self.conn.insert(shared.store.dedicated("scout").await?),
+        };
+        for name in Store::take_over(conn).await? {
+            tracing::warn!(node = name, "a node's lease ran out; its runs are taken over");
+        }
+        self.end_trial();
+        loop {
+            let resident = shared.resident.load(Ordering::Relaxed);
+            let room = shared.config.max_runs.saturating_sub(resident).min(BATCH as usize) as i64;
+            if room == 0 || !shared.lease.borrow().is_safe() {
+                return Ok(());
+            }
+            let Some(conn) = &mut self.conn else { return Ok(()) };
+            let mut claimed = Store::claim_orphans(conn, &shared.life, &names, false, room).await?;
+            let on_trial = shared.suspect.lock().unwrap_or_else(std::sync::PoisonError::into_inner).is_some();
+            if claimed.is_empty() && !on_trial {
+                claimed = Store::claim_orphans(conn, &shared.life, &names, true, 1).await?;
+                if let Some(suspect) = claimed.first() {
+                    let run = suspect.run;
+                    tracing::warn!(%run, crashes = suspect.crashes, "this run was there when nodes died; it is watched alone");
+                    *shared.suspect.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Some(run);
+                    self.trial_ends = Some((run, Instant::now() + shared.config.trial));
+                }
+            }
+            if claimed.is_empty() {
+                claimed = Store::claim_due(conn, &shared.life, &names, room).await?;
+            }
+            if claimed.is_empty() {
+                return Ok(());
+            }
+            shared.crash_point("claim.committed").await;
+            let runs: Vec<_> = claimed.iter().map(|claimed| claimed.run).collect();
+            let mut journals = Store::journals(conn, &runs).await?;
+            shared.crash_point("claim.read").await;
+            let found = claimed
+                .into_iter()
+                .map(|claimed| {
+                    let rows = journals.remove(&claimed.run).unwrap_or_default();
+                    self.found(claimed, &rows)
+                })
+                .collect();
+            let (done, journaled) = oneshot::channel();
+            if shared.inbox.send(Message::Claimed { runs: found, done }).is_err() {
+                return Ok(());
+            }
+            let _ = journaled.await;
+        }
+    }
+
+    fn end_trial(&mut self) {
+        if let Some((run, ends)) = self.trial_ends
+            && Instant::now() > ends
+        {
+            self.trial_ends = None;
+            let _ = self.shared.inbox.send(Message::Acquit(run));
+            self.shared.acquit(run);
+        }
+    }
+
+    /// Folds one journal. What goes wrong there is that run's affair alone.
+    fn found(&mut self, claimed: Claimed, rows: &[Row]) -> Found {
+        let run = claimed.run;
+        let last = rows.last().map_or(0, |row| row.seq);
+        let folded = std::panic::catch_unwind(AssertUnwindSafe(|| fold(run, rows, &mut self.plans)));
+        let state = match folded {
+            Ok(Ok(state)) => Ok(Box::new(state)),
+            Ok(Err(why)) => Err((last, why)),
+            Err(_) => Err((last, "folding its journal panicked".into())),
+        };
+        Found { claimed, state }
+    }
+}
+
+fn fold(run: RunId, rows: &[Row], plans: &mut Plans) -> Result<State, String> {
+    let first = rows.first().ok_or("its journal is empty")?;
+    let body = first.body.as_ref().ok_or("its first event has no plan")?;
+    let digest: [u8; 32] = Sha256::digest(body.as_str()).into();
+    let plan = match plans.get(&digest).and_then(Weak::upgrade) {
+        Some(plan) => plan,
+        None => {
+            let plan = Plan::from_submitted(body).map_err(|error| error.to_string())?;
+            if plans.len() > 10_000 {
+                plans.retain(|_, plan| plan.strong_count() > 0);
+            }
+            plans.insert(digest, Arc::downgrade(&plan));
+            plan
+        }
+    };
+    let mut state = State::new(run, Arc::clone(&plan));
+    for row in rows {
+        let event = Journaled::from_row(row, &plan).map_err(|error| error.to_string())?;
+        state.apply(&event).map_err(|error| error.to_string())?;
+    }
+    Ok(state)
+}

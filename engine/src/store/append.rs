@@ -1,0 +1,286 @@
+//! The writer's one statement.
+
+use backstay_machine::{Row, RunId, Seq, Status, Time};
+use sqlx::PgConnection;
+use uuid::Uuid;
+
+use super::{Life, Store, StoreError};
+
+/// What all runs of a node have ready: committed together or not at all.
+#[derive(Debug, Default)]
+pub struct Batch {
+    /// Runs that are new.
+    pub admissions: Vec<Admission>,
+    /// Events, each run's in order.
+    pub events: Vec<(RunId, Row)>,
+    /// What changes in the index of runs.
+    pub changes: Vec<IndexChange>,
+}
+
+impl Batch {
+    /// Nothing to write.
+    pub fn is_empty(&self) -> bool {
+        self.admissions.is_empty() && self.events.is_empty() && self.changes.is_empty()
+    }
+}
+
+/// A new run.
+#[derive(Clone, Debug)]
+pub struct Admission {
+    /// Its id.
+    pub run: RunId,
+    /// The workflow's name.
+    pub workflow: String,
+    /// The plan's hash.
+    pub plan_hash: String,
+    /// The activities it needs.
+    pub activities: String,
+    /// 0 to 2.
+    pub priority: i16,
+    /// JSON.
+    pub labels: String,
+    /// The client's key.
+    pub client_key: Option<String>,
+    /// What was asked.
+    pub request_hash: String,
+    /// What no two live runs may hold.
+    pub exclusive_key: Option<String>,
+    /// When.
+    pub at: Time,
+}
+
+/// What changes in a run's row of the index.
+#[derive(Clone, Debug)]
+pub struct IndexChange {
+    /// The run.
+    pub run: RunId,
+    /// Its status from now on.
+    pub status: Status,
+    /// Its owner gives it up.
+    pub release: bool,
+    /// When it may be claimed, if it is given up and not over.
+    pub due_at: Option<Time>,
+    /// Why it waits for people.
+    pub note: Option<String>,
+    /// When it ended.
+    pub finished_at: Option<Time>,
+}
+
+/// What became of a batch.
+#[derive(Debug, Default)]
+pub struct Appended {
+    /// The admissions that were refused: their keys were taken. Nothing of them was written.
+    pub refused: Vec<RunId>,
+}
+
+/// Why a run was not admitted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Refusal {
+    /// The same was submitted before: this is the run.
+    Known(RunId),
+    /// Something else was submitted under this key.
+    KeyReused(RunId),
+    /// A live run holds the exclusive key.
+    Exclusive(RunId),
+}
+
+impl Store {
+    /// Writes a batch under a life. The fence is a lock on that life's row, taken in the same statement.
+    pub(crate) async fn append(
+        conn: &mut PgConnection,
+        life: &Life,
+        batch: &Batch,
+    ) -> Result<Appended, StoreError> {
+        let Batch { admissions, events, changes } = batch;
+        macro_rules! column {
+            ($from:expr, $it:ident => $value:expr) => {
+                &$from.iter().map(|$it| $value).collect::<Vec<_>>()[..]
+            };
+        }
+        let row = sqlx::query_file!(
+            "src/store/append.sql",
+            life.epoch.0,
+            life.token,
+            column!(admissions, a => a.run.0) as &[Uuid],
+            column!(admissions, a => a.workflow.as_str()) as &[&str],
+            column!(admissions, a => a.plan_hash.as_str()) as &[&str],
+            column!(admissions, a => a.activities.as_str()) as &[&str],
+            column!(admissions, a => a.priority) as &[i16],
+            column!(admissions, a => a.labels.as_str()) as &[&str],
+            column!(admissions, a => a.client_key.as_deref()) as &[Option<&str>],
+            column!(admissions, a => a.request_hash.as_str()) as &[&str],
+            column!(admissions, a => a.exclusive_key.as_deref()) as &[Option<&str>],
+            column!(admissions, a => a.at) as &[Time],
+            column!(changes, c => c.run.0) as &[Uuid],
+            column!(changes, c => c.status.as_str()) as &[&str],
+            column!(changes, c => c.release) as &[bool],
+            column!(changes, c => c.due_at) as &[Option<Time>],
+            column!(changes, c => c.note.as_deref()) as &[Option<&str>],
+            column!(changes, c => c.finished_at) as &[Option<Time>],
+            column!(events, e => e.0.0) as &[Uuid],
+            column!(events, e => e.1.seq) as &[Seq],
+            column!(events, e => e.1.claim) as &[i32],
+            column!(events, e => e.1.epoch) as &[i64],
+            column!(events, e => e.1.at) as &[Time],
+            column!(events, e => e.1.kind) as &[&str],
+            column!(events, e => e.1.step.as_deref()) as &[Option<&str>],
+            column!(events, e => e.1.undo) as &[bool],
+            column!(events, e => e.1.generation) as &[i32],
+            column!(events, e => e.1.attempt) as &[i32],
+            column!(events, e => e.1.key) as &[Option<Uuid>],
+            column!(events, e => e.1.body.as_ref().map(|body| body.as_str())) as &[Option<&str>],
+        )
+        .fetch_one(conn)
+        .await
+        .map_err(StoreError::database("write to the journal"))?;
+        if row.fenced == 0 {
+            return Err(StoreError::Fenced);
+        }
+        if row.changed != changes.len() as i64 {
+            tracing::error!(
+                wanted = changes.len(),
+                changed = row.changed,
+                "the index of runs has lost a run of this node"
+            );
+        }
+        if row.admitted.len() == admissions.len() {
+            return Ok(Appended::default());
+        }
+        let refused = admissions.iter().map(|a| a.run).filter(|run| !row.admitted.contains(&run.0)).collect();
+        Ok(Appended { refused })
+    }
+
+    /// After a lost answer: whether a batch was committed. It is one statement, so one of its rows speaks for
+    /// all of them; while the lost statement still runs, its row locks make the repeat wait for it.
+    pub(crate) async fn was_appended(conn: &mut PgConnection, batch: &Batch) -> Result<bool, StoreError> {
+        if let Some((run, row)) =
+            batch.events.iter().find(|(run, _)| batch.admissions.iter().all(|a| a.run != *run))
+        {
+            return Self::has_event(conn, *run, row.seq, row.epoch).await;
+        }
+        // Only new runs: any of them, unless all were refused, and then the repeat is refused as well.
+        for admission in &batch.admissions {
+            if let Some((run, row)) = batch.events.iter().find(|(run, _)| *run == admission.run)
+                && Self::has_event(conn, *run, row.seq, row.epoch).await?
+            {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    async fn has_event(
+        conn: &mut PgConnection,
+        run: RunId,
+        seq: Seq,
+        epoch: i64,
+    ) -> Result<bool, StoreError> {
+        sqlx::query_scalar!(
+            r#"select exists (select from journal where run_id = $1 and seq = $2 and epoch = $3) as "it!""#,
+            run.0,
+            seq,
+            epoch
+        )
+        .fetch_one(conn)
+        .await
+        .map_err(StoreError::database("look whether the journal was written"))
+    }
+
+    /// Stores a run that no node has yet; any node with its activities may claim it.
+    pub(crate) async fn admit_free(&self, a: &Admission, first: &Row) -> Result<bool, StoreError> {
+        let done = sqlx::query_file!(
+            "src/store/admit.sql",
+            a.run.0,
+            a.workflow,
+            a.plan_hash,
+            a.activities,
+            a.priority,
+            a.labels,
+            a.client_key,
+            a.request_hash,
+            a.exclusive_key,
+            first.body.as_ref().map(|body| body.as_str()),
+            CHANNEL,
+        )
+        .fetch_one(&self.pool)
+        .await
+        .map_err(StoreError::database("store the run"))?;
+        Ok(done.admitted)
+    }
+
+    /// Which run stands in the way of an admission that was refused.
+    pub(crate) async fn refusal(&self, admission: &Admission) -> Result<Option<Refusal>, StoreError> {
+        let found = sqlx::query!(
+            r#"select run_id, request_hash, client_key is not distinct from $1 as "same_key!"
+               from runs
+               where client_key = $1 or (exclusive_key = $2 and finished_at is null)
+               order by 3 desc limit 1"#,
+            admission.client_key,
+            admission.exclusive_key
+        )
+        .fetch_optional(&self.pool)
+        .await
+        .map_err(StoreError::database("look up the run that holds the key"))?;
+        Ok(found.map(|row| {
+            let run = RunId(row.run_id);
+            match (row.same_key && admission.client_key.is_some(), row.request_hash == admission.request_hash)
+            {
+                (true, true) => Refusal::Known(run),
+                (true, false) => Refusal::KeyReused(run),
+                (false, _) => Refusal::Exclusive(run),
+            }
+        }))
+    }
+}
+
+/// Where nodes listen for work that came from elsewhere.
+pub(crate) const CHANNEL: &str = "backstay";
+
+/// Writes a batch and finds out what became of it, whatever happens to the connection on the way.
+pub(crate) async fn append_surely(
+    store: &Store,
+    conn: &mut Option<PgConnection>,
+    life: &Life,
+    batch: &Batch,
+) -> Result<Appended, StoreError> {
+    use backon::{BackoffBuilder, ExponentialBuilder};
+    let mut delays = ExponentialBuilder::default()
+        .with_min_delay(std::time::Duration::from_millis(20))
+        .with_max_delay(std::time::Duration::from_secs(2))
+        .with_jitter()
+        .without_max_times()
+        .build();
+    let mut unsure = false;
+    loop {
+        let attempt = async {
+            let open = match conn {
+                Some(open) => open,
+                None => conn.insert(store.dedicated("writer").await?),
+            };
+            if unsure && Store::was_appended(open, batch).await? {
+                // Which admissions were refused is asked of the index again.
+                let mut refused = Vec::new();
+                for a in &batch.admissions {
+                    if !Store::has_event(open, a.run, 1, life.epoch.0).await? {
+                        refused.push(a.run);
+                    }
+                }
+                return Ok(Appended { refused });
+            }
+            Store::append(open, life, batch).await
+        };
+        match attempt.await {
+            Err(error) if error.is_passing() || (unsure && error.is_duplicate()) => {
+                tracing::warn!(
+                    error = &error as &dyn std::error::Error,
+                    "writing to the journal is tried again"
+                );
+                metrics::counter!("backstay_append_retries_total").increment(1);
+                unsure = true;
+                *conn = None;
+                tokio::time::sleep(delays.next().unwrap_or(std::time::Duration::from_secs(2))).await;
+            }
+            other => return other,
+        }
+    }
+}

@@ -1,0 +1,118 @@
+//! Who drives which run.
+
+use backstay_machine::{ClaimNo, ClaimReason, RunId};
+use sqlx::PgConnection;
+
+use super::{Life, Store, StoreError};
+
+/// A run that was just claimed. Its journal is read next, in a later statement: this one's snapshot may be older
+/// than what the last owner wrote.
+#[derive(Clone, Debug)]
+pub struct Claimed {
+    /// The run.
+    pub run: RunId,
+    /// The number of this claim.
+    pub claim: ClaimNo,
+    /// Leases lost in a row while they held it.
+    pub crashes: i16,
+    /// Why it was free.
+    pub reason: ClaimReason,
+}
+
+impl Store {
+    /// Claims runs that nobody has and whose time has come, the urgent ones first.
+    pub(crate) async fn claim_due(
+        conn: &mut PgConnection,
+        life: &Life,
+        activities: &[String],
+        most: i64,
+    ) -> Result<Vec<Claimed>, StoreError> {
+        let rows = sqlx::query!(
+            r#"with fence as materialized (
+                   select 1 from nodes where epoch = $1 and token = $2 and ended_at is null for key share
+               ),
+               due as materialized (
+                   select one.run_id
+                   from fence,
+                        unnest(array[2, 1, 0]::smallint[]) as p (priority),
+                        lateral (
+                            select run_id from runs
+                            where runs.priority = p.priority and due_at <= statement_timestamp() and activities <@ $3
+                            order by due_at limit $4
+                            for update skip locked
+                        ) as one
+                   limit $4
+               )
+               update runs
+               set owner = $1, due_at = null, claim = claim + 1,
+                   status = case when status in ('pending', 'waiting') then 'running' else status end
+               where run_id in (select run_id from due)
+               returning run_id, claim, crashes"#,
+            life.epoch.0,
+            life.token,
+            activities,
+            most
+        )
+        .fetch_all(conn)
+        .await
+        .map_err(StoreError::database("claim runs that are due"))?;
+        let claimed = rows.into_iter().map(|row| Claimed {
+            run: RunId(row.run_id),
+            claim: row.claim,
+            crashes: row.crashes,
+            reason: ClaimReason::Free,
+        });
+        Ok(claimed.collect())
+    }
+
+    /// Claims runs whose owner's life has ended. `suspects` are those that lost two leases in a row without an
+    /// outcome: they are claimed one at a time, so that one that kills its nodes does so alone.
+    pub(crate) async fn claim_orphans(
+        conn: &mut PgConnection,
+        life: &Life,
+        activities: &[String],
+        suspects: bool,
+        most: i64,
+    ) -> Result<Vec<Claimed>, StoreError> {
+        let rows = sqlx::query!(
+            r#"with fence as materialized (
+                   select 1 from nodes where epoch = $1 and token = $2 and ended_at is null for key share
+               ),
+               ended as materialized (
+                   select n.epoch, n.ended_why from nodes n, fence where n.ended_at is not null
+               ),
+               orphaned as materialized (
+                   select one.run_id, ended.ended_why
+                   from ended,
+                        lateral (
+                            select run_id from runs
+                            where owner = ended.epoch and activities <@ $3 and (crashes >= 1) = $4
+                            limit $5
+                            for update skip locked
+                        ) as one
+                   limit $5
+               )
+               update runs
+               set owner = $1, claim = claim + 1,
+                   crashes = case when orphaned.ended_why = 'stopped' then crashes else crashes + 1 end
+               from orphaned
+               where runs.run_id = orphaned.run_id
+               returning runs.run_id, claim, crashes"#,
+            life.epoch.0,
+            life.token,
+            activities,
+            suspects,
+            most
+        )
+        .fetch_all(conn)
+        .await
+        .map_err(StoreError::database("claim runs of a node that is gone"))?;
+        let claimed = rows.into_iter().map(|row| Claimed {
+            run: RunId(row.run_id),
+            claim: row.claim,
+            crashes: row.crashes,
+            reason: ClaimReason::LostLease,
+        });
+        Ok(claimed.collect())
+    }
+}

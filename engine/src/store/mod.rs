@@ -1,0 +1,170 @@
+//! What did happen: the only home of SQL.
+//!
+//! ```text
+//!   append.rs   the writer's one statement: new runs, events, index changes; fenced, in one commit
+//!   claim.rs    who drives which run; reading a journal comes after its claim, in a later statement
+//!   lease.rs    the lives of nodes: begin, renew, take over, end
+//!   read.rs     for everybody else: get, list, journals
+//! ```
+//!
+//! Each write is one statement, so that no dropped future can leave a transaction open. Lock order: the own
+//! row of `nodes`, then rows of `runs`, then `journal`; a takeover locks rows of `nodes` alone.
+
+mod append;
+mod claim;
+mod lease;
+mod read;
+
+use std::time::Duration;
+
+use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions};
+use sqlx::{Connection, PgConnection};
+
+pub(crate) use append::append_surely;
+pub use append::{Admission, Appended, Batch, IndexChange, Refusal};
+pub use claim::Claimed;
+pub use lease::{Life, NodeInfo};
+pub use read::{RunFilter, RunInfo};
+
+/// Where the journal is.
+#[derive(Clone, Debug)]
+pub struct Store {
+    options: PgConnectOptions,
+    pool: PgPool,
+}
+
+/// What went wrong between us and Postgres.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// The address of the database is not understood.
+    #[error("the database URL is not understood")]
+    Url(#[source] sqlx::Error),
+    /// Postgres answered with an error, or not at all.
+    #[error("could not {doing}")]
+    Database {
+        /// What was attempted.
+        doing: &'static str,
+        /// Why it failed.
+        #[source]
+        source: sqlx::Error,
+    },
+    /// The schema could not be brought up to date.
+    #[error("could not bring the database schema up to date")]
+    Migrate(#[source] sqlx::migrate::MigrateError),
+    /// This life is over: another node took its runs, or its lease ended.
+    #[error("this node's lease is over: nothing more is written under it")]
+    Fenced,
+    /// A row that cannot be understood.
+    #[error("{0}")]
+    Undecodable(String),
+}
+
+impl StoreError {
+    fn database(doing: &'static str) -> impl Fn(sqlx::Error) -> StoreError {
+        move |source| StoreError::Database { doing, source }
+    }
+
+    /// The connection, not the statement, is at fault: the same can be tried again on a new one. Whether the
+    /// statement was committed is not known.
+    pub fn is_passing(&self) -> bool {
+        let StoreError::Database { source, .. } = self else { return false };
+        match source {
+            sqlx::Error::Io(_)
+            | sqlx::Error::Protocol(_)
+            | sqlx::Error::PoolTimedOut
+            | sqlx::Error::Tls(_) => true,
+            sqlx::Error::Database(error) => {
+                let code = error.code().unwrap_or_default();
+                // 08 connection, 25P03 idle in transaction, 40 serialization, 53 resources, 55P03 lock timeout,
+                // 57 shutdown and statement timeout, 58 disk.
+                ["08", "25P03", "40", "53", "55P03", "57", "58"].iter().any(|class| code.starts_with(class))
+            }
+            _ => false,
+        }
+    }
+
+    fn is_duplicate(&self) -> bool {
+        let StoreError::Database { source: sqlx::Error::Database(error), .. } = self else { return false };
+        error.is_unique_violation()
+    }
+}
+
+impl Store {
+    /// Opens a pool on a database. Nothing is changed in it.
+    pub async fn connect(url: &str) -> Result<Self, StoreError> {
+        let options: PgConnectOptions = url.parse().map_err(StoreError::Url)?;
+        let options = options.application_name("backstay").options([
+            // A client that freezes inside a statement hides its rows from everybody without any error.
+            ("statement_timeout", "30s"),
+            ("lock_timeout", "10s"),
+            ("idle_in_transaction_session_timeout", "10s"),
+            ("jit", "off"),
+        ]);
+        let pool = PgPoolOptions::new()
+            .max_connections(8)
+            .acquire_timeout(Duration::from_secs(10))
+            .connect_with(options.clone())
+            .await
+            .map_err(StoreError::database("connect to the database"))?;
+        let store = Self { options, pool };
+        store.refuse_lost_commits().await?;
+        Ok(store)
+    }
+
+    /// Brings the schema up to date. Safe to call from many processes at once.
+    pub async fn migrate(&self) -> Result<(), StoreError> {
+        sqlx::migrate!("../migrations").run(&self.pool).await.map_err(StoreError::Migrate)
+    }
+
+    /// Closes the pool.
+    pub async fn close(&self) {
+        self.pool.close().await;
+    }
+
+    /// A connection of its own, for statements that reach rows by their keys. The planner cannot know that: as
+    /// tables grow it would begin to scan them for a batch that names a few hundred rows.
+    pub(crate) async fn dedicated(&self, purpose: &str) -> Result<PgConnection, StoreError> {
+        let options = self.options.clone().application_name(&format!("backstay {purpose}")).options([
+            ("enable_seqscan", "off"),
+            ("enable_hashjoin", "off"),
+            ("enable_mergejoin", "off"),
+            ("plan_cache_mode", "force_generic_plan"),
+        ]);
+        PgConnection::connect_with(&options).await.map_err(StoreError::database("connect to the database"))
+    }
+
+    /// Hears that there may be work. Losing it costs a poll interval.
+    pub(crate) async fn listener(&self) -> Result<sqlx::postgres::PgListener, StoreError> {
+        let doing = "listen for work";
+        let mut listener = sqlx::postgres::PgListener::connect_with(&self.pool)
+            .await
+            .map_err(StoreError::database(doing))?;
+        listener.listen(append::CHANNEL).await.map_err(StoreError::database(doing))?;
+        Ok(listener)
+    }
+
+    /// Tells all nodes that there may be work.
+    pub(crate) async fn notify(&self) -> Result<(), StoreError> {
+        sqlx::query!("select pg_notify($1, '')", append::CHANNEL)
+            .execute(&self.pool)
+            .await
+            .map_err(StoreError::database("tell other nodes of work"))?;
+        Ok(())
+    }
+
+    /// With `synchronous_commit = off` Postgres acknowledges what a crash can take back.
+    async fn refuse_lost_commits(&self) -> Result<(), StoreError> {
+        let setting = sqlx::query_scalar!("select current_setting('synchronous_commit')")
+            .fetch_one(&self.pool)
+            .await
+            .map_err(StoreError::database("read the database's settings"))?;
+        if setting.as_deref() == Some("off") {
+            return Err(StoreError::Undecodable(
+                "this database has synchronous_commit = off: it would acknowledge steps and then forget them. \
+                 Set it to on for this database or user."
+                    .into(),
+            ));
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,215 @@
+//! Reading, for nodes after a claim and for everybody else.
+
+use std::collections::HashMap;
+
+use backstay_machine::event::kind;
+use backstay_machine::{Json, Row, RunId, Seq, Status, Time};
+use sqlx::PgConnection;
+
+use super::{Store, StoreError};
+
+/// A run as the index knows it.
+#[derive(Clone, Debug, serde::Serialize)]
+pub struct RunInfo {
+    /// Its id.
+    pub run: RunId,
+    /// The workflow's name.
+    pub workflow: String,
+    /// Where it is.
+    pub status: Status,
+    /// The plan's hash.
+    pub plan_hash: String,
+    /// 0 to 2.
+    pub priority: i16,
+    /// What the client stuck on it.
+    pub labels: serde_json::Value,
+    /// The client's key.
+    pub client_key: Option<String>,
+    /// What no other live run holds.
+    pub exclusive_key: Option<String>,
+    /// The life that drives it.
+    pub owner: Option<i64>,
+    /// How often it was claimed.
+    pub claim: i32,
+    /// When it goes on.
+    pub due_at: Option<Time>,
+    /// Why it waits for people.
+    pub note: Option<String>,
+    /// When it was submitted.
+    pub submitted_at: Time,
+    /// When it ended.
+    pub finished_at: Option<Time>,
+}
+
+/// Which runs to list.
+#[derive(Clone, Debug, Default)]
+pub struct RunFilter {
+    /// Only in this status.
+    pub status: Option<Status>,
+    /// Only of this workflow.
+    pub workflow: Option<String>,
+    /// Only older ones than this (ids are ordered by time): the last of the page before.
+    pub before: Option<RunId>,
+    /// At most so many; 0 means 100.
+    pub limit: u32,
+}
+
+struct IndexRow {
+    run_id: uuid::Uuid,
+    workflow: String,
+    status: String,
+    plan_hash: String,
+    priority: i16,
+    labels: serde_json::Value,
+    client_key: Option<String>,
+    exclusive_key: Option<String>,
+    owner: Option<i64>,
+    claim: i32,
+    due_at: Option<Time>,
+    note: Option<String>,
+    submitted_at: Time,
+    finished_at: Option<Time>,
+}
+
+impl IndexRow {
+    fn read(self) -> Result<RunInfo, StoreError> {
+        Ok(RunInfo {
+            run: RunId(self.run_id),
+            workflow: self.workflow,
+            status: self.status.parse().map_err(StoreError::Undecodable)?,
+            plan_hash: self.plan_hash,
+            priority: self.priority,
+            labels: self.labels,
+            client_key: self.client_key,
+            exclusive_key: self.exclusive_key,
+            owner: self.owner,
+            claim: self.claim,
+            due_at: self.due_at,
+            note: self.note,
+            submitted_at: self.submitted_at,
+            finished_at: self.finished_at,
+        })
+    }
+}
+
+struct JournalRow {
+    run_id: uuid::Uuid,
+    seq: i64,
+    claim: i32,
+    epoch: i64,
+    at: Time,
+    kind: String,
+    step: Option<String>,
+    undo: bool,
+    generation: i32,
+    attempt: i32,
+    key: Option<uuid::Uuid>,
+    body: Option<String>,
+}
+
+impl JournalRow {
+    fn read(self) -> Row {
+        // A kind of another release is kept as such: whoever folds the run refuses it by name.
+        let kind = kind(&self.kind).unwrap_or("of another release");
+        Row {
+            seq: self.seq,
+            claim: self.claim,
+            epoch: self.epoch,
+            at: self.at,
+            kind,
+            step: self.step.map(Into::into),
+            undo: self.undo,
+            generation: self.generation,
+            attempt: self.attempt,
+            key: self.key,
+            body: self.body.and_then(|text| Json::parse_text(&text).ok()),
+        }
+    }
+}
+
+impl Store {
+    /// The whole journals of these runs, on the connection of whoever claimed them.
+    pub(crate) async fn journals(
+        conn: &mut PgConnection,
+        runs: &[RunId],
+    ) -> Result<HashMap<RunId, Vec<Row>>, StoreError> {
+        let ids: Vec<_> = runs.iter().map(|run| run.0).collect();
+        let rows = sqlx::query_as!(
+            JournalRow,
+            r#"select run_id, seq, claim, epoch, at, kind, step, undo, generation, attempt, key, body::text as body
+               from journal where run_id = any($1) order by run_id, seq"#,
+            &ids
+        )
+        .fetch_all(conn)
+        .await
+        .map_err(StoreError::database("read journals"))?;
+        let mut journals: HashMap<RunId, Vec<Row>> = HashMap::with_capacity(runs.len());
+        for row in rows {
+            journals.entry(RunId(row.run_id)).or_default().push(row.read());
+        }
+        Ok(journals)
+    }
+
+    /// A page of one run's journal, after a position.
+    pub async fn journal(&self, run: RunId, after: Seq, most: i64) -> Result<Vec<Row>, StoreError> {
+        let rows = sqlx::query_as!(
+            JournalRow,
+            r#"select run_id, seq, claim, epoch, at, kind, step, undo, generation, attempt, key, body::text as body
+               from journal where run_id = $1 and seq > $2 order by seq limit $3"#,
+            run.0,
+            after,
+            most
+        )
+        .fetch_all(&self.pool)
+        .await
+        .map_err(StoreError::database("read a journal"))?;
+        Ok(rows.into_iter().map(JournalRow::read).collect())
+    }
+
+    /// One run.
+    pub async fn get(&self, run: RunId) -> Result<Option<RunInfo>, StoreError> {
+        let row = sqlx::query_as!(
+            IndexRow,
+            "select run_id, workflow, status, plan_hash, priority, labels, client_key, exclusive_key, owner, claim,
+                    due_at, note, submitted_at, finished_at
+             from runs where run_id = $1",
+            run.0
+        )
+        .fetch_optional(&self.pool)
+        .await
+        .map_err(StoreError::database("read a run"))?;
+        row.map(IndexRow::read).transpose()
+    }
+
+    /// Runs, the newest first.
+    pub async fn list(&self, filter: &RunFilter) -> Result<Vec<RunInfo>, StoreError> {
+        let limit = if filter.limit == 0 { 100 } else { i64::from(filter.limit.min(1_000)) };
+        let rows = sqlx::query_as!(
+            IndexRow,
+            "select run_id, workflow, status, plan_hash, priority, labels, client_key, exclusive_key, owner, claim,
+                    due_at, note, submitted_at, finished_at
+             from runs
+             where ($1::text is null or status = $1) and ($2::text is null or workflow = $2)
+               and ($3::uuid is null or run_id < $3)
+             order by run_id desc limit $4",
+            filter.status.map(Status::as_str),
+            filter.workflow.as_deref(),
+            filter.before.map(|run| run.0),
+            limit
+        )
+        .fetch_all(&self.pool)
+        .await
+        .map_err(StoreError::database("list runs"))?;
+        rows.into_iter().map(IndexRow::read).collect()
+    }
+
+    /// How many runs are in each status.
+    pub async fn count_by_status(&self) -> Result<Vec<(String, i64)>, StoreError> {
+        let rows =
+            sqlx::query!(r#"select status, count(*) as "count!" from runs group by status order by status"#)
+                .fetch_all(&self.pool)
+                .await
+                .map_err(StoreError::database("count runs"))?;
+        Ok(rows.into_iter().map(|row| (row.status, row.count)).collect())
+    }
+}

@@ -1,0 +1,20 @@
+//! A node as a process of its own, for tests that kill and freeze processes. It says what it does on its output.
+#![allow(clippy::print_stdout, reason = "that is what it is for")]
+
+use backstay_tests::Lab;
+
+#[tokio::main]
+async fn main() -> anyhow::Result<()> {
+    let mut args = std::env::args().skip(1);
+    let (Some(url), Some(name), Some(lease)) = (args.next(), args.next(), args.next()) else {
+        anyhow::bail!("usage: lab-node URL NAME LEASE_MILLIS");
+    };
+    let lab = Lab::open(&url).await?;
+    let mut config = Lab::config(&name);
+    config.lease = std::time::Duration::from_millis(lease.parse()?);
+    let (_engine, node) = lab.node(config).await?;
+    println!("UP");
+    node.ended().await;
+    println!("LOST");
+    Ok(())
+}

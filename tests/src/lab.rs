@@ -1,0 +1,185 @@
+//! A fresh database for each test, and nodes on it.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use backstay_engine::crash::{CrashPoint, Hook};
+use backstay_engine::machine::{Journaled, State};
+use backstay_engine::{Engine, Node, NodeConfig, Plan, Registry, RunId, Status, Store};
+use sqlx::{AssertSqlSafe, Connection, PgConnection};
+use tokio::sync::OnceCell;
+use uuid::Uuid;
+
+use crate::world::{Make, Unmake, World};
+
+/// One database with the schema and a world, both empty.
+#[derive(Clone, Debug)]
+pub struct Lab {
+    pub url: String,
+    pub world: World,
+    pub engine: Engine,
+}
+
+const TEMPLATE: &str = "backstay_template";
+
+impl Lab {
+    pub async fn new() -> anyhow::Result<Self> {
+        let cluster = backstay_postgres::testing::cluster().await;
+        static READY: OnceCell<()> = OnceCell::const_new();
+        READY
+            .get_or_try_init(|| async {
+                let mut admin = PgConnection::connect(&cluster.url("postgres")).await?;
+                // A server that outlives the tests keeps the template of an earlier version.
+                let name = TEMPLATE;
+                sqlx::raw_sql(AssertSqlSafe(format!("drop database if exists {name} with (force)")))
+                    .execute(&mut admin)
+                    .await?;
+                sqlx::raw_sql(AssertSqlSafe(format!("create database {name}"))).execute(&mut admin).await?;
+                let store = Store::connect(&cluster.url(TEMPLATE)).await?;
+                store.migrate().await?;
+                store.close().await;
+                World::create(&cluster.url(TEMPLATE)).await?.close().await;
+                anyhow::Ok(())
+            })
+            .await?;
+        let name = format!("lab_{}", Uuid::new_v4().simple());
+        let mut admin = PgConnection::connect(&cluster.url("postgres")).await?;
+        // Two copies of one template at once are refused.
+        static COPY: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
+        let copying = COPY.lock().await;
+        sqlx::raw_sql(AssertSqlSafe(format!("create database {name} template {TEMPLATE}")))
+            .execute(&mut admin)
+            .await?;
+        drop(copying);
+        Self::open(&cluster.url(&name)).await
+    }
+
+    /// A lab that is there already: for other processes.
+    pub async fn open(url: &str) -> anyhow::Result<Self> {
+        let world = World::open(url).await?;
+        let engine = Self::engine(url, &world).await?;
+        Ok(Self { url: url.to_owned(), world, engine })
+    }
+
+    async fn engine(url: &str, world: &World) -> anyhow::Result<Engine> {
+        let registry = Registry::new().with(Make(world.clone())).with(Unmake(world.clone()));
+        Ok(Engine::open(Store::connect(url).await?, registry).await?)
+    }
+
+    /// What tests change in a node's behaviour starts from here: everything a little sooner.
+    pub fn config(name: &str) -> NodeConfig {
+        NodeConfig {
+            name: name.into(),
+            lease: Duration::from_secs(2),
+            poll: Duration::from_millis(20),
+            trial: Duration::from_millis(200),
+            ..NodeConfig::default()
+        }
+    }
+
+    /// A node on an engine of its own, as another process would have it.
+    pub async fn node(&self, config: NodeConfig) -> anyhow::Result<(Engine, Node)> {
+        let engine = Self::engine(&self.url, &self.world).await?;
+        let node = engine.start_node(config).await?;
+        Ok((engine, node))
+    }
+
+    /// Waits until the run is over or waits for people.
+    pub async fn settled(&self, run: RunId) -> anyhow::Result<Status> {
+        let waiting = self.engine.watch(run).ended();
+        Ok(tokio::time::timeout(Duration::from_secs(30), waiting).await??)
+    }
+
+    /// The journal as text, one line an event, without what differs from time to time.
+    pub async fn story(&self, run: RunId) -> anyhow::Result<String> {
+        let mut lines = Vec::new();
+        for row in self.engine.journal(run).await? {
+            let mut line = row.kind.to_owned();
+            if let Some(step) = &row.step {
+                line += &format!(" {}{step} #{}", if row.undo { "undo " } else { "" }, row.attempt);
+            }
+            let body = row.body.as_ref().map(|body| body.value()).unwrap_or_default();
+            for place in ["/error/code", "/outcome", "/answer", "/reason"] {
+                if let Some(text) = body.pointer(place).and_then(|value| value.as_str()) {
+                    line += &format!(" {text}");
+                }
+            }
+            lines.push(line);
+        }
+        Ok(lines.join("\n"))
+    }
+
+    /// What must be true of every history, however it came about.
+    pub async fn assert_history(&self, run: RunId) -> anyhow::Result<()> {
+        let rows = self.engine.journal(run).await?;
+        let body = rows
+            .first()
+            .and_then(|row| row.body.clone())
+            .unwrap_or_else(backstay_engine::machine::Json::null);
+        let plan = Plan::from_submitted(&body)?;
+        let mut state = State::new(run, plan.clone());
+        for row in &rows {
+            state.apply(&Journaled::from_row(row, &plan)?)?;
+        }
+        let info = self.engine.get(run).await?;
+        anyhow::ensure!(
+            info.status == state.status(),
+            "the index says {:?}, the journal {:?}",
+            info.status,
+            state.status()
+        );
+        Ok(())
+    }
+
+    /// A connection for looking and for breaking things.
+    pub async fn sql(&self) -> anyhow::Result<PgConnection> {
+        Ok(PgConnection::connect(&self.url).await?)
+    }
+}
+
+/// Counts the crash points that a node passes, and makes it die at one of them.
+#[derive(Clone, Debug, Default)]
+pub struct Deaths {
+    seen: Arc<Mutex<BTreeMap<CrashPoint, u64>>>,
+    fired: Arc<AtomicU64>,
+    at: Option<(CrashPoint, u64)>,
+}
+
+impl Deaths {
+    /// Only counts.
+    pub fn none() -> Self {
+        Self::default()
+    }
+
+    /// Dies at the n-th passage of a point.
+    pub fn at(point: CrashPoint, nth: u64) -> Self {
+        Self { at: Some((point, nth)), ..Self::default() }
+    }
+
+    pub fn hook(&self) -> Hook {
+        let this = self.clone();
+        Arc::new(move |point| {
+            let mut seen = this.seen.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+            let count = seen.entry(point).or_default();
+            *count += 1;
+            let dies = this.at == Some((point, *count));
+            if dies {
+                this.fired.fetch_add(1, Ordering::SeqCst);
+            }
+            dies
+        })
+    }
+
+    /// A fault that was never seen to fire proves nothing.
+    pub fn fired(&self) -> bool {
+        self.fired.load(Ordering::SeqCst) > 0
+    }
+
+    /// Every point that was passed, with every passage of it.
+    pub fn passed(&self) -> Vec<(CrashPoint, u64)> {
+        let seen = self.seen.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        seen.iter().flat_map(|(point, count)| (1..=*count).map(|nth| (*point, nth))).collect()
+    }
+}

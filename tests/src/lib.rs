@@ -1,0 +1,9 @@
+#![allow(missing_docs, clippy::panic, reason = "this is test code")]
+//! A laboratory for the engine: a fresh database, a world with ground truth, nodes that can be made to die.
+
+mod lab;
+pub mod plans;
+mod world;
+
+pub use lab::{Deaths, Lab};
+pub use world::{Make, Unmake, World};

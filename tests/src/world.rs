@@ -1,0 +1,208 @@
+//! A world outside: things that are made and unmade, with a record of every touch. It lies in tables of the test's
+//! database, so that it outlives the processes that touch it; the engine knows nothing of them.
+
+use std::time::Duration;
+
+use backstay_engine::machine::Direction;
+use backstay_engine::{Activity, Context, Effect, Failure, Probe, async_trait};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use sqlx::postgres::{PgPool, PgPoolOptions};
+use uuid::Uuid;
+
+const TABLES: &str = "
+create table world (key uuid primary key, step text not null);
+create table touches (id bigint generated always as identity primary key, key uuid not null, step text not null,
+                      undo boolean not null, attempt int not null, what text not null,
+                      at timestamptz not null default clock_timestamp());";
+
+/// What is there, and what was done.
+#[derive(Clone, Debug)]
+pub struct World {
+    pool: PgPool,
+}
+
+impl World {
+    pub async fn create(url: &str) -> anyhow::Result<Self> {
+        let world = Self::open(url).await?;
+        sqlx::raw_sql(TABLES).execute(&world.pool).await?;
+        Ok(world)
+    }
+
+    pub async fn open(url: &str) -> anyhow::Result<Self> {
+        Ok(Self { pool: PgPoolOptions::new().max_connections(4).connect(url).await? })
+    }
+
+    pub async fn close(self) {
+        self.pool.close().await;
+    }
+
+    /// The things that are there, by the step that made them; a thing made twice is there twice.
+    pub async fn things(&self) -> anyhow::Result<Vec<String>> {
+        Ok(sqlx::query_scalar("select step from world order by step").fetch_all(&self.pool).await?)
+    }
+
+    /// Everything that was done, in order: `make a`, `unmake a`, `stop a`.
+    pub async fn touches(&self) -> anyhow::Result<Vec<String>> {
+        Ok(sqlx::query_scalar("select what || ' ' || step from touches order by id")
+            .fetch_all(&self.pool)
+            .await?)
+    }
+
+    pub async fn touched(&self, what: &str, step: &str) -> anyhow::Result<i64> {
+        let count = "select count(*) from touches where what = $1 and step = $2";
+        Ok(sqlx::query_scalar(count).bind(what).bind(step).fetch_one(&self.pool).await?)
+    }
+
+    async fn note(&self, key: Uuid, context: &Context, what: &str) -> Result<(), Failure> {
+        sqlx::query("insert into touches (key, step, undo, attempt, what) values ($1, $2, $3, $4, $5)")
+            .bind(key)
+            .bind(context.step())
+            .bind(context.direction() == Direction::Undo)
+            .bind(context.attempt() as i32)
+            .bind(what)
+            .execute(&self.pool)
+            .await?;
+        Ok(())
+    }
+}
+
+/// What a thing is like.
+#[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Thing {
+    /// How making it goes wrong: `permanent`, `half` (what it made is there), `not-applied`, `panic`, `hang`, `huge`, a number of
+    /// attempts that are refused before one works, or `late:` and a number of attempts that work and do not say so.
+    pub fails: Option<String>,
+    /// How long it takes.
+    pub millis: u64,
+    /// Save a checkpoint half way.
+    pub saves: bool,
+    /// Given by another step; only passed on.
+    pub from: Option<String>,
+}
+
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct Made {
+    /// Names the thing.
+    pub id: String,
+    /// Attempts so far.
+    pub attempt: u32,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub padding: Option<String>,
+}
+
+/// Makes a thing. Its key is the thing's name, so a second attempt finds the first one's.
+#[derive(Debug)]
+pub struct Make(pub World);
+
+#[async_trait]
+impl Activity for Make {
+    const NAME: &'static str = "make";
+    type Input = Thing;
+    type Output = Made;
+
+    fn effect(&self) -> Effect {
+        Effect { probed: true, refuses_duplicates: true, ..Effect::default() }
+    }
+
+    async fn run(&self, context: &Context, thing: Thing) -> Result<Made, Failure> {
+        let Self(world) = self;
+        let fails = thing.fails.as_deref().unwrap_or_default();
+        match fails {
+            "permanent" => return Err(Failure::permanent("broken", "it broke, and may have done something")),
+            "not-applied" => return Err(Failure::permanent("refused", "it was refused").not_applied()),
+            "panic" => std::panic::panic_any("the maker fell over"),
+            "hang" => {
+                world.note(context.key(), context, "hang").await?;
+                context.cancelled().await;
+                world.note(context.key(), context, "stop").await?;
+                return Err(Failure::retryable("stopped", "it was told to stop"));
+            }
+            _ => {}
+        }
+        if fails.parse().is_ok_and(|times: u32| context.attempt() <= times) {
+            return Err(Failure::retryable("busy", "try again").not_applied());
+        }
+        if thing.saves {
+            let earlier: Option<String> = context.saved()?;
+            if earlier.is_none() {
+                context.save(&format!("job of {}", context.step())).await?;
+            }
+            world.note(context.key(), context, if earlier.is_some() { "resume" } else { "begin" }).await?;
+        }
+        if thing.millis > 0 {
+            tokio::time::sleep(Duration::from_millis(thing.millis)).await;
+        }
+        sqlx::query("insert into world values ($1, $2) on conflict do nothing")
+            .bind(context.key())
+            .bind(context.step())
+            .execute(&world.pool)
+            .await?;
+        world.note(context.key(), context, "make").await?;
+        if fails == "half" {
+            return Err(Failure::permanent("broken", "it broke half way"));
+        }
+        if fails
+            .strip_prefix("late:")
+            .is_some_and(|times| times.parse().is_ok_and(|times: u32| context.attempt() <= times))
+        {
+            return Err(Failure::retryable("late", "no answer came"));
+        }
+        let padding = (fails == "huge").then(|| "x".repeat(1 << 20));
+        Ok(Made { id: context.key().to_string(), attempt: context.attempt(), padding })
+    }
+
+    async fn probe(&self, context: &Context, _: Thing) -> Result<Probe<Made>, Failure> {
+        let there: bool = sqlx::query_scalar("select exists (select from world where key = $1)")
+            .bind(context.key())
+            .fetch_one(&self.0.pool)
+            .await?;
+        self.0.note(context.key(), context, "probe").await?;
+        let made = Made { id: context.key().to_string(), attempt: context.attempt(), padding: None };
+        Ok(if there { Probe::Present(made) } else { Probe::Absent })
+    }
+}
+
+/// What an undo is told by the plan; what it goes by is the key of the step.
+#[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Gone {
+    pub id: Option<String>,
+    /// As for making.
+    pub fails: Option<String>,
+}
+
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct Unmade {
+    pub gone: bool,
+}
+
+/// Unmakes what a step made, or may have made.
+#[derive(Debug)]
+pub struct Unmake(pub World);
+
+#[async_trait]
+impl Activity for Unmake {
+    const NAME: &'static str = "unmake";
+    type Input = Gone;
+    type Output = Unmade;
+
+    async fn run(&self, context: &Context, gone: Gone) -> Result<Unmade, Failure> {
+        let Self(world) = self;
+        let fails = gone.fails.as_deref().unwrap_or_default();
+        if fails == "permanent" {
+            return Err(Failure::permanent("stays", "it does not go away"));
+        }
+        if fails.parse().is_ok_and(|times: u32| context.attempt() <= times) {
+            return Err(Failure::retryable("busy", "try again"));
+        }
+        let key = context
+            .undone()
+            .map(|undone| undone.key)
+            .ok_or(Failure::permanent("no_step", "this is no undo"))?;
+        let done = sqlx::query("delete from world where key = $1").bind(key).execute(&world.pool).await?;
+        world.note(key, context, "unmake").await?;
+        Ok(Unmade { gone: done.rows_affected() > 0 })
+    }
+}
