@@ -183,20 +183,20 @@ impl Node {
         let (inbox, messages) = mpsc::unbounded_channel();
         #[cfg(debug_assertions)]
         let crash = crash::Crash { hook: config.crash_hook.clone(), dead: CancellationToken::new() };
-        let shared = Shared {
+        let shared = Arc::new(Parts {
             store,
             life: life.clone(),
             registry,
-            config: Arc::new(config),
+            config,
             lease: lease.clone(),
             lost: lost.clone(),
             inbox: inbox.clone(),
             watchers,
-            suspect: Arc::default(),
-            resident: Arc::default(),
+            suspect: std::sync::Mutex::default(),
+            resident: std::sync::atomic::AtomicUsize::default(),
             #[cfg(debug_assertions)]
             crash,
-        };
+        });
         let scout_stop = stop.child_token();
         let scout = scout::Scout::new(shared.clone(), scout_stop.clone());
         let driver = driver::Driver::new(shared.clone(), messages, scout_stop.clone());
@@ -278,26 +278,27 @@ impl Drop for Node {
     }
 }
 
-/// What the parts of a node have in common.
-#[derive(Clone)]
-pub(crate) struct Shared {
+/// What the parts of a node have in common; each call holds it, so it is one pointer.
+pub(crate) type Shared = Arc<Parts>;
+
+pub(crate) struct Parts {
     pub store: Store,
     pub life: Life,
     pub registry: Arc<Registry>,
-    pub config: Arc<NodeConfig>,
+    pub config: NodeConfig,
     pub lease: watch::Receiver<lease::Lease>,
     pub lost: CancellationToken,
     pub inbox: mpsc::UnboundedSender<Message>,
     pub watchers: Arc<Watchers>,
     /// The one run under suspicion of killing its nodes that is on trial here.
-    pub suspect: Arc<std::sync::Mutex<Option<RunId>>>,
+    pub suspect: std::sync::Mutex<Option<RunId>>,
     /// Runs in memory.
-    pub resident: Arc<std::sync::atomic::AtomicUsize>,
+    pub resident: std::sync::atomic::AtomicUsize,
     #[cfg(debug_assertions)]
     pub crash: crash::Crash,
 }
 
-impl Shared {
+impl Parts {
     pub(crate) fn now(&self) -> Time {
         self.lease.borrow().now()
     }

@@ -1,10 +1,84 @@
 //! The writer's one statement.
 
 use backstay_machine::{Row, RunId, Seq, Status, Time};
-use sqlx::PgConnection;
+use sqlx::encode::IsNull;
+use sqlx::error::BoxDynError;
+use sqlx::postgres::types::PgRecordEncoder;
+use sqlx::postgres::{PgArgumentBuffer, PgHasArrayType, PgTypeInfo};
+use sqlx::{PgConnection, Postgres};
 use uuid::Uuid;
 
 use super::{Life, Store, StoreError};
+
+/// Rows on their way into the statement, as Postgres reads them: see the types in the migration.
+struct NewRun<'a>(&'a Admission);
+struct RunChange<'a>(&'a IndexChange);
+struct NewEvent<'a>(RunId, &'a Row);
+
+macro_rules! record {
+    ($type:ident, $name:literal, |$it:ident| $($field:expr),+) => {
+        impl sqlx::Type<Postgres> for $type<'_> {
+            fn type_info() -> PgTypeInfo {
+                PgTypeInfo::with_name($name)
+            }
+        }
+        impl PgHasArrayType for $type<'_> {
+            fn array_type_info() -> PgTypeInfo {
+                PgTypeInfo::array_of($name)
+            }
+        }
+        impl sqlx::Encode<'_, Postgres> for $type<'_> {
+            fn encode_by_ref(&self, buffer: &mut PgArgumentBuffer) -> Result<IsNull, BoxDynError> {
+                let $it = self;
+                let mut record = PgRecordEncoder::new(buffer);
+                $(record.encode($field)?;)+
+                record.finish();
+                Ok(IsNull::No)
+            }
+        }
+    };
+}
+
+record!(
+    NewRun,
+    "new_run",
+    |it| it.0.run.0,
+    it.0.workflow.as_str(),
+    it.0.plan_hash.as_str(),
+    it.0.activities.as_str(),
+    it.0.priority,
+    it.0.labels.as_str(),
+    it.0.client_key.as_deref(),
+    it.0.request_hash.as_str(),
+    it.0.exclusive_key.as_deref(),
+    it.0.at
+);
+record!(
+    RunChange,
+    "run_change",
+    |it| it.0.run.0,
+    it.0.status.as_str(),
+    it.0.release,
+    it.0.due_at,
+    it.0.note.as_deref(),
+    it.0.finished_at
+);
+record!(
+    NewEvent,
+    "new_event",
+    |it| it.0.0,
+    it.1.seq,
+    it.1.claim,
+    it.1.epoch,
+    it.1.at,
+    it.1.kind,
+    it.1.step.as_deref(),
+    it.1.undo,
+    it.1.generation,
+    it.1.attempt,
+    it.1.key,
+    it.1.body.as_ref().map(|body| body.as_str())
+);
 
 /// What all runs of a node have ready: committed together or not at all.
 #[derive(Debug, Default)]
@@ -92,43 +166,18 @@ impl Store {
         batch: &Batch,
     ) -> Result<Appended, StoreError> {
         let Batch { admissions, events, changes } = batch;
-        macro_rules! column {
-            ($from:expr, $it:ident => $value:expr) => {
-                &$from.iter().map(|$it| $value).collect::<Vec<_>>()[..]
-            };
-        }
+        let new: Vec<Uuid> = admissions.iter().map(|admission| admission.run.0).collect();
+        let admitted: Vec<_> = admissions.iter().map(NewRun).collect();
+        let changed: Vec<_> = changes.iter().map(RunChange).collect();
+        let written: Vec<_> = events.iter().map(|(run, row)| NewEvent(*run, row)).collect();
         let row = sqlx::query_file!(
             "src/store/append.sql",
             life.epoch.0,
             life.token,
-            column!(admissions, a => a.run.0) as &[Uuid],
-            column!(admissions, a => a.workflow.as_str()) as &[&str],
-            column!(admissions, a => a.plan_hash.as_str()) as &[&str],
-            column!(admissions, a => a.activities.as_str()) as &[&str],
-            column!(admissions, a => a.priority) as &[i16],
-            column!(admissions, a => a.labels.as_str()) as &[&str],
-            column!(admissions, a => a.client_key.as_deref()) as &[Option<&str>],
-            column!(admissions, a => a.request_hash.as_str()) as &[&str],
-            column!(admissions, a => a.exclusive_key.as_deref()) as &[Option<&str>],
-            column!(admissions, a => a.at) as &[Time],
-            column!(changes, c => c.run.0) as &[Uuid],
-            column!(changes, c => c.status.as_str()) as &[&str],
-            column!(changes, c => c.release) as &[bool],
-            column!(changes, c => c.due_at) as &[Option<Time>],
-            column!(changes, c => c.note.as_deref()) as &[Option<&str>],
-            column!(changes, c => c.finished_at) as &[Option<Time>],
-            column!(events, e => e.0.0) as &[Uuid],
-            column!(events, e => e.1.seq) as &[Seq],
-            column!(events, e => e.1.claim) as &[i32],
-            column!(events, e => e.1.epoch) as &[i64],
-            column!(events, e => e.1.at) as &[Time],
-            column!(events, e => e.1.kind) as &[&str],
-            column!(events, e => e.1.step.as_deref()) as &[Option<&str>],
-            column!(events, e => e.1.undo) as &[bool],
-            column!(events, e => e.1.generation) as &[i32],
-            column!(events, e => e.1.attempt) as &[i32],
-            column!(events, e => e.1.key) as &[Option<Uuid>],
-            column!(events, e => e.1.body.as_ref().map(|body| body.as_str())) as &[Option<&str>],
+            &admitted[..] as &[NewRun<'_>],
+            &changed[..] as &[RunChange<'_>],
+            &written[..] as &[NewEvent<'_>],
+            &new[..],
         )
         .fetch_one(conn)
         .await

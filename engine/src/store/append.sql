@@ -9,10 +9,7 @@ admitted as (
                       exclusive_key, owner, submitted_at)
     select a.run_id, a.workflow, 'running', a.plan_hash, string_to_array(a.activities, ','), a.priority,
            a.labels::jsonb, a.client_key, a.request_hash, a.exclusive_key, $1, a.at
-    from fence,
-         unnest($3::uuid[], $4::text[], $5::text[], $6::text[], $7::smallint[], $8::text[], $9::text[], $10::text[],
-                $11::text[], $12::timestamptz[])
-             as a (run_id, workflow, plan_hash, activities, priority, labels, client_key, request_hash, exclusive_key, at)
+    from fence, unnest($3::new_run[]) as a
     on conflict do nothing
     returning run_id
 ),
@@ -24,21 +21,16 @@ changed as (
         note = c.note,
         crashes = 0,
         finished_at = c.finished_at
-    from fence,
-         unnest($13::uuid[], $14::text[], $15::bool[], $16::timestamptz[], $17::text[], $18::timestamptz[])
-             as c (run_id, status, release, due_at, note, finished_at)
+    from fence, unnest($4::run_change[]) as c
     where runs.run_id = c.run_id and runs.owner = $1
     returning 1
 ),
 written as (
     insert into journal (run_id, seq, claim, epoch, at, kind, step, undo, generation, attempt, key, body)
     select e.run_id, e.seq, e.claim, e.epoch, e.at, e.kind, e.step, e.undo, e.generation, e.attempt, e.key, e.body::json
-    from fence,
-         unnest($19::uuid[], $20::bigint[], $21::int[], $22::bigint[], $23::timestamptz[], $24::text[], $25::text[],
-                $26::bool[], $27::int[], $28::int[], $29::uuid[], $30::text[])
-             as e (run_id, seq, claim, epoch, at, kind, step, undo, generation, attempt, key, body)
+    from fence, unnest($5::new_event[]) as e
     -- The events of a run that was refused go with it.
-    where not (e.run_id = any ($3::uuid[])) or e.run_id in (select run_id from admitted)
+    where not (e.run_id = any ($6::uuid[])) or e.run_id in (select run_id from admitted)
 )
 select (select count(*) from fence) as "fenced!",
        (select count(*) from changed) as "changed!",
