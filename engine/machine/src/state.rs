@@ -414,7 +414,10 @@ impl State {
                 };
                 self.running -= usize::from(ran);
             }
-            (InDoubt { not_before, unknowns, settled, .. }, StepEvent::Probed { answer, ask_again_at }) => {
+            // An undo in doubt is done again, whatever there is.
+            (InDoubt { not_before, unknowns, settled, .. }, StepEvent::Probed { answer, ask_again_at })
+                if id.direction == Direction::Forward =>
+            {
                 *not_before = *ask_again_at;
                 *unknowns = if matches!(answer, Answer::Unknown { .. }) { *unknowns + 1 } else { 0 };
                 // "Present" settles it by the result that follows; without one the question is put again.

@@ -2,16 +2,11 @@
 
 use std::sync::Arc;
 
-use backstay_machine::plan::{Effect, Span, StepSpec};
-use backstay_machine::{CourseId, Plan};
+use backstay_machine::Plan;
+use backstay_machine::plan::StepSpec;
 
 use crate::full_sweep;
 use crate::support::{Dice, End, Sim, checked, every_dag, spec};
-
-/// The plans of so many steps, in two halves, so that two tests share the work.
-fn plans(n: usize) -> Vec<Vec<StepSpec>> {
-    every_dag(n)
-}
 
 fn names(plan: &Plan) -> Vec<Option<String>> {
     std::iter::once(None).chain(plan.steps().map(|(_, step)| Some(step.name.to_string()))).collect()
@@ -76,6 +71,9 @@ fn sweep(plans: &[Vec<StepSpec>], dice: &[Dice], deaths: usize) -> usize {
     runs
 }
 
+/// Calls in the order in which they were made, or always the newest first: one step at a time.
+const BOTH: [Dice; 2] = [Dice::First, Dice::Last];
+
 #[test]
 fn there_are_543_dags_of_four_labelled_steps() {
     let counts: Vec<_> = (1..=4).map(|n| every_dag(n).len()).collect();
@@ -84,26 +82,90 @@ fn there_are_543_dags_of_four_labelled_steps() {
 
 #[test]
 fn a_run_of_up_to_three_steps_ends_the_same_wherever_its_node_dies() {
+    let runs: usize = (1..=3).map(|n| sweep(&every_dag(n), &BOTH, 1)).sum();
+    assert!(runs > 3_000, "{runs}");
+}
+
+#[test]
+fn a_run_ends_the_same_wherever_two_nodes_die_one_after_the_other() {
+    let most = if full_sweep() { 3 } else { 2 };
+    let runs: usize = (1..=most).map(|n| sweep(&every_dag(n), &BOTH, 2)).sum();
+    assert!(runs > 1_500, "{runs}");
+}
+
+/// Every second plan with all steps at once, the others with one step at a time; in the full sweep all with both.
+fn four_steps(first: usize) {
+    let dags = every_dag(4);
+    let some: Vec<_> = dags.iter().skip(first).step_by(2).cloned().collect();
+    let runs = if full_sweep() { sweep(&some, &BOTH, 1) } else { sweep(&some, &BOTH[first..=first], 1) };
+    assert!(runs > 20_000, "{runs}");
+}
+
+#[test]
+fn a_run_of_four_steps_ends_the_same_wherever_its_node_dies() {
+    four_steps(0);
+}
+
+#[test]
+fn a_run_of_four_steps_one_at_a_time_ends_the_same_wherever_its_node_dies() {
+    four_steps(1);
+}
+
+/// Runs every order of events there is, each time from the start.
+fn every_order(plan: &Arc<Plan>, failing: Option<&str>, deaths: usize) -> usize {
+    let mut dice = Some(Dice::all());
+    let mut orders = 0;
+    while let Some(mut now) = dice {
+        let mut sim = begun(plan, failing);
+        sim.instant = true;
+        let mut left = deaths;
+        loop {
+            if left > 0 && sim.end().is_none() && now.pick(2) == 1 {
+                sim.crash();
+                left -= 1;
+            }
+            if sim.step(&mut now).is_none() {
+                break;
+            }
+        }
+        let wanted = if failing.is_some() { End::RolledBack } else { End::Succeeded };
+        assert_eq!(sim.end(), Some(wanted), "{}", sim.story());
+        sim.audit(&|| format!("{:?}, failing {failing:?}", plan.text()));
+        orders += 1;
+        dice = now.next();
+    }
+    orders
+}
+
+#[test]
+fn the_order_of_outcomes_does_not_matter() {
+    let mut orders = 0;
     for n in 1..=3 {
-        let runs = sweep(&plans(n), &[Dice::First, Dice::Last], 1);
-        println!("{n} steps: {runs} runs");
+        for steps in every_dag(n) {
+            let plan = checked(spec(steps));
+            // Three steps side by side have a million orders forward and back.
+            let wide =
+                n == 3 && plan.order().iter().filter(|ix| plan.step(**ix).after.is_empty()).count() == 3;
+            for failing in names(&plan) {
+                if failing.is_none() || !wide || full_sweep() {
+                    orders += every_order(&plan, failing.as_deref(), 0);
+                }
+            }
+        }
     }
+    assert!(orders > 2_000, "{orders}");
 }
 
 #[test]
-fn a_run_of_up_to_three_steps_ends_the_same_wherever_two_nodes_die() {
-    for n in 1..=if full_sweep() { 3 } else { 2 } {
-        let runs = sweep(&plans(n), &[Dice::First, Dice::Last], 2);
-        println!("{n} steps: {runs} runs");
+fn the_order_of_outcomes_does_not_matter_wherever_a_node_dies() {
+    let mut orders = 0;
+    for n in 1..=2 {
+        for steps in every_dag(n) {
+            let plan = checked(spec(steps));
+            for failing in names(&plan) {
+                orders += every_order(&plan, failing.as_deref(), 1);
+            }
+        }
     }
-}
-
-#[test]
-fn a_run_of_four_steps_ends_the_same_wherever_its_node_dies_all_steps_at_once() {
-    println!("{} runs", sweep(&plans(4), &[Dice::First], 1));
-}
-
-#[test]
-fn a_run_of_four_steps_ends_the_same_wherever_its_node_dies_one_step_at_a_time() {
-    println!("{} runs", sweep(&plans(4), &[Dice::Last], 1));
+    assert!(orders > 1_000, "{orders}");
 }

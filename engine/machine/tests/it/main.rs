@@ -4,6 +4,12 @@
 //! takes minutes; without it they run over as much as a few seconds hold.
 
 mod enumeration;
+mod histories;
+mod in_doubt;
+mod legal_moves;
+mod plan_rules;
+mod retries;
+mod storage;
 mod stories;
 mod support;
 

@@ -165,13 +165,15 @@ pub fn faults(plan: &Plan, rows: &[Row]) -> Vec<String> {
                     if policy.elapsed.is_some_and(|most| at > first + most.delta()) {
                         wrong("there is no time left".into());
                     }
-                    let grown = policy.first.0.as_secs_f64() * policy.factor.powi(course.failures as i32 - 1);
+                    let factor = policy.factor.powi(course.failures as i32 - 1).min(f64::MAX);
+                    let grown = policy.first.0.as_secs_f64() * factor;
                     let nominal = grown.min(policy.ceiling.0.as_secs_f64());
                     let shortest = nominal * (1.0 - policy.jitter);
                     let waits = (at - row.at).as_seconds_f64();
                     let asked = body["error"]["retry_after"].is_string();
                     let longest = (nominal * (1.0 + policy.jitter)).min(policy.ceiling.0.as_secs_f64());
-                    if waits < shortest - 0.001 || (!asked && waits > longest + 0.001) {
+                    // An event is journaled a millisecond after it was judged.
+                    if waits < shortest - 0.0015 || (!asked && waits > longest + 0.0015) {
                         wrong(format!("it waits {waits} s, from {shortest} to {longest} are declared"));
                     }
                 }

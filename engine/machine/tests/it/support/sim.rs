@@ -77,6 +77,10 @@ pub struct Sim {
     pub room: usize,
     /// Of a hundred probes, how many find nothing out.
     pub blind: usize,
+    /// A call has its effect at once, so that only the order of events is left to choose.
+    pub instant: bool,
+    /// The world was not there from the start, and says nothing.
+    unseen: bool,
     script: Script,
     calls: Vec<Call>,
     questions: Vec<Question>,
@@ -91,6 +95,8 @@ impl Sim {
             world: World::default(),
             room: usize::MAX,
             blind: 0,
+            instant: false,
+            unseen: false,
             script: Rc::new(|_, _, _, _| Ending::Succeeds),
             calls: Vec::new(),
             questions: Vec::new(),
@@ -100,9 +106,10 @@ impl Sim {
         sim
     }
 
-    /// Goes on from a journal that somebody else left.
-    pub fn resumed(state: State, journal: Vec<Journaled>, world: World, now: Time) -> Self {
-        let mut sim = Sim { state, journal, world, now, ..Self::new(super::chain(&["x"])) };
+    /// Goes on from a journal that somebody else left. The world starts empty: only the journal is looked at.
+    pub fn resumed(state: State, journal: Vec<Journaled>, now: Time) -> Self {
+        let mut sim = Self { state, journal, now, unseen: true, ..Self::new(super::chain(&["x"])) };
+        sim.world = World::default();
         sim.claim();
         sim
     }
@@ -161,15 +168,17 @@ impl Sim {
         self.questions.clear();
         self.claim();
         for call in calls {
-            let delay = self.plan().step(call.landing.course.step).effect.longest_delay;
-            let never = matches!(call.ending, Ending::Fails { lands: Lands::No | Lands::Partly, .. });
-            if !call.landed
-                && call.landing.course.direction == Direction::Forward
-                && delay > Span::default()
-                && !never
-            {
-                self.world.will_land(Landing { at: self.now + delay.delta(), ..call.landing });
-            }
+            self.orphan(call);
+        }
+    }
+
+    /// A call that nobody waits for any more.
+    fn orphan(&mut self, call: Call) {
+        let delay = self.plan().step(call.landing.course.step).effect.longest_delay;
+        let never = matches!(call.ending, Ending::Fails { lands: Lands::No | Lands::Partly, .. });
+        let forward = call.landing.course.direction == Direction::Forward;
+        if !call.landed && forward && delay > Span::default() && !never {
+            self.world.will_land(Landing { at: self.now + delay.delta(), ..call.landing });
         }
     }
 
@@ -223,12 +232,22 @@ impl Sim {
 
     pub fn perform(&mut self, event: Event, dice: &mut Dice) {
         self.append(event.clone());
+        // A rollback that gives an attempt up drops its call with it.
+        if let Event::Step { course, what: StepEvent::Failed { .. }, .. } = event
+            && let Some(n) = self.calls.iter().position(|call| call.landing.course == course)
+        {
+            let call = self.calls.remove(n);
+            self.orphan(call);
+        }
         let Event::Step { course, attempt, what: StepEvent::Started { key, .. }, .. } = event else { return };
         let plan = Arc::clone(self.state.plan());
         self.world.begins(&plan, course, key, attempt);
         let ending = (self.script)(&plan, course, attempt, dice);
         let landing = Landing { course, key, attempt, at: self.now };
         self.calls.push(Call { landing, ending, landed: false });
+        if self.instant {
+            self.land(self.calls.len() - 1);
+        }
     }
 
     fn land(&mut self, n: usize) {
@@ -332,12 +351,13 @@ impl Sim {
         let plan = self.plan();
         let rows: Vec<_> = self.journal.iter().map(|event| event.to_row(plan)).collect();
         let mut faults = oracle::faults(plan, &rows);
-        faults.extend(self.world.faults.iter().cloned());
+        faults.extend(self.world.faults.iter().filter(|_| !self.unseen).cloned());
         let replayed = State::replay(self.state.run(), Arc::clone(plan), &self.journal);
         if let Some(difference) = difference(&replayed.unwrap(), &self.state) {
             faults.push(format!("a replay differs: {difference}"));
         }
         match self.end() {
+            _ if self.unseen => {}
             Some(End::Succeeded) => {
                 let lost = plan.steps().find(|(ix, _)| {
                     self.state.course(CourseId::forward(*ix)).output().is_some() && !self.world.has(*ix)
