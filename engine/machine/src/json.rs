@@ -188,7 +188,9 @@ pub(crate) fn unfit(value: &Value, max_depth: usize) -> Option<(String, String)>
         paths += path.bytes;
         let wrong = match value {
             _ if path.depth() > max_depth => format!("is nested more than {max_depth} deep"),
-            _ if paths > PATHS => "has too much in it for keys so long".into(),
+            _ if paths > PATHS => format!(
+                "is one value too many: the places of all values, written out, take more than {PATHS} bytes"
+            ),
             Value::String(text) if text.contains('\0') => {
                 "holds the character U+0000, which Postgres cannot store as text".into()
             }

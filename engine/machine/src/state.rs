@@ -513,29 +513,29 @@ impl State {
             state.settled = settled;
             let (free, forward, undo) = (state.blockers == 0, &state.forward, state.undo());
             let waits = match phase {
-                _ if settled => Waits::ForNothing,
+                _ if settled => WaitsFor::Nothing,
                 Phase::Forward => match &forward.at {
-                    CourseAt::Running | CourseAt::Held { .. } => Waits::ForNothing,
-                    _ if !free => Waits::ForNothing,
-                    CourseAt::Untouched => Waits::ForAHand,
-                    _ => Waits::ForADecision,
+                    CourseAt::Running | CourseAt::Held { .. } => WaitsFor::Nothing,
+                    _ if !free => WaitsFor::Nothing,
+                    CourseAt::Untouched => WaitsFor::AHand,
+                    _ => WaitsFor::ADecision,
                 },
                 // A call in flight is asked to stop, and abandoned in the end.
-                Phase::RollingBack if forward.at == CourseAt::Running => Waits::ForADecision,
+                Phase::RollingBack if forward.at == CourseAt::Running => WaitsFor::ADecision,
                 Phase::RollingBack => match &undo.at {
-                    CourseAt::Running | CourseAt::Failed { .. } => Waits::ForNothing,
-                    _ if !free => Waits::ForNothing,
-                    CourseAt::Untouched if forward.doubtful_since.is_none() => Waits::ForAHand,
-                    _ => Waits::ForADecision,
+                    CourseAt::Running | CourseAt::Failed { .. } => WaitsFor::Nothing,
+                    _ if !free => WaitsFor::Nothing,
+                    CourseAt::Untouched if forward.doubtful_since.is_none() => WaitsFor::AHand,
+                    _ => WaitsFor::ADecision,
                 },
-                Phase::Over(_) => Waits::ForNothing,
+                Phase::Over(_) => WaitsFor::Nothing,
             };
             self.fresh.remove(&ix);
             self.open.remove(&ix);
             match waits {
-                Waits::ForAHand => self.fresh.insert(ix),
-                Waits::ForADecision => self.open.insert(ix),
-                Waits::ForNothing => false,
+                WaitsFor::AHand => self.fresh.insert(ix),
+                WaitsFor::ADecision => self.open.insert(ix),
+                WaitsFor::Nothing => false,
             };
             if newly {
                 self.unsettled -= 1;
@@ -676,11 +676,11 @@ impl State {
 }
 
 /// What a step still waits for.
-enum Waits {
-    ForNothing,
+enum WaitsFor {
+    Nothing,
     /// Only for somebody to start it.
-    ForAHand,
-    ForADecision,
+    AHand,
+    ADecision,
 }
 
 /// What may be written of a run that is left alone: who has it, and how calls in flight ended.

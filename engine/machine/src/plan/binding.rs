@@ -86,22 +86,26 @@ pub(crate) struct Written {
     pub text: Result<String, String>,
 }
 
-/// Every binding of an input, and every misuse of the reserved key; of more than are taken, the first.
+/// Every binding of an input, and every misuse of the reserved key. If there are too many, that is all there is
+/// to say.
 pub(crate) fn find(input: &Value) -> Vec<Written> {
     let mut found = Vec::new();
     walk(input, |path, value| {
         let Some((map, reserved)) = value.as_object().and_then(|map| Some((map, map.get(OUTPUT)?))) else {
             return Go::In;
         };
+        let at = path.pointer();
+        if found.len() == limits::BINDINGS {
+            let wrong = format!("there are too many bindings; an input has at most {}", limits::BINDINGS);
+            found = vec![Written { at, text: Err(wrong) }];
+            return Go::Stop;
+        }
         let text = match reserved {
-            _ if found.len() >= limits::BINDINGS => {
-                Err(format!("there are too many bindings; an input has at most {}", limits::BINDINGS))
-            }
             Value::String(text) if map.len() == 1 => Ok(text.clone()),
             _ => Err(format!("\"{OUTPUT}\" stands alone in its object, with a text such as \"step/field\"")),
         };
-        found.push(Written { at: path.pointer(), text });
-        if found.len() <= limits::BINDINGS { Go::Past } else { Go::Stop }
+        found.push(Written { at, text });
+        Go::Past
     });
     found
 }

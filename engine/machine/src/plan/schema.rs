@@ -260,7 +260,9 @@ fn child<'a>(node: &'a Map<String, Value>, segment: &str) -> Option<&'a Value> {
 
 fn required(node: &Map<String, Value>, segment: &str) -> bool {
     let listed = node.get("required").and_then(Value::as_array);
+    let least = node.get("minItems").and_then(Value::as_u64);
     listed.is_some_and(|fields| fields.iter().any(|field| field == segment))
+        || segment.parse::<u64>().is_ok_and(|n| least.is_some_and(|least| n < least))
 }
 
 fn own_types(node: &Map<String, Value>) -> Option<Vec<String>> {

@@ -216,6 +216,7 @@ impl<'de> Deserialize<'de> for Span {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let text = String::deserialize(deserializer)?;
         humantime::parse_duration(&text).map(Self).map_err(|error| {
+            let text: String = text.chars().take(40).collect();
             serde::de::Error::custom(format!(
                 "\"{text}\" is not a length of time such as \"30s\" or \"5m\": {error}"
             ))

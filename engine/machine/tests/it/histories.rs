@@ -244,6 +244,63 @@ proptest! {
     }
 }
 
+/// The properties above would hold of storms in which nothing happens.
+#[test]
+fn the_storms_meet_everything() {
+    let effect = Effect { probed: true, longest_delay: Span::secs(5), ..Effect::default() };
+    let mut steps = crate::support::diamond();
+    steps[0].effect = Some(effect);
+    steps[1].on_failure = OnFailure::Hold;
+    steps[2].on_failure = OnFailure::Continue;
+    let plan = checked(spec(steps));
+    let mut met = std::collections::BTreeSet::new();
+    for seed in 0..300 {
+        let weather = Weather { fails: 40, dies: 10, meddles: 5 };
+        let sim = storm(Arc::clone(&plan), weather, seed);
+        met.extend(sim.end().map(|end| format!("{end:?}")));
+        for row in rows(&sim) {
+            let half = if row.undo { "undo " } else { "" };
+            met.insert(format!("{half}{}", row.kind));
+            if row.kind == "failed" && row.body.as_ref().unwrap().as_str().contains("abandoned") {
+                met.insert("given up".into());
+            }
+            if row.kind == "probed" {
+                met.insert(row.body.unwrap().value()["answer"].as_str().unwrap().to_owned());
+            }
+        }
+    }
+    let wanted = [
+        "Held",
+        "RolledBack",
+        "Stuck",
+        "Succeeded",
+        "absent",
+        "checkpointed",
+        "claimed",
+        "failed",
+        "finished",
+        "given up",
+        "held",
+        "partial",
+        "present",
+        "probed",
+        "progressed",
+        "retried",
+        "rolling_back",
+        "started",
+        "stuck",
+        "submitted",
+        "succeeded",
+        "undo failed",
+        "undo retried",
+        "undo started",
+        "undo succeeded",
+        "unknown",
+    ];
+    let missed: Vec<_> = wanted.iter().filter(|wanted| !met.contains(**wanted)).collect();
+    assert!(missed.is_empty(), "never met: {missed:?}");
+}
+
 /// One change that no release would make.
 fn mutate(rows: &mut Vec<Row>, dice: &mut Dice) {
     let n = dice.pick(rows.len());

@@ -3,12 +3,24 @@
 //! `BACKSTAY_SWEEP=full cargo test --release -p backstay-machine` runs the sweeps over everything they can, which
 //! takes minutes; without it they run over as much as a few seconds hold.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test that panics has failed, which is its job"
+)]
+
+mod big_plans;
 mod enumeration;
 mod histories;
+mod hostile_plans;
 mod in_doubt;
 mod legal_moves;
+mod pictures;
 mod plan_rules;
 mod retries;
+mod schemas;
 mod storage;
 mod stories;
 mod support;

@@ -51,9 +51,7 @@ fn of(steps: Value) -> Value {
 
 #[test]
 fn names_are_unique_and_plain() {
-    insta::assert_snapshot!(problems(&of(json!([{ "name": "a" }, { "name": "a" }]))), @r#"
-    step "a" [name]: is the name of more than one step
-    "#);
+    insta::assert_snapshot!(problems(&of(json!([{ "name": "a" }, { "name": "a" }]))), @r#"step "a" [name]: is the name of more than one step"#);
     insta::assert_snapshot!(problems(&of(json!([
         { "name": "" }, { "name": "-a" }, { "name": "a b" }, { "name": "a/b" }, { "name": "\u{202e}evil" },
     ]))), @r#"
@@ -84,17 +82,13 @@ fn a_dependency_is_a_step_of_the_plan_once() {
 
 #[test]
 fn a_circle_is_named_and_no_longer_than_it_must_be() {
-    insta::assert_snapshot!(problems(&of(json!([{ "name": "a", "after": ["a"] }]))), @r#"
-    step "a" [cycle]: the steps wait for each other in a circle: a -> a
-    "#);
+    insta::assert_snapshot!(problems(&of(json!([{ "name": "a", "after": ["a"] }]))), @r#"step "a" [cycle]: the steps wait for each other in a circle: a -> a"#);
     insta::assert_snapshot!(problems(&of(json!([
         { "name": "start" },
         { "name": "c", "after": ["b", "start"] }, { "name": "a", "after": ["c", "long"] }, { "name": "b", "after": ["a"] },
         { "name": "long", "after": ["longer"] }, { "name": "longer", "after": ["b"] },
         { "name": "behind", "after": ["c"] },
-    ]))), @r#"
-    step "c" [cycle]: the steps wait for each other in a circle: c -> a -> b -> c
-    "#);
+    ]))), @r#"step "c" [cycle]: the steps wait for each other in a circle: c -> a -> b -> c"#);
 }
 
 #[test]
@@ -240,9 +234,7 @@ fn a_step_claims_no_more_of_its_effect_than_its_activity_can_keep() {
 
 #[test]
 fn limits_are_said_with_their_measure() {
-    insta::assert_snapshot!(problems(&json!({ "workflow": "w", "steps": [] })), @r"
-    plan [limit]: a plan has at least one step
-    ");
+    insta::assert_snapshot!(problems(&json!({ "workflow": "w", "steps": [] })), @r"plan [limit]: a plan has at least one step");
     let deep = (0..64).fold(json!(1), |inner, _| json!([inner]));
     insta::assert_snapshot!(problems(&of(json!([
         { "name": "a", "input": { "x": deep } },

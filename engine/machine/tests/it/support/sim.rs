@@ -335,6 +335,34 @@ impl Sim {
         panic!("the run does not come to an end\n{}", self.story());
     }
 
+    /// Takes everything that is decided at once, and lets every call end: for runs too large to look at each move.
+    pub fn rush(&mut self) -> End {
+        self.rush_for(usize::MAX);
+        self.end().expect("it came to rest")
+    }
+
+    pub fn rush_for(&mut self, rounds: usize) {
+        for _ in 0..rounds {
+            let decision = decide(&self.state, self.now, self.room);
+            if decision.commands.is_empty() && self.calls.is_empty() {
+                match decision.wake_at {
+                    Some(at) => self.pass(at),
+                    None => return,
+                }
+            }
+            for command in decision.commands {
+                if let Command::Append(event) = command {
+                    self.perform(event, &mut Dice::First);
+                }
+            }
+            self.calls.reverse();
+            while let Some(last) = self.calls.len().checked_sub(1) {
+                self.land(last);
+                self.outcome(last);
+            }
+        }
+    }
+
     /// How it came to rest, if it did.
     pub fn end(&self) -> Option<End> {
         match self.state.status() {
