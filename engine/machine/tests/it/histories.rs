@@ -231,6 +231,7 @@ proptest! {
         let rows = rows(&sim);
         for cut in 1..=rows.len() {
             let state = loaded(sim.plan(), &rows[..cut], 1000);
+            poke(&state);
             if state.status().is_over() {
                 continue;
             }

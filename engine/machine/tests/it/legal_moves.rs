@@ -151,6 +151,8 @@ fn every_move_of_a_course_is_legal_or_refused_as_this_table_says() {
     }
     let sim = back(&["started"], &[], &[]);
     row("undo: its step runs", &sim, of(&sim, "b", Direction::Undo));
+    let sim = back(&["started", "failed, maybe applied", "started"], &[], &[]);
+    row("undo: its step runs again", &sim, of(&sim, "b", Direction::Undo));
     let sim = back(&["started", "failed, not applied"], &[], &[]);
     row("undo: nothing to undo", &sim, of(&sim, "b", Direction::Undo));
     let sim = back(undone, &["started"], &[]);
@@ -183,6 +185,7 @@ fn every_move_of_a_course_is_legal_or_refused_as_this_table_says() {
     undo: failed                       retried
     undo: succeeded                    -
     undo: its step runs                -
+    undo: its step runs again          -
     undo: nothing to undo              -
     undo: another's comes first        -
     undo: all undone                   -
