@@ -66,7 +66,6 @@ fn forward(state: &State, now: Time, mut room: usize, decision: &mut Decision) {
         let id = CourseId::forward(ix);
         let course = state.course(id);
         let start = match &course.at {
-            CourseAt::Untouched => true,
             CourseAt::BackingOff { until } => decision.not_before(*until, now),
             CourseAt::InDoubt { since, not_before, settled, .. } => {
                 if not_before.is_some_and(|at| !decision.not_before(at, now)) {
@@ -101,7 +100,7 @@ fn forward(state: &State, now: Time, mut room: usize, decision: &mut Decision) {
                         false
                     }
                     None if step.effect.refuses_duplicates => true,
-                    None => decision.not_before(*since + step.effect.longest_delay.delta(), now),
+                    None => decision.not_before(step.effect.longest_delay.after(*since), now),
                 }
             }
             CourseAt::Failed { error } => {
@@ -122,12 +121,17 @@ fn forward(state: &State, now: Time, mut room: usize, decision: &mut Decision) {
                 }
                 false
             }
-            CourseAt::Running | CourseAt::Succeeded { .. } | CourseAt::Held { .. } => false,
+            CourseAt::Untouched | CourseAt::Running | CourseAt::Succeeded { .. } | CourseAt::Held { .. } => {
+                false
+            }
         };
         if start && room > 0 {
             room -= 1;
             decision.append(start_of(state, id));
         }
+    }
+    for ix in state.fresh().take(room) {
+        decision.append(start_of(state, CourseId::forward(ix)));
     }
 }
 
@@ -143,7 +147,7 @@ fn back(state: &State, now: Time, mut room: usize, decision: &mut Decision) {
         let ready = match &forward.at {
             CourseAt::Running => {
                 let settle = state.plan().spec().settle_within.unwrap_or_default();
-                let give_up = state.rolled_back_since().map_or(now, |since| since + settle.delta());
+                let give_up = state.rolled_back_since().map_or(now, |since| settle.after(since));
                 if decision.not_before(give_up, now) {
                     let error = ActivityError {
                         code: "abandoned".into(),
@@ -167,11 +171,11 @@ fn back(state: &State, now: Time, mut room: usize, decision: &mut Decision) {
                 }
                 false
             }
-            CourseAt::Succeeded { .. } => true,
-            // An effect that lands after its undo would stay.
+            // An effect that lands after its undo would stay; also that of an attempt in doubt before the one that
+            // succeeded.
             _ => forward
                 .doubtful_since
-                .is_none_or(|since| decision.not_before(since + step.effect.longest_delay.delta(), now)),
+                .is_none_or(|since| decision.not_before(step.effect.longest_delay.after(since), now)),
         };
         if !ready {
             continue;
@@ -186,8 +190,10 @@ fn back(state: &State, now: Time, mut room: usize, decision: &mut Decision) {
             decision.append(start_of(state, CourseId::undo(ix)));
         }
     }
-    let nothing_moves = state.open().next().is_none() && state.running() == 0;
-    if nothing_moves && !state.stuck() {
+    for ix in state.fresh().take(room) {
+        decision.append(start_of(state, CourseId::undo(ix)));
+    }
+    if state.nothing_moves() && !state.stuck() {
         decision.append(Event::Stuck { steps: state.failed_undos() });
     }
 }

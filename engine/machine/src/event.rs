@@ -382,7 +382,9 @@ impl Journaled {
                     }
                     StepEvent::Checkpointed { value } => ("checkpointed", Some(value.clone())),
                     StepEvent::Progressed { percent, note } => {
-                        ("progressed", body(&ProgressBody { percent: *percent, note: note.clone() }))
+                        // JSON has no NaN: it would be written as null, and the journal could not be read again.
+                        let percent = if percent.is_finite() { percent.clamp(0.0, 100.0) } else { 0.0 };
+                        ("progressed", body(&ProgressBody { percent, note: note.clone() }))
                     }
                     StepEvent::Succeeded { output } => ("succeeded", Some(output.clone())),
                     StepEvent::Failed { error, retry_at } => {

@@ -42,11 +42,11 @@ fn next_attempt(state: &State, id: CourseId, error: &ActivityError, now: Time) -
     let key = idempotency_key(state.run(), &step.name, id.direction, course.generation);
     let delay = delay(&work.retry, failures, key.as_u64_pair().0);
     let delay = error.retry_after.map_or(delay, |asked| delay.max(asked));
-    let at = now + delay.delta();
+    let at = delay.after(now);
     let too_late = work
         .retry
         .elapsed
-        .is_some_and(|most| course.first_started.is_some_and(|first| at > first + most.delta()));
+        .is_some_and(|most| course.first_started.is_some_and(|first| at > most.after(first)));
     (!too_late).then_some(at)
 }
 
@@ -54,14 +54,16 @@ fn next_attempt(state: &State, id: CourseId, error: &ActivityError, now: Time) -
 /// that failed together do not come back together.
 pub(crate) fn delay(retry: &Retry, failures: u32, salt: u64) -> Span {
     let steps = failures.saturating_sub(1).min(1_000) as i32;
-    let grown = retry.first.0.as_secs_f64() * retry.factor.powi(steps);
-    let capped = grown.min(retry.ceiling.0.as_secs_f64());
+    // A first delay of zero stays zero: infinity times zero would be no number.
+    let grown = retry.first.0.as_secs_f64() * retry.factor.powi(steps).min(f64::MAX);
+    let ceiling = retry.ceiling.0.as_secs_f64();
+    let capped = grown.min(ceiling);
     let mut bits = salt ^ u64::from(failures).wrapping_mul(0x9e37_79b9_7f4a_7c15);
     bits = (bits ^ (bits >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     bits = (bits ^ (bits >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
     let unit = ((bits ^ (bits >> 31)) >> 11) as f64 / (1u64 << 53) as f64;
     let jittered = capped * (1.0 + retry.jitter * (2.0 * unit - 1.0));
-    Span(Duration::try_from_secs_f64(jittered).unwrap_or(retry.ceiling.0))
+    Span(Duration::try_from_secs_f64(jittered.min(ceiling)).unwrap_or(retry.ceiling.0))
 }
 
 /// Decides what a probe's answer means. `asked_at` is when the question was put: the effect may have landed
@@ -79,7 +81,7 @@ pub fn judge_probe(
     let CourseAt::InDoubt { since, unknowns, .. } = state.course(CourseId::forward(step)).at else {
         return Vec::new();
     };
-    let quiet_at = since + effect.longest_delay.delta();
+    let quiet_at = effect.longest_delay.after(since);
     let settled = |answer| StepEvent::Probed { answer, ask_again_at: None };
     let again = |answer, at| StepEvent::Probed { answer, ask_again_at: Some(at) };
     match (answer, output) {
@@ -99,7 +101,7 @@ pub fn judge_probe(
             if unknowns + 1 < UNKNOWNS {
                 let retry = &plan.step(step).forward.retry;
                 let delay = delay(retry, unknowns + 1, state.run().0.as_u64_pair().1);
-                vec![again(answer, now + delay.delta())]
+                vec![again(answer, delay.after(now))]
             } else {
                 vec![settled(answer)]
             }

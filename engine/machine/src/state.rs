@@ -17,10 +17,11 @@ use std::sync::Arc;
 use crate::Time;
 use crate::event::{
     ActivityError, Answer, Applied, CourseId, Direction, Event, Journaled, Outcome, StepEvent,
+    idempotency_key,
 };
 use crate::json::Json;
 use crate::names::{ClaimNo, RunId, Seq, StepIx};
-use crate::plan::{OnFailure, Plan};
+use crate::plan::{Effect, OnFailure, Plan};
 
 /// Everything that follows from a run's journal.
 #[derive(Clone, Debug)]
@@ -35,8 +36,10 @@ pub struct State {
     stuck: bool,
     rolled_back_since: Option<Time>,
     steps: Vec<StepState>,
-    /// The steps that a decision may be due for. Derived from `steps`, kept so that a decision in a run of ten
-    /// thousand steps looks at three.
+    /// The steps that need nothing but a free hand: a first attempt of them, or of their undo, may start. This and
+    /// `open` are derived from `steps`, and kept so that a decision in a run of ten thousand steps looks at three.
+    fresh: BTreeSet<StepIx>,
+    /// The other steps that a decision may be due for.
     open: BTreeSet<StepIx>,
     /// Steps that are not settled, in the direction the run goes.
     unsettled: usize,
@@ -81,15 +84,23 @@ pub enum Status {
 #[derive(Clone, Debug)]
 struct StepState {
     forward: Course,
-    undo: Course,
+    /// Most steps are never undone.
+    undo: Option<Box<Course>>,
     /// Forward: how many of the steps it comes after are not settled yet. Rolling back: how many of the steps
     /// that come after it are not undone yet.
     blockers: u32,
     settled: bool,
 }
 
+impl StepState {
+    fn undo(&self) -> &Course {
+        static UNTOUCHED: Course = Course::new();
+        self.undo.as_deref().unwrap_or(&UNTOUCHED)
+    }
+}
+
 /// One half of a step.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Course {
     /// Which beginning this is.
     pub generation: u32,
@@ -193,7 +204,7 @@ impl State {
             .steps()
             .map(|(_, step)| StepState {
                 forward: Course::new(),
-                undo: Course::new(),
+                undo: None,
                 blockers: step.after.len() as u32,
                 settled: false,
             })
@@ -210,6 +221,7 @@ impl State {
             stuck: false,
             rolled_back_since: None,
             steps,
+            fresh: BTreeSet::new(),
             open: BTreeSet::new(),
             unsettled,
             running: 0,
@@ -249,6 +261,9 @@ impl State {
         if self.at.is_some_and(|at| journaled.at < at) {
             return Err(illegal("it is older than the event before it".into()));
         }
+        if self.quarantined && !is_fact(&journaled.event) {
+            return Err(illegal("the run is left alone".into()));
+        }
         let at = journaled.at;
         match &journaled.event {
             Event::Submitted => {
@@ -257,7 +272,7 @@ impl State {
                 }
                 for (ix, step) in Arc::clone(&self.plan).steps() {
                     if step.after.is_empty() {
-                        self.open.insert(ix);
+                        self.fresh.insert(ix);
                     }
                 }
             }
@@ -281,6 +296,9 @@ impl State {
                 if self.phase != Phase::RollingBack || self.stuck {
                     return Err(illegal("only a run that is rolling back gets stuck, once".into()));
                 }
+                if !self.nothing_moves() {
+                    return Err(illegal("something can move yet".into()));
+                }
                 self.stuck = true;
             }
             Event::Quarantined { .. } => self.quarantined = true,
@@ -296,6 +314,7 @@ impl State {
                     )));
                 }
                 self.phase = Phase::Over(*outcome);
+                self.fresh.clear();
                 self.open.clear();
             }
         }
@@ -319,9 +338,15 @@ impl State {
         if id.direction == Direction::Undo && declared.undo.is_none() {
             return Err("the step has no undo".into());
         }
-        let blockers = self.step(id.step).blockers;
-        let forward_runs = self.step(id.step).forward.at == CourseAt::Running;
-        let may_be_applied = self.step(id.step).forward.may_be_applied;
+        let step = self.step(id.step);
+        // Others have gone on from it: it cannot become unsettled again.
+        if id.direction == Direction::Forward && phase == Phase::Forward && step.settled {
+            return Err("the step is settled".into());
+        }
+        let blockers = step.blockers;
+        let forward_runs = step.forward.at == CourseAt::Running;
+        let may_be_applied = step.forward.may_be_applied;
+        let run = self.run;
         let course = self.course_mut(id);
         let begins_anew = matches!(what, StepEvent::Retried);
         if generation != course.generation + u32::from(begins_anew) {
@@ -333,7 +358,7 @@ impl State {
         }
         use CourseAt::{BackingOff, Failed, Held, InDoubt, Running, Succeeded, Untouched};
         match (&mut course.at, what) {
-            (Untouched | BackingOff { .. } | InDoubt { .. }, StepEvent::Started { input, .. }) => {
+            (from @ (Untouched | BackingOff { .. } | InDoubt { .. }), StepEvent::Started { key, input }) => {
                 let may_start = match id.direction {
                     Direction::Forward => phase == Phase::Forward && blockers == 0,
                     Direction::Undo => {
@@ -342,6 +367,15 @@ impl State {
                 };
                 if !may_start {
                     return Err("it may not start now".into());
+                }
+                if let InDoubt { settled, .. } = from
+                    && id.direction == Direction::Forward
+                    && !may_repeat(declared.effect, settled.as_ref())
+                {
+                    return Err("an attempt is in doubt, and nothing says that another may start".into());
+                }
+                if *key != idempotency_key(run, &declared.name, id.direction, generation) {
+                    return Err("its idempotency key is not that of its generation".into());
                 }
                 if input.is_some() != (course.attempts == 0) {
                     return Err("the first attempt of a generation carries the input, and only that".into());
@@ -381,22 +415,26 @@ impl State {
                 };
                 self.running -= usize::from(ran);
             }
-            (InDoubt { not_before, unknowns, settled, .. }, StepEvent::Probed { answer, ask_again_at }) => {
+            // An undo in doubt is done again, whatever there is.
+            (InDoubt { not_before, unknowns, settled, .. }, StepEvent::Probed { answer, ask_again_at })
+                if id.direction == Direction::Forward =>
+            {
                 *not_before = *ask_again_at;
-                if matches!(answer, Answer::Unknown { .. }) {
-                    *unknowns += 1;
-                }
+                *unknowns = if matches!(answer, Answer::Unknown { .. }) { *unknowns + 1 } else { 0 };
                 // "Present" settles it by the result that follows; without one the question is put again.
                 if ask_again_at.is_none() && *answer != Answer::Present {
                     *settled = Some(answer.clone());
                 }
             }
             (Failed { .. } | InDoubt { .. }, StepEvent::Held { why })
-                if id.direction == Direction::Forward =>
+                if id.direction == Direction::Forward && phase == Phase::Forward =>
             {
                 course.at = Held { why: why.clone() };
             }
-            (Failed { .. } | Held { .. } | BackingOff { .. }, StepEvent::Retried) => {
+            // A rollback begins no step anew.
+            (Failed { .. } | Held { .. } | BackingOff { .. }, StepEvent::Retried)
+                if id.direction == Direction::Undo || phase == Phase::Forward =>
+            {
                 let may_be_applied = course.may_be_applied;
                 let doubtful_since = course.doubtful_since;
                 *course = Course { generation, may_be_applied, doubtful_since, ..Course::new() };
@@ -412,8 +450,8 @@ impl State {
     fn doubt_all(&mut self, at: Time) {
         for n in 0..self.steps.len() {
             let ix = StepIx(n as u32);
-            for id in [CourseId::forward(ix), CourseId::undo(ix)] {
-                let course = self.course_mut(id);
+            let step = self.step_mut(ix);
+            for course in std::iter::once(&mut step.forward).chain(step.undo.as_deref_mut()) {
                 if course.at == CourseAt::Running {
                     course.at = CourseAt::InDoubt { since: at, not_before: None, unknowns: 0, settled: None };
                     course.may_be_applied = true;
@@ -431,6 +469,7 @@ impl State {
         self.phase = Phase::RollingBack;
         self.rolled_back_since = Some(at);
         self.unsettled = self.steps.len();
+        self.fresh.clear();
         self.open.clear();
         for (ix, step) in plan.steps() {
             let state = self.step_mut(ix);
@@ -467,30 +506,38 @@ impl State {
                         && state.forward.at != CourseAt::Running
                         && (!state.forward.may_be_applied
                             || declared.undo.is_none()
-                            || matches!(state.undo.at, CourseAt::Succeeded { .. }))
+                            || matches!(state.undo().at, CourseAt::Succeeded { .. }))
                 }
                 Phase::Over(_) => state.settled,
             };
             let newly = settled && !state.settled;
             state.settled = settled;
+            let (free, forward, undo) = (state.blockers == 0, &state.forward, state.undo());
             let waits = match phase {
-                Phase::Forward => {
-                    state.blockers == 0
-                        && !matches!(state.forward.at, CourseAt::Running | CourseAt::Held { .. })
-                }
+                _ if settled => WaitsFor::Nothing,
+                Phase::Forward => match &forward.at {
+                    CourseAt::Running | CourseAt::Held { .. } => WaitsFor::Nothing,
+                    _ if !free => WaitsFor::Nothing,
+                    CourseAt::Untouched => WaitsFor::AHand,
+                    _ => WaitsFor::ADecision,
+                },
                 // A call in flight is asked to stop, and abandoned in the end.
-                Phase::RollingBack => {
-                    state.forward.at == CourseAt::Running
-                        || (state.blockers == 0
-                            && !matches!(state.undo.at, CourseAt::Running | CourseAt::Failed { .. }))
-                }
-                Phase::Over(_) => false,
+                Phase::RollingBack if forward.at == CourseAt::Running => WaitsFor::ADecision,
+                Phase::RollingBack => match &undo.at {
+                    CourseAt::Running | CourseAt::Failed { .. } => WaitsFor::Nothing,
+                    _ if !free => WaitsFor::Nothing,
+                    CourseAt::Untouched if forward.doubtful_since.is_none() => WaitsFor::AHand,
+                    _ => WaitsFor::ADecision,
+                },
+                Phase::Over(_) => WaitsFor::Nothing,
             };
-            if waits && !settled {
-                self.open.insert(ix);
-            } else {
-                self.open.remove(&ix);
-            }
+            self.fresh.remove(&ix);
+            self.open.remove(&ix);
+            match waits {
+                WaitsFor::AHand => self.fresh.insert(ix),
+                WaitsFor::ADecision => self.open.insert(ix),
+                WaitsFor::Nothing => false,
+            };
             if newly {
                 self.unsettled -= 1;
                 let waiting = if phase == Phase::Forward { &declared.before } else { &declared.after };
@@ -525,7 +572,7 @@ impl State {
         let step = self.step_mut(id.step);
         match id.direction {
             Direction::Forward => &mut step.forward,
-            Direction::Undo => &mut step.undo,
+            Direction::Undo => step.undo.get_or_insert_with(|| Box::new(Course::new())),
         }
     }
 
@@ -534,7 +581,7 @@ impl State {
         let step = self.step(id.step);
         match id.direction {
             Direction::Forward => &step.forward,
-            Direction::Undo => &step.undo,
+            Direction::Undo => step.undo(),
         }
     }
 
@@ -581,8 +628,17 @@ impl State {
         self.rolled_back_since
     }
 
+    pub(crate) fn fresh(&self) -> impl Iterator<Item = StepIx> {
+        self.fresh.iter().copied()
+    }
+
     pub(crate) fn open(&self) -> impl Iterator<Item = StepIx> {
         self.open.iter().copied()
+    }
+
+    /// No attempt is in flight and none is due: only an operator, or the end, can follow.
+    pub(crate) fn nothing_moves(&self) -> bool {
+        self.running == 0 && self.fresh.is_empty() && self.open.is_empty() && self.unsettled > 0
     }
 
     pub(crate) fn all_settled(&self) -> bool {
@@ -601,7 +657,7 @@ impl State {
 
     /// The steps whose undo failed for good.
     pub fn failed_undos(&self) -> Vec<String> {
-        let failed = |(ix, _): &(StepIx, _)| matches!(self.step(*ix).undo.at, CourseAt::Failed { .. });
+        let failed = |(ix, _): &(StepIx, _)| matches!(self.step(*ix).undo().at, CourseAt::Failed { .. });
         self.plan.steps().filter(failed).map(|(_, step)| step.name.to_string()).collect()
     }
 
@@ -613,9 +669,41 @@ impl State {
             _ if self.quarantined => Status::Quarantined,
             Phase::RollingBack if self.stuck => Status::Stuck,
             Phase::RollingBack => Status::RollingBack,
-            Phase::Forward if self.running == 0 && self.open.is_empty() && self.unsettled > 0 => Status::Held,
+            Phase::Forward if self.seq <= 1 && self.claim == 0 => Status::Pending,
+            Phase::Forward if self.nothing_moves() => Status::Held,
             Phase::Forward => Status::Running,
         }
+    }
+}
+
+/// What a step still waits for.
+enum WaitsFor {
+    Nothing,
+    /// Only for somebody to start it.
+    AHand,
+    ADecision,
+}
+
+/// What may be written of a run that is left alone: who has it, and how calls in flight ended.
+fn is_fact(event: &Event) -> bool {
+    use StepEvent::{Checkpointed, Failed, Probed, Progressed, Succeeded};
+    match event {
+        Event::Claimed { .. } | Event::Quarantined { .. } => true,
+        Event::Step { what, .. } => matches!(
+            what,
+            Checkpointed { .. } | Progressed { .. } | Succeeded { .. } | Failed { .. } | Probed { .. }
+        ),
+        _ => false,
+    }
+}
+
+/// Whether a step whose last attempt is in doubt may have another one.
+fn may_repeat(effect: Effect, settled: Option<&Answer>) -> bool {
+    match settled {
+        _ if effect.at_most_once => false,
+        Some(Answer::Absent | Answer::Partial) => true,
+        Some(_) => false,
+        None => !effect.probed,
     }
 }
 

@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 
 use serde_json::Value;
 
-use crate::json::{Json, escape};
+use super::limits;
+use crate::json::{Go, Json, walk};
 use crate::names::StepIx;
 
 /// The one reserved key of an input.
@@ -85,31 +86,27 @@ pub(crate) struct Written {
     pub text: Result<String, String>,
 }
 
-/// Every binding of an input, and every misuse of the reserved key.
+/// Every binding of an input, and every misuse of the reserved key. If there are too many, that is all there is
+/// to say.
 pub(crate) fn find(input: &Value) -> Vec<Written> {
     let mut found = Vec::new();
-    let mut todo = vec![(input, String::new())];
-    while let Some((value, at)) = todo.pop() {
-        match value {
-            Value::Array(items) => {
-                todo.extend(items.iter().enumerate().map(|(n, item)| (item, format!("{at}/{n}"))));
-            }
-            Value::Object(map) => match map.get(OUTPUT) {
-                Some(Value::String(text)) if map.len() == 1 => {
-                    found.push(Written { at, text: Ok(text.clone()) })
-                }
-                Some(_) => {
-                    let wrong = format!(
-                        "\"{OUTPUT}\" stands alone in its object, with a text such as \"step/field\""
-                    );
-                    found.push(Written { at, text: Err(wrong) });
-                }
-                None => todo.extend(map.iter().map(|(key, item)| (item, format!("{at}/{}", escape(key))))),
-            },
-            _ => {}
+    walk(input, |path, value| {
+        let Some((map, reserved)) = value.as_object().and_then(|map| Some((map, map.get(OUTPUT)?))) else {
+            return Go::In;
+        };
+        let at = path.pointer();
+        if found.len() == limits::BINDINGS {
+            let wrong = format!("there are too many bindings; an input has at most {}", limits::BINDINGS);
+            found = vec![Written { at, text: Err(wrong) }];
+            return Go::Stop;
         }
-    }
-    found.reverse();
+        let text = match reserved {
+            Value::String(text) if map.len() == 1 => Ok(text.clone()),
+            _ => Err(format!("\"{OUTPUT}\" stands alone in its object, with a text such as \"step/field\"")),
+        };
+        found.push(Written { at, text });
+        Go::Past
+    });
     found
 }
 

@@ -1,14 +1,22 @@
 //! The one validation of plans, for the builder and for JSON alike. It finds all problems, not the first.
+//!
+//! ```text
+//!   check   seal -> limits -> form -> link -> against the catalog -> fix
+//!   reload                           link ------------------------> fix
+//! ```
+//!
+//! A stored plan is only linked again: what a later release thinks of names, limits or activities must not stop
+//! a run that is under way.
 
 use std::collections::{BTreeSet, HashMap};
-use std::fmt;
 use std::sync::Arc;
 
-use serde::{Deserialize, Serialize};
-use serde_json::Value;
+use serde::Deserialize;
+use serde_json::value::RawValue;
 use sha2::{Digest, Sha256};
 
 use super::binding::{self, Bound, Source, Template};
+use super::problem::{CheckError, Problems, Rule, clipped, listed, tamed};
 use super::schema::Shape;
 use super::spec::{OnFailure, PlanSpec, Retry, Span, StepSpec};
 use super::{Catalog, Plan, Step, Work, graph, limits};
@@ -22,13 +30,34 @@ const DEFAULT_SETTLE: Span = Span::secs(60);
 
 impl Plan {
     /// Checks a plan against the activities there are, and fixes it. All problems are named at once.
-    pub fn check(spec: PlanSpec, catalog: &dyn Catalog) -> Result<Arc<Plan>, CheckError> {
+    pub fn check(mut spec: PlanSpec, catalog: &dyn Catalog) -> Result<Arc<Plan>, CheckError> {
         let mut problems = Problems::default();
-        let spec = seal(spec, catalog, &mut problems);
-        let plan = build(spec, &mut problems);
-        if let Some(plan) = &plan {
-            against_catalog(plan, catalog, &mut problems);
+        if !within_limits(&spec, &mut problems) {
+            return problems.into_result(None);
         }
+        seal(&mut spec, catalog, &mut problems);
+        if !form(&spec, &mut problems) {
+            return problems.into_result(None);
+        }
+        let linked = link(&spec, Trust::Nothing, &mut problems);
+        against_catalog(&linked, catalog, &mut problems);
+        if problems.any() {
+            return problems.into_result(None);
+        }
+        let text = serde_json::to_value(&spec).map(|value| canonical(&value));
+        let plan = match text {
+            Ok(text) if text.len() > limits::BYTES => {
+                let message =
+                    format!("the plan has {} bytes; at most {} are taken", text.len(), limits::BYTES);
+                problems.add(None, Rule::Limit, message);
+                None
+            }
+            Ok(text) => Some(fix(spec, linked, &text)),
+            Err(error) => {
+                problems.add(None, Rule::Form, format!("the plan cannot be written as JSON: {error}"));
+                None
+            }
+        };
         problems.into_result(plan)
     }
 
@@ -36,39 +65,53 @@ impl Plan {
     pub fn check_json(text: &str, catalog: &dyn Catalog) -> Result<Arc<Plan>, CheckError> {
         if text.len() > limits::BYTES {
             let message = format!("the plan has {} bytes; at most {} are taken", text.len(), limits::BYTES);
-            return Err(CheckError::one(None, Rule::Limit, message));
+            return Err(CheckError::one(Rule::Limit, message));
         }
         match serde_json::from_str(text) {
             Ok(spec) => Self::check(spec, catalog),
-            Err(error) => Err(CheckError::one(None, Rule::Form, format!("this is not a plan: {error}"))),
+            Err(error) => {
+                let place = format!(" at line {} column {}", error.line(), error.column());
+                let wrong = error.to_string();
+                let wrong = tamed(wrong.strip_suffix(&place).unwrap_or(&wrong));
+                Err(CheckError::one(Rule::Form, format!("this is not a plan: {wrong}{place}")))
+            }
         }
     }
 }
 
 /// What a run's first event holds.
 #[derive(Deserialize)]
-struct Submitted {
+struct Submitted<'a> {
     hash: String,
-    plan: PlanSpec,
+    #[serde(borrow)]
+    plan: &'a RawValue,
 }
 
 pub(super) fn reload(body: &Json) -> Result<Arc<Plan>, CheckError> {
-    let stored: Submitted = body.read().map_err(|error| {
-        CheckError::one(None, Rule::Form, format!("the stored plan cannot be read: {error}"))
-    })?;
-    let mut problems = Problems::default();
-    let plan = build(stored.plan, &mut problems);
-    let plan = problems.into_result(plan)?;
-    if plan.hash != stored.hash {
-        let message =
-            format!("the stored plan has the hash {}, but {} was submitted", plan.hash, stored.hash);
-        return Err(CheckError::one(None, Rule::Form, message));
+    let unreadable = |error| CheckError::one(Rule::Form, format!("the stored plan cannot be read: {error}"));
+    let stored: Submitted<'_> = body.read().map_err(unreadable)?;
+    // The hash is over the text, so it holds whatever this release would write; the text itself may have been
+    // through a database that sets blanks and keys its own way.
+    let mut text = stored.plan.get().to_owned();
+    if hash(&text) != stored.hash {
+        text = canonical(&serde_json::from_str(&text).map_err(unreadable)?);
     }
-    Ok(plan)
+    let found = hash(&text);
+    if found != stored.hash {
+        let message = format!("the stored plan has the hash {found}, but {} was submitted", stored.hash);
+        return Err(CheckError::one(Rule::Form, message));
+    }
+    let spec: PlanSpec = serde_json::from_str(&text).map_err(unreadable)?;
+    let mut problems = Problems::default();
+    let linked = link(&spec, Trust::Order, &mut problems);
+    if problems.any() {
+        return problems.into_result(None);
+    }
+    Ok(Arc::new(fix(spec, linked, &text)))
 }
 
 /// Writes into the plan what a later release could decide otherwise.
-fn seal(mut spec: PlanSpec, catalog: &dyn Catalog, problems: &mut Problems) -> PlanSpec {
+fn seal(spec: &mut PlanSpec, catalog: &dyn Catalog, problems: &mut Problems) {
     spec.retry.get_or_insert_default();
     spec.undo_retry.get_or_insert_with(Retry::of_undos);
     spec.timeout.get_or_insert(DEFAULT_TIMEOUT);
@@ -89,61 +132,194 @@ fn seal(mut spec: PlanSpec, catalog: &dyn Catalog, problems: &mut Problems) -> P
                 format!("says that its target refuses duplicates; the activity {} does not", activity.name);
             problems.add(Some(&step.name), Rule::Effect, message);
         }
+        // A plan can be more careful than the activity, never less.
         effect.at_most_once |= known.at_most_once;
+        effect.longest_delay = effect.longest_delay.max(known.longest_delay);
     }
-    spec
 }
 
-/// Everything about a plan that can be known without the activities: names, limits, edges, order, bindings.
-fn build(spec: PlanSpec, problems: &mut Problems) -> Option<Plan> {
-    named(&spec.workflow, "the workflow", None, problems);
-    titled(spec.title.as_deref(), None, problems);
-    for retry in [&spec.retry, &spec.undo_retry].into_iter().flatten() {
-        patience(retry, None, problems);
-    }
+/// Whether the plan is small enough to look at.
+fn within_limits(spec: &PlanSpec, problems: &mut Problems) -> bool {
     if spec.steps.is_empty() {
         problems.add(None, Rule::Limit, "a plan has at least one step".into());
     }
     if spec.steps.len() > limits::STEPS {
         let message = format!("the plan has {} steps; at most {} are taken", spec.steps.len(), limits::STEPS);
         problems.add(None, Rule::Limit, message);
-        return None;
+        return false;
     }
     let edges: usize = spec.steps.iter().map(|step| step.after.len()).sum();
     if edges > limits::EDGES {
         let message = format!("the plan has {edges} dependencies; at most {} are taken", limits::EDGES);
         problems.add(None, Rule::Limit, message);
-        return None;
+        return false;
     }
+    true
+}
 
+/// What can be said of the plan and of each step without looking at the others. False: some input is too large or
+/// too deep to look further.
+fn form(spec: &PlanSpec, problems: &mut Problems) -> bool {
+    named(&spec.workflow, "the workflow", None, problems);
+    titled(spec.title.as_deref(), "the title", None, problems);
+    for retry in [&spec.retry, &spec.undo_retry].into_iter().flatten() {
+        patience(retry, None, problems);
+    }
+    if spec.timeout.is_some_and(|timeout| timeout.0.is_zero()) {
+        problems.add(None, Rule::Patience, NO_TIME.into());
+    }
+    let mut fit = true;
+    for step in &spec.steps {
+        fit &= form_of_step(step, problems);
+    }
+    fit
+}
+
+const NO_TIME: &str = "has a timeout of zero: no attempt could ever end well";
+
+fn form_of_step(step: &StepSpec, problems: &mut Problems) -> bool {
+    let name = Some(step.name.as_str());
+    named(&step.name, "the step", name, problems);
+    titled(step.title.as_deref(), "the title", name, problems);
+    match (&step.undo, &step.nothing_to_undo) {
+        (None, None) => problems.add(
+            name,
+            Rule::Undo,
+            "names no undo; give \"undo\", or say in \"nothing_to_undo\" why nothing has to be undone".into(),
+        ),
+        (Some(_), Some(_)) => {
+            problems.add(
+                name,
+                Rule::Undo,
+                "has both an \"undo\" and a reason for \"nothing_to_undo\"".into(),
+            );
+        }
+        (None, Some(reason)) if reason.trim().is_empty() => {
+            problems.add(name, Rule::Undo, "gives an empty reason for \"nothing_to_undo\"".into());
+        }
+        (None, Some(reason)) => titled(Some(reason), "the reason", name, problems),
+        (Some(_), None) => {}
+    }
+    let mut fit = true;
+    let inputs = std::iter::once(("input", &step.input))
+        .chain(step.undo.as_ref().map(|undo| ("undo input", &undo.input)));
+    for (what, input) in inputs {
+        if let Some((at, wrong)) = unfit(input, limits::DEPTH) {
+            problems.add(name, Rule::Limit, format!("its {what} at \"{}\" {wrong}", clipped(&at)));
+            fit = false;
+            continue;
+        }
+        let bytes = Json::of(input).as_str().len();
+        if bytes > limits::INPUT_BYTES {
+            let message = format!("its {what} has {bytes} bytes; at most {} are taken", limits::INPUT_BYTES);
+            problems.add(name, Rule::Limit, message);
+            fit = false;
+        }
+    }
+    for retry in
+        [step.retry.as_ref(), step.undo.as_ref().and_then(|undo| undo.retry.as_ref())].into_iter().flatten()
+    {
+        patience(retry, name, problems);
+    }
+    for timeout in [step.timeout, step.undo.as_ref().and_then(|undo| undo.timeout)].into_iter().flatten() {
+        if timeout.0.is_zero() {
+            problems.add(name, Rule::Patience, NO_TIME.into());
+        }
+    }
+    fit
+}
+
+fn named(text: &str, what: &str, step: Option<&str>, problems: &mut Problems) {
+    let good = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+    let starts = text.starts_with(|c: char| c.is_ascii_alphanumeric());
+    if !starts || text.len() > limits::NAME || !text.chars().all(good) {
+        let message = format!(
+            "{what} has the name \"{}\"; a name starts with a letter or a digit, goes on with letters, digits, '-', '_' or '.', and has at most {} characters",
+            clipped(text),
+            limits::NAME
+        );
+        problems.add(step, Rule::Name, message);
+    }
+}
+
+fn titled(text: Option<&str>, what: &str, step: Option<&str>, problems: &mut Problems) {
+    let Some(text) = text else { return };
+    // Bidirectional marks and line breaks would let a title pretend to be something else on a screen.
+    let hostile = |c: char| {
+        c.is_control()
+            || matches!(c, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{2028}' | '\u{2029}')
+    };
+    if text.chars().any(hostile) {
+        problems.add(step, Rule::Name, format!("{what} \"{}\" has control characters", clipped(text)));
+    }
+    if text.chars().count() > limits::TITLE {
+        problems.add(
+            step,
+            Rule::Limit,
+            format!("{what} \"{}\" has more than {} characters", clipped(text), limits::TITLE),
+        );
+    }
+}
+
+fn patience(retry: &Retry, step: Option<&str>, problems: &mut Problems) {
+    let mut wrong = |message: &str| problems.add(step, Rule::Patience, format!("its retry {message}"));
+    if !retry.factor.is_finite() || retry.factor < 1.0 || retry.factor > 100.0 {
+        wrong("has a factor outside 1 to 100");
+    }
+    if !retry.jitter.is_finite() || !(0.0..=1.0).contains(&retry.jitter) {
+        wrong("has a jitter outside 0 to 1");
+    }
+    if retry.ceiling < retry.first {
+        wrong("has a ceiling below its first delay");
+    }
+    match (retry.attempts, retry.elapsed) {
+        (None, None) => wrong("never ends; give \"attempts\", \"elapsed\" or both"),
+        (Some(0), _) => wrong("allows no attempt at all; 1 means: try once and never again"),
+        _ => {}
+    }
+}
+
+/// A plan whose names, edges and bindings point at steps.
+struct Linked {
+    steps: Vec<Step>,
+    by_name: HashMap<StepName, StepIx>,
+    order: Vec<StepIx>,
+}
+
+/// What need not be looked at again.
+#[derive(Clone, Copy, PartialEq)]
+enum Trust {
+    Nothing,
+    /// Bindings read steps that come before: the hash says that it was checked.
+    Order,
+}
+
+/// Everything about how steps hang together. What it finds wrong it leaves out, so that the rest can be looked at.
+fn link(spec: &PlanSpec, trust: Trust, problems: &mut Problems) -> Linked {
     let mut by_name = HashMap::with_capacity(spec.steps.len());
     for (n, step) in spec.steps.iter().enumerate() {
-        form(step, problems);
-        if by_name.insert(step.name.as_str().into(), StepIx(n as u32)).is_some() {
+        if by_name.insert(StepName::from(step.name.as_str()), StepIx(n as u32)).is_some() {
             problems.add(Some(&step.name), Rule::Name, "is the name of more than one step".into());
         }
     }
-    let after = dependencies(&spec, &by_name, problems);
-    let order = match graph::order(&after) {
-        Ok(order) => order,
+    let after = dependencies(spec, &by_name, problems);
+    let (order, in_order) = match graph::order(&after) {
+        Ok(order) => (order, true),
         Err(cycle) => {
             let names: Vec<_> =
                 cycle.iter().filter_map(|ix| spec.steps.get(ix.index())).map(|s| s.name.as_str()).collect();
-            let message = format!("the steps wait for each other in a circle: {}", shortened(&names));
+            let message = format!("the steps wait for each other in a circle: {}", listed(&names, " -> "));
             problems.add(names.first().copied(), Rule::Cycle, message);
-            return None;
+            (Vec::new(), false)
         }
     };
-    // What follows would only repeat what is wrong with names and edges.
-    if problems.any() {
-        return None;
-    }
+    let reach = (in_order && trust == Trust::Nothing).then(|| graph::Reach::new(&after, &order));
 
-    let reach = graph::Reach::new(&after, &order);
     let before = graph::turned(&after);
     let mut steps = Vec::with_capacity(spec.steps.len());
     for (n, (step, (after, before))) in spec.steps.iter().zip(after.into_iter().zip(before)).enumerate() {
-        let bind = Bindings { by_name: &by_name, reach: &reach, step: StepIx(n as u32), name: &step.name };
+        let bind =
+            Bindings { by_name: &by_name, reach: reach.as_ref(), step: StepIx(n as u32), name: &step.name };
         let retry = step.retry.or(spec.retry).unwrap_or_default();
         let timeout = step.timeout.or(spec.timeout).unwrap_or(DEFAULT_TIMEOUT);
         let forward = Work {
@@ -169,140 +345,7 @@ fn build(spec: PlanSpec, problems: &mut Problems) -> Option<Plan> {
             before,
         });
     }
-
-    let value = match serde_json::to_value(&spec) {
-        Ok(value) => value,
-        Err(error) => {
-            problems.add(None, Rule::Form, format!("the plan cannot be written as JSON: {error}"));
-            return None;
-        }
-    };
-    let text = canonical(&value);
-    if text.len() > limits::BYTES {
-        let message = format!("the plan has {} bytes; at most {} are taken", text.len(), limits::BYTES);
-        problems.add(None, Rule::Limit, message);
-    }
-    let hash: String = Sha256::digest(text.as_bytes()).iter().map(|byte| format!("{byte:02x}")).collect();
-    let submitted = Json::trusted(format!("{{\"hash\":\"{hash}\",\"plan\":{text}}}").into());
-    let activities: BTreeSet<String> = steps
-        .iter()
-        .flat_map(|step| std::iter::once(&step.forward).chain(&step.undo))
-        .map(|work| work.activity.clone())
-        .collect();
-    Some(Plan {
-        spec,
-        steps,
-        by_name,
-        order,
-        hash,
-        text: Json::trusted(text.into()),
-        submitted,
-        activities: activities.into_iter().collect(),
-    })
-}
-
-/// What can be said of one step without looking at the others.
-fn form(step: &StepSpec, problems: &mut Problems) {
-    let name = Some(step.name.as_str());
-    named(&step.name, "the step", name, problems);
-    titled(step.title.as_deref(), name, problems);
-    match (&step.undo, &step.nothing_to_undo) {
-        (None, None) => problems.add(
-            name,
-            Rule::Undo,
-            "names no undo; give \"undo\", or say in \"nothing_to_undo\" why nothing has to be undone".into(),
-        ),
-        (Some(_), Some(_)) => {
-            problems.add(
-                name,
-                Rule::Undo,
-                "has both an \"undo\" and a reason for \"nothing_to_undo\"".into(),
-            );
-        }
-        (None, Some(reason)) if reason.trim().is_empty() => {
-            problems.add(name, Rule::Undo, "gives an empty reason for \"nothing_to_undo\"".into());
-        }
-        (None, Some(reason)) => titled(Some(reason), name, problems),
-        (Some(_), None) => {}
-    }
-    let inputs = std::iter::once(("input", &step.input))
-        .chain(step.undo.as_ref().map(|undo| ("undo input", &undo.input)));
-    for (what, input) in inputs {
-        if let Some((at, wrong)) = unfit(input, limits::DEPTH) {
-            problems.add(name, Rule::Limit, format!("its {what} at \"{}\" {wrong}", clipped(&at)));
-        } else {
-            let bytes = Json::of(input).as_str().len();
-            if bytes > limits::INPUT_BYTES {
-                let message =
-                    format!("its {what} has {bytes} bytes; at most {} are taken", limits::INPUT_BYTES);
-                problems.add(name, Rule::Limit, message);
-            }
-        }
-    }
-    for retry in
-        [step.retry.as_ref(), step.undo.as_ref().and_then(|undo| undo.retry.as_ref())].into_iter().flatten()
-    {
-        patience(retry, name, problems);
-    }
-    for timeout in [step.timeout, step.undo.as_ref().and_then(|undo| undo.timeout)].into_iter().flatten() {
-        if timeout.0.is_zero() {
-            problems.add(
-                name,
-                Rule::Patience,
-                "has a timeout of zero: no attempt could ever end well".into(),
-            );
-        }
-    }
-}
-
-fn named(text: &str, what: &str, step: Option<&str>, problems: &mut Problems) {
-    let good = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
-    let starts = text.starts_with(|c: char| c.is_ascii_alphanumeric());
-    if !starts || !text.chars().all(good) || text.len() > limits::NAME {
-        let message = format!(
-            "{what} has the name \"{}\"; a name starts with a letter or a digit, goes on with letters, digits, '-', '_' or '.', and has at most {} characters",
-            clipped(text),
-            limits::NAME
-        );
-        problems.add(step, Rule::Name, message);
-    }
-}
-
-fn titled(text: Option<&str>, step: Option<&str>, problems: &mut Problems) {
-    let Some(text) = text else { return };
-    // Bidirectional marks and line breaks would let a title pretend to be something else on a screen.
-    let hostile = |c: char| {
-        c.is_control()
-            || matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{2028}' | '\u{2029}')
-    };
-    if text.chars().any(hostile) {
-        problems.add(step, Rule::Name, format!("the title \"{}\" has control characters", clipped(text)));
-    }
-    if text.chars().count() > limits::TITLE {
-        problems.add(
-            step,
-            Rule::Limit,
-            format!("the title \"{}\" has more than {} characters", clipped(text), limits::TITLE),
-        );
-    }
-}
-
-fn patience(retry: &Retry, step: Option<&str>, problems: &mut Problems) {
-    let mut wrong = |message: &str| problems.add(step, Rule::Patience, format!("its retry {message}"));
-    if !retry.factor.is_finite() || retry.factor < 1.0 || retry.factor > 100.0 {
-        wrong("has a factor outside 1 to 100");
-    }
-    if !retry.jitter.is_finite() || !(0.0..=1.0).contains(&retry.jitter) {
-        wrong("has a jitter outside 0 to 1");
-    }
-    if retry.ceiling < retry.first {
-        wrong("has a ceiling below its first delay");
-    }
-    match (retry.attempts, retry.elapsed) {
-        (None, None) => wrong("never ends; give \"attempts\", \"elapsed\" or both"),
-        (Some(0), _) => wrong("allows no attempt at all; 1 means: try once and never again"),
-        _ => {}
-    }
+    Linked { steps, by_name, order }
 }
 
 fn dependencies(
@@ -310,23 +353,27 @@ fn dependencies(
     by_name: &HashMap<StepName, StepIx>,
     problems: &mut Problems,
 ) -> Vec<Vec<StepIx>> {
+    // By whom each step was named last: one look instead of a search through all that a step named before.
+    let mut named_by = vec![usize::MAX; spec.steps.len()];
     let mut all = Vec::with_capacity(spec.steps.len());
-    for step in &spec.steps {
+    for (n, step) in spec.steps.iter().enumerate() {
         let mut after = Vec::with_capacity(step.after.len());
         for name in &step.after {
-            match by_name.get(name.as_str()) {
-                Some(&ix) if after.contains(&ix) => {
-                    problems.add(
-                        Some(&step.name),
-                        Rule::Dependency,
-                        format!("names {} twice in \"after\"", clipped(name)),
-                    );
+            let Some(&ix) = by_name.get(name.as_str()) else {
+                let message = format!("comes after \"{}\", which is no step of this plan", clipped(name));
+                problems.add(Some(&step.name), Rule::Dependency, message);
+                continue;
+            };
+            match named_by.get_mut(ix.index()) {
+                Some(last) if *last != n => {
+                    *last = n;
+                    after.push(ix);
                 }
-                Some(&ix) => after.push(ix),
-                None => {
-                    let message = format!("comes after \"{}\", which is no step of this plan", clipped(name));
-                    problems.add(Some(&step.name), Rule::Dependency, message);
-                }
+                _ => problems.add(
+                    Some(&step.name),
+                    Rule::Dependency,
+                    format!("names {} twice in \"after\"", clipped(name)),
+                ),
             }
         }
         all.push(after);
@@ -337,13 +384,13 @@ fn dependencies(
 /// Finds and resolves the bindings of one step.
 struct Bindings<'a> {
     by_name: &'a HashMap<StepName, StepIx>,
-    reach: &'a graph::Reach,
+    reach: Option<&'a graph::Reach>,
     step: StepIx,
     name: &'a str,
 }
 
 impl Bindings<'_> {
-    fn template(&self, input: &Value, in_undo: bool, problems: &mut Problems) -> Template {
+    fn template(&self, input: &serde_json::Value, in_undo: bool, problems: &mut Problems) -> Template {
         let mut bound = Vec::new();
         for written in binding::find(input) {
             match written.text.and_then(|text| self.source(&text, in_undo)) {
@@ -371,63 +418,56 @@ impl Bindings<'_> {
             None => Err(format!("reads the output of \"{}\", which is no step of this plan", clipped(name))),
             Some(&ix) if ix == self.step && in_undo => Ok((Source::Own, path)),
             Some(&ix) if ix == self.step => Err("reads its own output".into()),
-            Some(&ix) if self.reach.comes_after(self.step, ix) => Ok((Source::Step(ix), path)),
-            Some(_) => {
-                Err(format!("reads the output of {name}, but does not come after it; add it to \"after\""))
+            Some(&ix) if self.reach.is_none_or(|reach| reach.comes_after(self.step, ix)) => {
+                Ok((Source::Step(ix), path))
             }
+            Some(_) => Err(format!(
+                "reads the output of {}, but does not come after it; add it to \"after\"",
+                clipped(name)
+            )),
         }
     }
 }
 
 /// What needs the activities: that they exist, and that inputs and bindings fit their schemas.
-fn against_catalog(plan: &Plan, catalog: &dyn Catalog, problems: &mut Problems) {
+fn against_catalog(linked: &Linked, catalog: &dyn Catalog, problems: &mut Problems) {
     let mut shapes: HashMap<&str, Shape> = HashMap::new();
-    for (_, step) in plan.steps() {
+    let known = listed(&catalog.names(), ", ");
+    for step in &linked.steps {
         let halves =
             std::iter::once((false, &step.forward)).chain(step.undo.as_ref().map(|undo| (true, undo)));
         for (in_undo, work) in halves {
+            if problems.full() {
+                return;
+            }
             let Some(activity) = catalog.activity(&work.activity) else {
-                let known = catalog.names();
                 let message = format!(
-                    "its {} runs \"{}\", which is no activity here; there are {}",
+                    "its {} runs \"{}\", which is no activity here; there are {known}",
                     if in_undo { "undo" } else { "step" },
                     clipped(&work.activity),
-                    shortened(&known)
                 );
                 problems.add(Some(&step.name), Rule::Activity, message);
                 continue;
             };
             let shape = shapes.entry(activity.name.as_str()).or_insert_with(|| Shape::new(&activity.input));
-            let mut nullable = Vec::new();
-            for bound in work.input.bound() {
-                let (from, may_miss) = match &bound.source {
-                    Source::Own => (step, true),
-                    Source::Step(ix) => (plan.step(*ix), plan.step(*ix).on_failure == OnFailure::Continue),
-                };
-                let Some(source) = catalog.activity(&from.forward.activity) else { continue };
-                let output = super::schema::at(&source.output, &bound.path);
-                let at = format!("its {} at \"{}\"", half(in_undo), clipped(&bound.at));
-                if !output.possible {
-                    let message = format!(
-                        "{at} reads \"{}\" of {}, but the output of {} has no such place",
-                        clipped(&bound.path),
-                        from.name,
-                        source.name
-                    );
-                    problems.add(Some(&step.name), Rule::Binding, message);
-                    continue;
-                }
-                if let Some(wrong) = shape.takes(&bound.at, &output, may_miss) {
-                    let message = format!(
-                        "{at} reads \"{}/{}\": {wrong}",
-                        from.name,
-                        bound.path.trim_start_matches('/')
-                    );
-                    problems.add(Some(&step.name), Rule::Binding, message);
-                }
-                nullable.push(bound.at.clone());
+            if let Some(wrong) = shape.unusable() {
+                let message = format!(
+                    "its {} cannot be checked, as the schema of the activity {} is wrong: {wrong}",
+                    half(in_undo),
+                    activity.name
+                );
+                problems.add(Some(&step.name), Rule::Activity, message);
+                continue;
             }
-            for (at, wrong) in shape.problems(&work.input, &nullable) {
+            for bound in work.input.bound() {
+                if let Some(wrong) = misfit(linked, catalog, shape, step, bound) {
+                    let message = format!("its {} at \"{}\" {wrong}", half(in_undo), clipped(&bound.at));
+                    problems.add(Some(&step.name), Rule::Binding, message);
+                }
+            }
+            // A place that a binding fills is judged above, even if the binding is wrong.
+            let places = binding::find(work.input.written()).into_iter().map(|written| written.at).collect();
+            for (at, wrong) in shape.problems(&work.input, &places) {
                 let message = format!("its {} at \"{}\": {wrong}", half(in_undo), clipped(&at));
                 problems.add(Some(&step.name), Rule::Input, message);
             }
@@ -435,148 +475,62 @@ fn against_catalog(plan: &Plan, catalog: &dyn Catalog, problems: &mut Problems) 
     }
 }
 
+/// Why what a binding reads cannot stand where it is written.
+fn misfit(
+    linked: &Linked,
+    catalog: &dyn Catalog,
+    shape: &Shape,
+    step: &Step,
+    bound: &Bound,
+) -> Option<String> {
+    let (from, may_miss) = match &bound.source {
+        Source::Own => (step, true),
+        Source::Step(ix) => {
+            let from = linked.steps.get(ix.index())?;
+            (from, from.on_failure == OnFailure::Continue)
+        }
+    };
+    let source = catalog.activity(&from.forward.activity)?;
+    let output = super::schema::at(&source.output, &bound.path);
+    if !output.possible {
+        return Some(format!(
+            "reads \"{}\" of {}, but the output of {} has no such place",
+            clipped(&bound.path),
+            clipped(&from.name),
+            source.name
+        ));
+    }
+    let wrong = shape.takes(&bound.at, &output, may_miss)?;
+    let path = clipped(bound.path.trim_start_matches('/'));
+    Some(format!("reads \"{}/{path}\": {wrong}", clipped(&from.name)))
+}
+
 fn half(in_undo: bool) -> &'static str {
     if in_undo { "undo input" } else { "input" }
 }
 
-/// Text of strangers inside a message: short, and without anything that a terminal would obey.
-pub(super) fn clipped(text: &str) -> String {
-    const MOST: usize = 80;
-    let mut out: String = text.chars().take(MOST).flat_map(char::escape_debug).collect();
-    if text.chars().nth(MOST).is_some() {
-        out.push('…');
-    }
-    out
-}
-
-fn shortened(names: &[&str]) -> String {
-    const MOST: usize = 12;
-    let shown: Vec<_> = names.iter().map(|name| clipped(name)).collect();
-    let arrow = if names.len() > 1 && names.first() == names.last() { " -> " } else { ", " };
-    if let (true, Some(head), Some(tail)) = (names.len() > MOST, shown.get(..MOST - 2), shown.last()) {
-        return format!("{}{arrow}… {} more …{arrow}{tail}", head.join(arrow), names.len() - MOST + 1);
-    }
-    shown.join(arrow)
-}
-
-/// One thing that is wrong with a plan.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Problem {
-    /// The step, if it is one step's.
-    pub step: Option<String>,
-    /// The rule that is broken.
-    pub rule: Rule,
-    /// What is wrong, for people.
-    pub message: String,
-}
-
-impl fmt::Display for Problem {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match &self.step {
-            Some(step) => write!(f, "step \"{}\" [{}]: {}", clipped(step), self.rule, self.message),
-            None => write!(f, "plan [{}]: {}", self.rule, self.message),
-        }
+/// Puts the plan together; from here on it does not change.
+fn fix(spec: PlanSpec, linked: Linked, text: &str) -> Plan {
+    let Linked { steps, by_name, order } = linked;
+    let hash = hash(text);
+    let submitted = Json::trusted(format!("{{\"hash\":\"{hash}\",\"plan\":{text}}}").into());
+    let activities: BTreeSet<String> = steps
+        .iter()
+        .flat_map(|step| std::iter::once(&step.forward).chain(&step.undo))
+        .map(|work| work.activity.clone())
+        .collect();
+    Plan {
+        spec,
+        steps,
+        by_name,
+        order,
+        hash,
+        text: Json::trusted(text.into()),
+        submitted,
+        activities: activities.into_iter().collect(),
     }
 }
 
-/// The rules of a plan.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Rule {
-    /// It is JSON of the right form.
-    Form,
-    /// It keeps within the limits.
-    Limit,
-    /// Names are unique and plain.
-    Name,
-    /// A dependency is a step of the plan, once.
-    Dependency,
-    /// Steps do not wait for each other in a circle.
-    Cycle,
-    /// A binding reads a step that comes before, at a place that can be there.
-    Binding,
-    /// The activity exists.
-    Activity,
-    /// An input fits the activity's schema.
-    Input,
-    /// There is an undo, or a reason why not.
-    Undo,
-    /// What a step says of its effect, its activity can keep.
-    Effect,
-    /// Retries and timeouts come to an end.
-    Patience,
-}
-
-impl fmt::Display for Rule {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let name = match self {
-            Rule::Form => "form",
-            Rule::Limit => "limit",
-            Rule::Name => "name",
-            Rule::Dependency => "dependency",
-            Rule::Cycle => "cycle",
-            Rule::Binding => "binding",
-            Rule::Activity => "activity",
-            Rule::Input => "input",
-            Rule::Undo => "undo",
-            Rule::Effect => "effect",
-            Rule::Patience => "patience",
-        };
-        f.write_str(name)
-    }
-}
-
-/// Why a plan was not taken: everything that is wrong with it.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error, Serialize)]
-pub struct CheckError {
-    /// The problems, the first ones if there are very many.
-    pub problems: Vec<Problem>,
-    /// How many more there are.
-    pub more: usize,
-}
-
-impl CheckError {
-    fn one(step: Option<&str>, rule: Rule, message: String) -> Self {
-        Self { problems: vec![Problem { step: step.map(str::to_owned), rule, message }], more: 0 }
-    }
-}
-
-impl fmt::Display for CheckError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "the plan was not taken: {} problem(s)", self.problems.len() + self.more)?;
-        for problem in &self.problems {
-            write!(f, "\n  {problem}")?;
-        }
-        if self.more > 0 {
-            write!(f, "\n  and {} more", self.more)?;
-        }
-        Ok(())
-    }
-}
-
-#[derive(Default)]
-struct Problems {
-    found: Vec<Problem>,
-    more: usize,
-}
-
-impl Problems {
-    fn add(&mut self, step: Option<&str>, rule: Rule, message: String) {
-        if self.found.len() < limits::PROBLEMS {
-            self.found.push(Problem { step: step.map(str::to_owned), rule, message });
-        } else {
-            self.more += 1;
-        }
-    }
-
-    fn any(&self) -> bool {
-        !self.found.is_empty()
-    }
-
-    fn into_result(self, plan: Option<Plan>) -> Result<Arc<Plan>, CheckError> {
-        match plan {
-            Some(plan) if self.found.is_empty() => Ok(Arc::new(plan)),
-            _ => Err(CheckError { problems: self.found, more: self.more }),
-        }
-    }
+fn hash(text: &str) -> String {
+    Sha256::digest(text.as_bytes()).iter().map(|byte| format!("{byte:02x}")).collect()
 }

@@ -1,5 +1,7 @@
 //! The graph of a plan: order, cycles, who comes after whom.
 
+use std::collections::VecDeque;
+
 use petgraph::algo::toposort;
 use petgraph::graph::{DiGraph, NodeIndex};
 
@@ -17,72 +19,81 @@ pub(super) fn order(after: &[Vec<StepIx>]) -> Result<Vec<StepIx>, Vec<StepIx>> {
             graph.add_edge(NodeIndex::new(dependency.index()), NodeIndex::new(n), ());
         }
     }
-    match toposort(&graph, None) {
-        Ok(mut order) => {
-            // Depth from the start, then the written order: stable and readable.
-            let mut depth = vec![0usize; after.len()];
-            for node in &order {
-                let deepest = after
-                    .get(node.index())
-                    .into_iter()
-                    .flatten()
-                    .map(|ix| depth.get(ix.index()).copied().unwrap_or(0) + 1)
-                    .max();
-                if let Some(place) = depth.get_mut(node.index()) {
-                    *place = deepest.unwrap_or(0);
-                }
-            }
-            order.sort_by_key(|node| (depth.get(node.index()).copied().unwrap_or(0), node.index()));
-            Ok(order.into_iter().map(|node| StepIx(node.index() as u32)).collect())
+    let Ok(mut order) = toposort(&graph, None) else { return Err(cycle(after)) };
+    // Depth from the start, then the written order: stable and readable.
+    let mut depth = vec![0usize; after.len()];
+    for node in &order {
+        let deepest = list(after, node.index()).iter().map(|ix| value(&depth, ix.index()) + 1).max();
+        if let Some(place) = depth.get_mut(node.index()) {
+            *place = deepest.unwrap_or(0);
         }
-        Err(stuck) => Err(cycle_through(after, StepIx(stuck.node_id().index() as u32))),
     }
+    order.sort_by_key(|node| (value(&depth, node.index()), node.index()));
+    Ok(order.into_iter().map(|node| StepIx(node.index() as u32)).collect())
 }
 
-/// Walks back along dependencies from a step that is on or behind a cycle until a step comes again.
-fn cycle_through(after: &[Vec<StepIx>], start: StepIx) -> Vec<StepIx> {
-    // Only steps that cannot be ordered can be on a cycle: from each of them some dependency leads on.
-    let mut settled = vec![false; after.len()];
-    loop {
-        let mut changed = false;
-        for (n, dependencies) in after.iter().enumerate() {
-            let free = dependencies.iter().all(|ix| settled.get(ix.index()).copied().unwrap_or(true));
-            if let Some(place) = settled.get_mut(n)
-                && free
-                && !*place
-            {
-                *place = true;
-                changed = true;
+/// A cycle, each step followed by one that waits for it. It is the shortest through the first step that is found
+/// on one, and starts with the step that was written first.
+fn cycle(after: &[Vec<StepIx>]) -> Vec<StepIx> {
+    // Take away what can be ordered: from every step that stays, some dependency leads on for ever.
+    let before = turned(after);
+    let mut missing: Vec<usize> = after.iter().map(Vec::len).collect();
+    let mut free: Vec<usize> = (0..after.len()).filter(|n| value(&missing, *n) == 0).collect();
+    while let Some(n) = free.pop() {
+        for next in list(&before, n) {
+            if let Some(count) = missing.get_mut(next.index()) {
+                *count -= 1;
+                if *count == 0 {
+                    free.push(next.index());
+                }
             }
         }
-        if !changed {
-            break;
+    }
+    let stays = |n: usize| value(&missing, n) > 0;
+    let Some(mut on_cycle) = (0..after.len()).find(|n| stays(*n)) else { return Vec::new() };
+    let mut seen = vec![false; after.len()];
+    while seen.get_mut(on_cycle).is_some_and(|seen| !std::mem::replace(seen, true)) {
+        let Some(next) = list(after, on_cycle).iter().find(|ix| stays(ix.index())) else { break };
+        on_cycle = next.index();
+    }
+
+    // From it along "comes before" until it comes again.
+    let mut came_from = vec![None; after.len()];
+    let mut todo = VecDeque::from([on_cycle]);
+    'search: while let Some(n) = todo.pop_front() {
+        for next in list(&before, n).iter().map(|ix| ix.index()).filter(|n| stays(*n)) {
+            if let Some(place) = came_from.get_mut(next)
+                && place.is_none()
+            {
+                *place = Some(n);
+                if next == on_cycle {
+                    break 'search;
+                }
+                todo.push_back(next);
+            }
         }
     }
-    let mut at = start;
-    let mut path: Vec<StepIx> = Vec::new();
-    let mut seen = vec![None; after.len()];
-    loop {
-        if let Some(&Some(first)) = seen.get(at.index()) {
-            let mut cycle: Vec<_> = path.into_iter().skip(first).collect();
-            cycle.push(at);
-            cycle.reverse();
-            return cycle;
-        }
-        if let Some(place) = seen.get_mut(at.index()) {
-            *place = Some(path.len());
-        }
-        path.push(at);
-        let next = after
-            .get(at.index())
-            .into_iter()
-            .flatten()
-            .find(|ix| !settled.get(ix.index()).copied().unwrap_or(true));
-        match next {
-            Some(&next) => at = next,
-            None => return path,
-        }
+    let mut cycle = vec![on_cycle];
+    let mut at = on_cycle;
+    while let Some(Some(from)) = came_from.get(at)
+        && *from != on_cycle
+    {
+        at = *from;
+        cycle.push(at);
     }
+    cycle.reverse();
+    let first = cycle.iter().enumerate().min_by_key(|(_, n)| **n).map_or(0, |(place, _)| place);
+    cycle.rotate_left(first);
+    cycle.extend(cycle.first().copied());
+    cycle.into_iter().map(|n| StepIx(n as u32)).collect()
+}
+
+fn list(edges: &[Vec<StepIx>], n: usize) -> &[StepIx] {
+    edges.get(n).map_or(&[], Vec::as_slice)
+}
+
+fn value(numbers: &[usize], n: usize) -> usize {
+    numbers.get(n).copied().unwrap_or(0)
 }
 
 /// The edges the other way round.
@@ -109,7 +120,7 @@ impl Reach {
         let mut ancestors: Vec<Vec<u64>> = vec![Vec::new(); after.len()];
         for ix in order {
             let mut bits = vec![0u64; words];
-            for dependency in after.get(ix.index()).into_iter().flatten() {
+            for dependency in list(after, ix.index()) {
                 if let Some(inherited) = ancestors.get(dependency.index()) {
                     for (bit, more) in bits.iter_mut().zip(inherited) {
                         *bit |= more;

@@ -11,6 +11,7 @@ mod check;
 mod graph;
 mod picture;
 mod preview;
+mod problem;
 mod schema;
 mod spec;
 
@@ -24,8 +25,8 @@ use crate::names::{StepIx, StepName};
 
 pub use binding::{Bound, Source, Template};
 pub use builder::{Output, PlanBuilder, StepBuilder, output};
-pub use check::{CheckError, Problem, Rule};
 pub use preview::{Certainty, Undoing};
+pub use problem::{CheckError, Problem, Rule};
 pub use spec::{Effect, OnFailure, PlanSpec, Retry, Span, StepSpec, UndoSpec};
 
 /// What a plan may not exceed, so that checking it stays O(steps + edges) and a run fits into memory.
@@ -40,6 +41,8 @@ pub mod limits {
     pub const INPUT_BYTES: usize = 256 << 10;
     /// Nesting of one step's input.
     pub const DEPTH: usize = 32;
+    /// Bindings of one step's input: each copies what it reads.
+    pub const BINDINGS: usize = 1_000;
     /// Characters of a name.
     pub const NAME: usize = 100;
     /// Characters of a title or a reason.

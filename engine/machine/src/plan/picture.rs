@@ -27,8 +27,8 @@ impl Plan {
     pub fn to_mermaid(&self) -> String {
         let mut out = String::from("flowchart LR\n");
         for (ix, step) in self.steps() {
-            let label = self.label(ix).replace('"', "#quot;").replace('\n', "<br/>");
-            let _ = writeln!(out, "  s{}[\"{label}\"]", ix.index());
+            let label: Vec<_> = self.label(ix).lines().map(harmless).collect();
+            let _ = writeln!(out, "  s{}[\"{}\"]", ix.index(), label.join("<br/>"));
             for dependency in &step.after {
                 let _ = writeln!(out, "  s{} --> s{}", dependency.index(), ix.index());
             }
@@ -48,4 +48,17 @@ impl Plan {
 
 fn quoted(text: &str) -> String {
     format!("\"{}\"", text.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n"))
+}
+
+/// Mermaid reads HTML, Markdown, entities and whole directives in a label: what is not plain goes in by number.
+fn harmless(text: &str) -> String {
+    let mut out = String::new();
+    for c in text.chars() {
+        if c.is_alphanumeric() || matches!(c, ' ' | '-' | '_' | '.' | ',' | ':' | '/' | '(' | ')' | '+') {
+            out.push(c);
+        } else {
+            let _ = write!(out, "#{};", c as u32);
+        }
+    }
+    out
 }

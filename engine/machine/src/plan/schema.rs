@@ -3,20 +3,26 @@
 //! Outputs are not known yet when a plan is checked, so three questions are asked of the schemas alone: can an
 //! output have this place, can this input take what may stand there, and is the rest of the input right?
 
+use std::collections::HashSet;
+use std::sync::LazyLock;
+
 use serde_json::{Map, Value};
 
-use super::Template;
+use super::problem::tamed;
+use super::{Template, limits};
 use crate::json::escape;
 
-/// What may stand at a place of an output.
+/// What may stand at a place.
 pub(super) struct Place {
     /// The schema allows the place to be there.
     pub possible: bool,
+    /// It may also be missing.
+    optional: bool,
     /// The JSON types that may stand there; `None` if the schema does not say.
     types: Option<Vec<String>>,
 }
 
-/// Looks along a JSON pointer into an output's schema.
+/// Looks along a JSON pointer into a schema.
 pub(super) fn at(schema: &Value, pointer: &str) -> Place {
     let mut at = vec![schema];
     let mut optional = false;
@@ -28,32 +34,39 @@ pub(super) fn at(schema: &Value, pointer: &str) -> Place {
             next.extend(child(node, &segment));
         }
         if next.is_empty() {
-            return Place { possible: false, types: None };
+            return Place { possible: false, optional, types: None };
         }
         at = next;
     }
     let mut types = Vec::new();
     for node in at.iter().flat_map(|node| variants(schema, node, 0)) {
         match own_types(node) {
-            Some(some) => types.extend(some),
-            None => return Place { possible: true, types: None },
+            Some(some) => {
+                types.extend(some.into_iter().filter(|one| !types.contains(one)).collect::<Vec<_>>())
+            }
+            None => return Place { possible: true, optional, types: None },
         }
     }
-    if optional {
-        types.push("null".into());
-    }
-    Place { possible: true, types: Some(types) }
+    Place { possible: true, optional, types: Some(types) }
 }
 
 /// An input's schema, compiled once for all steps of a plan that use it.
 pub(super) struct Shape<'a> {
     schema: &'a Value,
-    validator: Option<jsonschema::Validator>,
+    validator: Result<jsonschema::Validator, String>,
 }
 
 impl<'a> Shape<'a> {
     pub(super) fn new(schema: &'a Value) -> Self {
-        Self { schema, validator: jsonschema::validator_for(schema).ok() }
+        Self {
+            schema,
+            validator: jsonschema::validator_for(schema).map_err(|error| tamed(&error.to_string())),
+        }
+    }
+
+    /// What is wrong with the schema itself.
+    pub(super) fn unusable(&self) -> Option<&str> {
+        self.validator.as_ref().err().map(String::as_str)
     }
 
     /// Whether the input at this place takes what may come; otherwise why not.
@@ -68,6 +81,11 @@ impl<'a> Shape<'a> {
                     .into(),
             );
         }
+        if output.optional && !fits("null") {
+            return Some(
+                "it may be missing, and then null stands here, which the activity does not take".into(),
+            );
+        }
         let given = output.types.as_ref()?;
         if let Some(bad) = given.iter().find(|given| !fits(given)) {
             return Some(format!("it may give {bad}, but {} is wanted", wanted.join(" or ")));
@@ -75,26 +93,29 @@ impl<'a> Shape<'a> {
         None
     }
 
-    /// What is wrong with an input, wherever no binding stands.
-    pub(super) fn problems(&self, input: &Template, bound: &[String]) -> Vec<(String, String)> {
+    /// What is wrong with an input, wherever no binding stands: the first things, if there are very many.
+    pub(super) fn problems(&self, input: &Template, bound: &HashSet<String>) -> Vec<(String, String)> {
         let value = input.written();
         let mut found = Vec::new();
-        if let Some(validator) = &self.validator {
+        if let Ok(validator) = &self.validator {
             for error in validator.iter_errors(value) {
                 let at = error.instance_path().to_string();
                 // A binding is an object now and something else later: what is said of it means nothing, nor
                 // does a verdict on alternatives around it.
-                let about_binding = bound.iter().any(|place| within(&at, place));
                 let keyword = error.schema_path().to_string();
                 let alternatives = keyword.ends_with("anyOf") || keyword.ends_with("oneOf");
-                if about_binding || (alternatives && bound.iter().any(|place| within(place, &at))) {
+                // `unknown_fields` says it with the names that there are.
+                let closed = keyword.ends_with("additionalProperties");
+                if closed
+                    || about_binding(&at, bound)
+                    || (alternatives && bound.iter().any(|place| within(place, &at)))
+                {
                     continue;
                 }
-                let mut message = error.to_string();
-                if message.len() > 300 {
-                    message = message.chars().take(300).chain(['…']).collect();
+                found.push((at, tamed(&error.to_string())));
+                if found.len() >= limits::PROBLEMS {
+                    return found;
                 }
-                found.push((at, message));
             }
         }
         self.unknown_fields(value, bound, &mut found);
@@ -102,45 +123,72 @@ impl<'a> Shape<'a> {
     }
 
     /// A schema without "additionalProperties" lets misspelt fields pass; we do not.
-    fn unknown_fields(&self, value: &Value, bound: &[String], found: &mut Vec<(String, String)>) {
+    fn unknown_fields(&self, value: &Value, bound: &HashSet<String>, found: &mut Vec<(String, String)>) {
         let mut todo = vec![(value, String::new(), vec![self.schema])];
         while let Some((value, pointer, schemas)) = todo.pop() {
-            if bound.contains(&pointer) {
+            if bound.contains(&pointer) || found.len() >= limits::PROBLEMS {
                 continue;
             }
-            let nodes: Vec<_> = schemas.iter().flat_map(|node| variants(self.schema, node, 0)).collect();
+            let mut nodes: Vec<_> = schemas.iter().flat_map(|node| variants(self.schema, node, 0)).collect();
+            // Alternatives that lead to the same place are one; else their number doubles with each level.
+            let mut seen = HashSet::new();
+            nodes.retain(|node| seen.insert(std::ptr::from_ref(*node)));
+            // Where the schema says nothing, nothing below can be misspelt.
+            if nodes.iter().all(|node| node.is_empty()) {
+                continue;
+            }
             match value {
                 Value::Object(map) => {
                     for (key, item) in map {
                         let next: Vec<_> = nodes.iter().flat_map(|node| child(node, key)).collect();
                         let place = format!("{pointer}/{}", escape(key));
-                        if next.is_empty() && nodes.iter().any(|node| node.contains_key("properties")) {
+                        if next.is_empty() && nodes.iter().any(|node| lists_fields(node)) {
                             let known: Vec<_> = nodes
                                 .iter()
                                 .filter_map(|node| node.get("properties")?.as_object())
                                 .flat_map(Map::keys)
                                 .map(String::as_str)
                                 .collect();
-                            found.push((
-                                place,
-                                format!("is no field of this input; there are {}", known.join(", ")),
-                            ));
-                        } else {
+                            let known = tamed(&known.join(", "));
+                            found.push((place, format!("is no field of this input; there are {known}")));
+                            if found.len() >= limits::PROBLEMS {
+                                return;
+                            }
+                        } else if item.is_object() || item.is_array() {
                             todo.push((item, place, next));
                         }
                     }
                 }
                 Value::Array(items) => {
                     for (n, item) in items.iter().enumerate() {
-                        let next: Vec<_> =
-                            nodes.iter().flat_map(|node| child(node, &n.to_string())).collect();
-                        todo.push((item, format!("{pointer}/{n}"), next));
+                        if item.is_object() || item.is_array() {
+                            let next: Vec<_> =
+                                nodes.iter().flat_map(|node| child(node, &n.to_string())).collect();
+                            todo.push((item, format!("{pointer}/{n}"), next));
+                        }
                     }
                 }
                 _ => {}
             }
         }
-        found.dedup();
+    }
+}
+
+fn lists_fields(node: &Map<String, Value>) -> bool {
+    node.contains_key("properties") || node.get("additionalProperties") == Some(&Value::Bool(false))
+}
+
+/// Whether a place is that of a binding or lies below one.
+fn about_binding(place: &str, bound: &HashSet<String>) -> bool {
+    let mut at = place;
+    loop {
+        if bound.contains(at) {
+            return true;
+        }
+        match at.rfind('/') {
+            Some(slash) => at = at.get(..slash).unwrap_or_default(),
+            None => return false,
+        }
     }
 }
 
@@ -151,7 +199,10 @@ fn within(place: &str, outer: &str) -> bool {
 
 /// The object schemas that a schema may mean: itself, behind its `$ref`, and its alternatives.
 fn variants<'a>(root: &'a Value, node: &'a Value, depth: usize) -> Vec<&'a Map<String, Value>> {
-    let Some(map) = node.as_object() else { return Vec::new() };
+    let Some(map) = node.as_object() else {
+        // `true` takes anything, as `{}` does.
+        return if *node == Value::Bool(true) { vec![&NOTHING_SAID] } else { Vec::new() };
+    };
     // Schemas may refer to themselves.
     if depth > 16 {
         return Vec::new();
@@ -174,6 +225,7 @@ fn variants<'a>(root: &'a Value, node: &'a Value, depth: usize) -> Vec<&'a Map<S
 }
 
 static ANYTHING: Value = Value::Bool(true);
+static NOTHING_SAID: LazyLock<Map<String, Value>> = LazyLock::new(Map::new);
 
 /// The schema of a field or an element; nothing if the schema rules it out.
 fn child<'a>(node: &'a Map<String, Value>, segment: &str) -> Option<&'a Value> {
@@ -208,7 +260,9 @@ fn child<'a>(node: &'a Map<String, Value>, segment: &str) -> Option<&'a Value> {
 
 fn required(node: &Map<String, Value>, segment: &str) -> bool {
     let listed = node.get("required").and_then(Value::as_array);
+    let least = node.get("minItems").and_then(Value::as_u64);
     listed.is_some_and(|fields| fields.iter().any(|field| field == segment))
+        || segment.parse::<u64>().is_ok_and(|n| least.is_some_and(|least| n < least))
 }
 
 fn own_types(node: &Map<String, Value>) -> Option<Vec<String>> {

@@ -43,7 +43,7 @@ pub struct StepSpec {
     /// The activity that it runs.
     pub activity: String,
     /// The activity's input; `{"$output": "step/pointer"}` stands for a value that another step gives.
-    #[serde(default = "empty_object")]
+    #[serde(default = "empty_object", deserialize_with = "crate::json::strict")]
     pub input: Value,
     /// The steps that it comes after.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -76,7 +76,7 @@ pub struct UndoSpec {
     pub activity: String,
     /// Its input; `{"$output": "/pointer"}` stands for the output of the step that is undone, or null if it
     /// never came to one.
-    #[serde(default = "empty_object")]
+    #[serde(default = "empty_object", deserialize_with = "crate::json::strict")]
     pub input: Value,
     /// When to try again.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -130,8 +130,8 @@ pub struct Retry {
     pub ceiling: Span,
     /// From 0 (none) to 1.
     pub jitter: f64,
-    /// How many failures end it; 1 means: never again.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    /// How many failures end it; 1 means: never again; `null`: only `elapsed` ends it. Always written out: what is
+    /// left out means the default, not "no end".
     pub attempts: Option<u32>,
     /// How long after the first attempt the last may start.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -187,6 +187,11 @@ impl Span {
         const CENTURY: chrono::TimeDelta = chrono::TimeDelta::days(36_525);
         chrono::TimeDelta::from_std(self.0).unwrap_or(CENTURY).min(CENTURY)
     }
+
+    /// The time so much later; the end of all times if there is none. Journals can hold any time.
+    pub fn after(self, at: crate::Time) -> crate::Time {
+        at.checked_add_signed(self.delta()).unwrap_or(crate::Time::MAX_UTC)
+    }
 }
 
 impl From<Duration> for Span {
@@ -211,6 +216,7 @@ impl<'de> Deserialize<'de> for Span {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let text = String::deserialize(deserializer)?;
         humantime::parse_duration(&text).map(Self).map_err(|error| {
+            let text: String = text.chars().take(40).collect();
             serde::de::Error::custom(format!(
                 "\"{text}\" is not a length of time such as \"30s\" or \"5m\": {error}"
             ))
