@@ -167,8 +167,9 @@ fn back(state: &State, now: Time, mut room: usize, decision: &mut Decision) {
                 }
                 false
             }
-            CourseAt::Succeeded { .. } => true,
-            // An effect that lands after its undo would stay.
+            CourseAt::Succeeded { .. } if forward.generation == 0 => true,
+            // An effect that lands after its undo would stay. That holds for a success too, once the step was
+            // begun anew: the call of the generation before it may still be out, under a key of its own.
             _ => forward
                 .doubtful_since
                 .is_none_or(|since| decision.not_before(since + step.effect.longest_delay.delta(), now)),
