@@ -8,10 +8,10 @@ use std::time::Duration;
 use backstay_machine::{CheckError, Epoch, Event, Journaled, Plan, Row, RunId, Seq, Status};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
-use tokio::sync::{Notify, mpsc, oneshot};
+use tokio::sync::{Notify, oneshot};
 
 use crate::activity::Registry;
-use crate::node::{Message, Node, NodeConfig, NodeError};
+use crate::node::{Door, Message, Node, NodeConfig, NodeError};
 use crate::store::{Admission, Refusal, RunFilter, RunInfo, Store, StoreError};
 
 /// How often somebody who waits looks again, if nobody tells.
@@ -23,7 +23,7 @@ pub struct Engine {
     store: Store,
     registry: Arc<Registry>,
     watchers: Arc<Watchers>,
-    node: Arc<Mutex<Option<mpsc::UnboundedSender<Message>>>>,
+    node: Door,
 }
 
 /// How a run is submitted.
@@ -149,9 +149,8 @@ impl Engine {
     /// Starts a node in this process: it claims runs and drives them.
     pub async fn start_node(&self, config: NodeConfig) -> Result<Node, NodeError> {
         let registry = Registry::clone(&self.registry);
-        let node = Node::start(self.store.clone(), registry, Arc::clone(&self.watchers), config).await?;
-        *self.node.lock().unwrap_or_else(PoisonError::into_inner) = Some(node.inbox());
-        Ok(node)
+        Node::start(self.store.clone(), registry, Arc::clone(&self.watchers), Arc::clone(&self.node), config)
+            .await
     }
 
     /// Stores a run. Once this returns it is durable, and goes on whatever becomes of the caller.

@@ -229,6 +229,10 @@ impl Driver {
                     self.append(id, event);
                 }
             }
+            Message::Unknown { owned, reply } => {
+                let unknown = owned.into_iter().filter(|id| !self.runs.contains_key(id)).collect();
+                let _ = reply.send(unknown);
+            }
             Message::Acquit(id) => self.clear_suspicion(id),
             Message::Drain { grace } => {
                 self.drain_until = Some(Instant::now() + grace);

@@ -66,6 +66,7 @@ async fn renew_for_ever(
     let mut conn = Some(conn);
     let calm = ttl / 3;
     let mut pause = calm;
+    let mut ends = Instant::now() + ttl;
     loop {
         tokio::time::sleep(pause).await;
         let sent = Instant::now();
@@ -81,8 +82,16 @@ async fn renew_for_ever(
             };
             Store::renew(open, &life, ttl).await
         };
-        match renewal.await {
+        // At the end of the lease at the latest every call is hung up on: from then on somebody else may take the
+        // runs over, and goes by the time at which nothing of ours is under way any more.
+        let Ok(renewed) = tokio::time::timeout_at(ends.into(), renewal).await else {
+            tracing::warn!("the lease ran out before the database answered");
+            lost.cancel();
+            return;
+        };
+        match renewed {
             Ok(time) => {
+                ends = sent + ttl;
                 let renewed = Lease::renewed(sent, time, ttl);
                 metrics::gauge!("backstay_lease_renewal_seconds").set(sent.elapsed().as_secs_f64());
                 lease.send_modify(|lease| {
@@ -96,7 +105,6 @@ async fn renew_for_ever(
                 lost.cancel();
                 return;
             }
-            // Nobody can take the lease while the database is away; whether it is still ours, it will say.
             Err(error) => {
                 tracing::warn!(error = &error as &dyn std::error::Error, "the lease could not be renewed");
                 conn = None;

@@ -15,13 +15,14 @@ mod driver;
 mod lease;
 mod scout;
 
-use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use backstay_machine::{ActivityError, Answer, CourseId, Json, RunId, State, StepIx, Time};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
-use tokio_util::sync::CancellationToken;
+use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::activity::Registry;
 use crate::engine::{Submission, Watchers};
@@ -48,6 +49,8 @@ pub struct NodeConfig {
     pub max_crashes: i16,
     /// How long a run that was there when two nodes died is watched alone.
     pub trial: Duration,
+    /// Whether it begins a new life when it has lost its lease.
+    pub rejoin: bool,
     /// Where tests make it die.
     #[cfg(debug_assertions)]
     pub crash_hook: Option<crash::Hook>,
@@ -65,6 +68,7 @@ impl Default for NodeConfig {
             progress_every: Duration::from_secs(1),
             max_crashes: 3,
             trial: Duration::from_secs(5),
+            rejoin: true,
             #[cfg(debug_assertions)]
             crash_hook: None,
         }
@@ -122,6 +126,8 @@ pub(crate) enum Message {
     Checkpoint { run: RunId, course: CourseId, attempt: (u32, u32), value: Json, done: oneshot::Sender<()> },
     /// An activity says how far it is.
     Progress { run: RunId, course: CourseId, attempt: (u32, u32), percent: f64, note: String },
+    /// Which of these runs, owned by this life, the driver does not have: the answer to a claim was lost.
+    Unknown { owned: Vec<RunId>, reply: oneshot::Sender<Vec<RunId>> },
     /// A run that was under suspicion has outlived its trial.
     Acquit(RunId),
     /// Hand everything over and end.
@@ -135,15 +141,19 @@ pub(crate) struct Found {
     pub state: Result<Box<State>, (i64, String)>,
 }
 
-/// A node that runs in this process.
+/// Where a process hands submissions to its node, while one lives.
+pub(crate) type Door = Arc<Mutex<Option<mpsc::UnboundedSender<Message>>>>;
+
+/// A node that runs in this process. If it loses its lease (the database was away for longer than that), it drops
+/// all it has and begins a new life, which finds its runs again as any other node would.
 #[derive(Debug)]
 pub struct Node {
-    life: Life,
-    inbox: mpsc::UnboundedSender<Message>,
-    lost: CancellationToken,
+    name: String,
+    door: Door,
+    epoch: watch::Receiver<i64>,
     stop: CancellationToken,
-    driver: Option<JoinHandle<()>>,
-    lease: watch::Receiver<lease::Lease>,
+    draining: CancellationToken,
+    task: Option<JoinHandle<()>>,
 }
 
 impl Node {
@@ -151,100 +161,47 @@ impl Node {
         store: Store,
         registry: Registry,
         watchers: Arc<Watchers>,
+        door: Door,
         config: NodeConfig,
     ) -> Result<Self, NodeError> {
-        let registry = Arc::new(registry);
-        let mut lease_conn = store.dedicated("lease").await?;
-        let deadline = Instant::now() + Duration::from_secs(2);
-        // The session of a process that was killed is gone as soon as Postgres notices.
-        while !Store::take_name(&mut lease_conn, &config.name).await? {
-            if Instant::now() > deadline {
-                return Err(NodeError::NameInUse(config.name));
-            }
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-        let names = registry.all_names();
-        let sent = Instant::now();
-        let (life, time) = Store::begin_life(&mut lease_conn, &config.name, &names, config.lease).await?;
-        let (lease_tx, lease) = watch::channel(lease::Lease::renewed(sent, time, config.lease));
-        let (lost, stop) = (CancellationToken::new(), CancellationToken::new());
-        lease::keep(
-            store.clone(),
-            lease_conn,
-            life.clone(),
-            config.lease,
-            lease_tx,
-            lost.clone(),
-            stop.clone(),
-        )
-        .map_err(NodeError::Thread)?;
-        tracing::info!(node = life.name, epoch = life.epoch.0, "the node has begun");
-
-        let (inbox, messages) = mpsc::unbounded_channel();
-        #[cfg(debug_assertions)]
-        let crash = crash::Crash { hook: config.crash_hook.clone(), dead: CancellationToken::new() };
-        let shared = Arc::new(Parts {
-            store,
-            life: life.clone(),
-            registry,
-            config,
-            lease: lease.clone(),
-            lost: lost.clone(),
-            inbox: inbox.clone(),
-            watchers,
-            suspect: std::sync::Mutex::default(),
-            resident: std::sync::atomic::AtomicUsize::default(),
-            #[cfg(debug_assertions)]
-            crash,
-        });
-        let scout_stop = stop.child_token();
-        let scout = scout::Scout::new(shared.clone(), scout_stop.clone());
-        let driver = driver::Driver::new(shared.clone(), messages, scout_stop.clone());
-        let (lost_here, stop_here) = (lost.clone(), stop.clone());
-        let driver = tokio::spawn(async move {
-            let work = async {
-                // The scout ends when it is told to; the node goes on until its driver has ended.
-                let scout = tokio::spawn(scout.work());
-                let _abort = AbortOnDrop(scout.abort_handle());
-                driver.work().await;
-            };
-            #[cfg(debug_assertions)]
-            let dead = shared.crash.dead.clone();
-            #[cfg(not(debug_assertions))]
-            let dead = CancellationToken::new();
-            tokio::select! {
-                () = work => {}
-                () = lost_here.cancelled() => {
-                    tracing::error!(node = shared.life.name, epoch = shared.life.epoch.0,
-                        "this node has lost its lease: it stops, and others go on with its runs");
+        let mut births = Births { store, registry: Arc::new(registry), watchers, config };
+        let first = births.begin().await?;
+        let name = births.config.name.clone();
+        let (stop, draining) = (CancellationToken::new(), CancellationToken::new());
+        let (tell_epoch, epoch) = watch::channel(first.life.epoch.0);
+        let (stop_here, draining_here, door_here) = (stop.clone(), draining.clone(), Arc::clone(&door));
+        let task = tokio::spawn(async move {
+            let _stop = stop_here.drop_guard();
+            let mut born = Some(first);
+            while let Some(alive) = born.take() {
+                tell_epoch.send_replace(alive.life.epoch.0);
+                let lost = births.live(alive, &door_here).await;
+                *lock(&door_here) = None;
+                if !lost || !births.config.rejoin {
+                    break;
                 }
-                () = dead.cancelled() => {}
+                born = draining_here.run_until_cancelled(births.begin_again()).await;
             }
-            stop_here.cancel();
         });
-        Ok(Self { life, inbox, lost, stop, driver: Some(driver), lease })
+        Ok(Self { name, door, epoch, stop, draining, task: Some(task) })
     }
 
-    pub(crate) fn inbox(&self) -> mpsc::UnboundedSender<Message> {
-        self.inbox.clone()
-    }
-
-    /// The number of this life.
+    /// The number of its present life.
     pub fn epoch(&self) -> i64 {
-        self.life.epoch.0
+        *self.epoch.borrow()
     }
 
     /// The node's name.
     pub fn name(&self) -> &str {
-        &self.life.name
+        &self.name
     }
 
-    /// Whether it may start calls now.
+    /// Whether it is there: it was neither drained nor killed, and is not between two lives.
     pub fn is_live(&self) -> bool {
-        !self.stop.is_cancelled() && !self.lost.is_cancelled() && self.lease.borrow().is_safe()
+        !self.stop.is_cancelled() && lock(&self.door).is_some()
     }
 
-    /// Ends when the node has: it was drained, or it lost its lease.
+    /// Ends when the node has.
     pub async fn ended(&self) {
         self.stop.cancelled().await;
     }
@@ -252,30 +209,133 @@ impl Node {
     /// Starts nothing new, waits for calls in flight as long as `grace`, hands all runs over and ends. What is
     /// still in flight then is in doubt for whoever goes on.
     pub async fn drain(mut self, grace: Duration) {
-        let _ = self.inbox.send(Message::Drain { grace });
-        if let Some(driver) = self.driver.take() {
-            let _ = driver.await;
+        self.draining.cancel();
+        if let Some(door) = lock(&self.door).as_ref() {
+            let _ = door.send(Message::Drain { grace });
+        }
+        if let Some(task) = self.task.take() {
+            let _ = task.await;
         }
     }
 
     /// Ends without handing anything over, as a crash would: the lease runs out, or a node of the same name
     /// takes its place.
     pub async fn kill(mut self) {
-        self.stop.cancel();
-        if let Some(driver) = self.driver.take() {
-            driver.abort();
-            let _ = driver.await;
+        if let Some(task) = self.task.take() {
+            task.abort();
+            let _ = task.await;
         }
     }
 }
 
 impl Drop for Node {
     fn drop(&mut self) {
-        self.stop.cancel();
-        if let Some(driver) = self.driver.take() {
-            driver.abort();
+        if let Some(task) = self.task.take() {
+            task.abort();
         }
     }
+}
+
+/// What every life of a node starts from.
+struct Births {
+    store: Store,
+    registry: Arc<Registry>,
+    watchers: Arc<Watchers>,
+    config: NodeConfig,
+}
+
+/// A life that has begun, with its lease being kept.
+struct Alive {
+    life: Life,
+    lease: watch::Receiver<lease::Lease>,
+    lost: CancellationToken,
+    /// Ends the thread that keeps the lease.
+    _keeper: DropGuard,
+}
+
+impl Births {
+    async fn begin(&mut self) -> Result<Alive, NodeError> {
+        let Self { store, config, .. } = self;
+        let mut conn = store.dedicated("lease").await?;
+        let deadline = Instant::now() + Duration::from_secs(2);
+        // The session of a process that was killed is gone as soon as Postgres notices.
+        while !Store::take_name(&mut conn, &config.name).await? {
+            if Instant::now() > deadline {
+                return Err(NodeError::NameInUse(config.name.clone()));
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        let names = self.registry.all_names();
+        let sent = Instant::now();
+        let (life, time) = Store::begin_life(&mut conn, &config.name, &names, config.lease).await?;
+        let (tell, lease) = watch::channel(lease::Lease::renewed(sent, time, config.lease));
+        let (lost, keeper) = (CancellationToken::new(), CancellationToken::new());
+        lease::keep(store.clone(), conn, life.clone(), config.lease, tell, lost.clone(), keeper.clone())
+            .map_err(NodeError::Thread)?;
+        tracing::info!(node = life.name, epoch = life.epoch.0, "the node has begun");
+        Ok(Alive { life, lease, lost, _keeper: keeper.drop_guard() })
+    }
+
+    /// The database may be away for a while.
+    async fn begin_again(&mut self) -> Alive {
+        loop {
+            match self.begin().await {
+                Ok(alive) => return alive,
+                Err(error) => {
+                    tracing::warn!(
+                        error = &error as &dyn std::error::Error,
+                        "the node cannot begin a new life yet"
+                    );
+                    tokio::time::sleep(Duration::from_secs(1).min(self.config.lease / 4)).await;
+                }
+            }
+        }
+    }
+
+    /// Lives until it is drained (false) or the lease is lost (true).
+    async fn live(&mut self, alive: Alive, door: &Door) -> bool {
+        let (inbox, messages) = mpsc::unbounded_channel();
+        *lock(door) = Some(inbox.clone());
+        let Alive { life, lease, lost, _keeper } = alive;
+        let shared = Arc::new(Parts {
+            store: self.store.clone(),
+            life,
+            registry: Arc::clone(&self.registry),
+            config: self.config.clone(),
+            lease,
+            lost: lost.clone(),
+            inbox,
+            watchers: Arc::clone(&self.watchers),
+            suspect: Mutex::default(),
+            resident: AtomicUsize::default(),
+            #[cfg(debug_assertions)]
+            crash: crash::Crash { hook: self.config.crash_hook.clone(), dead: CancellationToken::new() },
+        });
+        let scouting = CancellationToken::new();
+        let scout = scout::Scout::new(Arc::clone(&shared), scouting.clone());
+        let driver = driver::Driver::new(Arc::clone(&shared), messages, scouting);
+        // A task of its own, and ours: it ends when this future does.
+        let scout = tokio::spawn(scout.work());
+        let _scout = AbortOnDrop(scout.abort_handle());
+        #[cfg(debug_assertions)]
+        let dead = shared.crash.dead.clone();
+        #[cfg(not(debug_assertions))]
+        let dead = CancellationToken::new();
+        tokio::select! {
+            () = driver.work() => false,
+            () = dead.cancelled() => false,
+            () = lost.cancelled() => {
+                tracing::error!(node = shared.life.name, epoch = shared.life.epoch.0,
+                    "this node has lost its lease: it drops what it has, and others go on with its runs");
+                metrics::counter!("backstay_leases_lost_total").increment(1);
+                true
+            }
+        }
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// What the parts of a node have in common; each call holds it, so it is one pointer.
@@ -291,9 +351,9 @@ pub(crate) struct Parts {
     pub inbox: mpsc::UnboundedSender<Message>,
     pub watchers: Arc<Watchers>,
     /// The one run under suspicion of killing its nodes that is on trial here.
-    pub suspect: std::sync::Mutex<Option<RunId>>,
+    pub suspect: Mutex<Option<RunId>>,
     /// Runs in memory.
-    pub resident: std::sync::atomic::AtomicUsize,
+    pub resident: AtomicUsize,
     #[cfg(debug_assertions)]
     pub crash: crash::Crash,
 }
@@ -313,7 +373,7 @@ impl Parts {
     }
 
     pub(crate) fn acquit(&self, run: RunId) {
-        let mut suspect = self.suspect.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut suspect = lock(&self.suspect);
         if *suspect == Some(run) {
             *suspect = None;
         }

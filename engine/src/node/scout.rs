@@ -13,7 +13,7 @@ use sqlx::postgres::PgListener;
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 
-use super::{Found, Message, Shared};
+use super::{Found, Message, Shared, lock};
 use crate::store::{Claimed, Store, StoreError};
 
 /// Runs claimed at once: enough to share a round trip, few enough that others get some.
@@ -30,11 +30,21 @@ pub(super) struct Scout {
     /// Plans that runs in memory have in common.
     plans: Plans,
     trial_ends: Option<(RunId, Instant)>,
+    /// The answer to a claim may have been lost.
+    unsure: bool,
 }
 
 impl Scout {
     pub(super) fn new(shared: Shared, stop: CancellationToken) -> Self {
-        Self { shared, stop, conn: None, listener: None, plans: HashMap::new(), trial_ends: None }
+        Self {
+            shared,
+            stop,
+            conn: None,
+            listener: None,
+            plans: HashMap::new(),
+            trial_ends: None,
+            unsure: false,
+        }
     }
 
     pub(super) async fn work(mut self) {
@@ -50,6 +60,7 @@ impl Scout {
                         );
                         self.conn = None;
                         self.listener = None;
+                        self.unsure = true;
                     }
                 }
                 self.wait().await;
@@ -93,14 +104,27 @@ impl Scout {
                 return Ok(());
             }
             let Some(conn) = &mut self.conn else { return Ok(()) };
-            let mut claimed = Store::claim_orphans(conn, &shared.life, &names, false, room).await?;
-            let on_trial = shared.suspect.lock().unwrap_or_else(std::sync::PoisonError::into_inner).is_some();
+            let mut claimed = Vec::new();
+            if self.unsure {
+                let owned = Store::owned(conn, &shared.life).await?;
+                let (reply, unknown) = oneshot::channel();
+                if shared.inbox.send(Message::Unknown { owned, reply }).is_err() {
+                    return Ok(());
+                }
+                let unknown = unknown.await.unwrap_or_default();
+                claimed = Store::claim_forgotten(conn, &shared.life, &unknown).await?;
+                self.unsure = false;
+            }
+            if claimed.is_empty() {
+                claimed = Store::claim_orphans(conn, &shared.life, &names, false, room).await?;
+            }
+            let on_trial = lock(&shared.suspect).is_some();
             if claimed.is_empty() && !on_trial {
                 claimed = Store::claim_orphans(conn, &shared.life, &names, true, 1).await?;
                 if let Some(suspect) = claimed.first() {
                     let run = suspect.run;
                     tracing::warn!(%run, crashes = suspect.crashes, "this run was there when nodes died; it is watched alone");
-                    *shared.suspect.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Some(run);
+                    *lock(&shared.suspect) = Some(run);
                     self.trial_ends = Some((run, Instant::now() + shared.config.trial));
                 }
             }

@@ -115,4 +115,43 @@ impl Store {
         });
         Ok(claimed.collect())
     }
+
+    /// The runs that are this life's.
+    pub(crate) async fn owned(conn: &mut PgConnection, life: &Life) -> Result<Vec<RunId>, StoreError> {
+        let rows = sqlx::query_scalar!("select run_id from runs where owner = $1", life.epoch.0)
+            .fetch_all(conn)
+            .await
+            .map_err(StoreError::database("list the runs of this node"))?;
+        Ok(rows.into_iter().map(RunId).collect())
+    }
+
+    /// Claims runs that are this life's although it does not know of them: the answer to their claim was lost.
+    pub(crate) async fn claim_forgotten(
+        conn: &mut PgConnection,
+        life: &Life,
+        runs: &[RunId],
+    ) -> Result<Vec<Claimed>, StoreError> {
+        let ids: Vec<_> = runs.iter().map(|run| run.0).collect();
+        let rows = sqlx::query!(
+            r#"with fence as materialized (
+                   select 1 from nodes where epoch = $1 and token = $2 and ended_at is null for key share
+               )
+               update runs set claim = claim + 1 from fence
+               where run_id = any ($3) and owner = $1
+               returning run_id, claim, crashes"#,
+            life.epoch.0,
+            life.token,
+            &ids
+        )
+        .fetch_all(conn)
+        .await
+        .map_err(StoreError::database("claim runs that this node has forgotten"))?;
+        let claimed = rows.into_iter().map(|row| Claimed {
+            run: RunId(row.run_id),
+            claim: row.claim,
+            crashes: row.crashes,
+            reason: ClaimReason::Free,
+        });
+        Ok(claimed.collect())
+    }
 }

@@ -12,6 +12,7 @@ async fn main() -> anyhow::Result<()> {
     let lab = Lab::open(&url).await?;
     let mut config = Lab::config(&name);
     config.lease = std::time::Duration::from_millis(lease.parse()?);
+    config.rejoin = false;
     let (_engine, node) = lab.node(config).await?;
     println!("UP");
     node.ended().await;

@@ -140,6 +140,45 @@ async fn a_drained_node_hands_its_runs_over_at_once() -> anyhow::Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_has_lost_its_lease_begins_a_new_life_and_finds_its_runs() -> anyhow::Result<()> {
+    let lab = Lab::new().await?;
+    let (engine, node) = lab.node(Lab::config("a")).await?;
+    let plan = plans::single(&engine, json!({ "millis": 1_000, "saves": true }))?;
+    let run = engine.submit(&plan, SubmitOptions::default()).await?.run;
+    until("the step is under way", async || Ok(lab.world.touched("begin", "only").await? == 1)).await?;
+    let first = node.epoch();
+    let mut sql = lab.sql().await?;
+    sqlx::query("update nodes set ended_at = now(), ended_why = 'lost'").execute(&mut sql).await?;
+    assert_eq!(lab.settled(run).await?, Status::Succeeded);
+    assert!(node.epoch() > first && node.is_live());
+    let story = lab.story(run).await?;
+    assert!(story.contains("claimed lost_lease"), "{story}");
+    assert_eq!(lab.world.touched("make", "only").await?, 1, "the call of the first life was hung up on");
+    lab.assert_history(run).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_run_whose_claim_got_no_answer_is_found_again() -> anyhow::Result<()> {
+    let lab = Lab::new().await?;
+    let plan = plans::single(&lab.engine, json!({}))?;
+    let run = lab.engine.submit(&plan, SubmitOptions::default()).await?.run;
+    let mut sql = lab.sql().await?;
+    sqlx::query("update runs set due_at = now() + interval '1 hour'").execute(&mut sql).await?;
+    let (_engine, node) = lab.node(Lab::config("a")).await?;
+    // As if the node had claimed it and the answer had been lost with its connection.
+    let forget = "update runs set owner = $1, due_at = null, status = 'running', claim = claim + 1";
+    sqlx::query(forget).bind(node.epoch()).execute(&mut sql).await?;
+    let cut = "select count(pg_terminate_backend(pid)) from pg_stat_activity
+               where application_name = 'backstay scout' and datname = current_database()";
+    until("the scout's connection is cut", async || {
+        Ok(sqlx::query_scalar::<_, i64>(cut).fetch_one(&mut sql).await? == 1)
+    })
+    .await?;
+    assert_eq!(lab.settled(run).await?, Status::Succeeded);
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_run_that_kills_its_nodes_is_left_alone_and_delays_nobody() -> anyhow::Result<()> {
     let lab = Lab::new().await?;
     let poison = plans::single(&lab.engine, json!({}))?;
