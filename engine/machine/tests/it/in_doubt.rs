@@ -162,6 +162,20 @@ fn absent_is_not_believed_while_the_lost_call_can_still_arrive() {
 }
 
 #[test]
+fn what_counts_is_when_the_question_was_put_and_not_when_the_answer_came() {
+    for answered in [Span::secs(31), Span::secs(500)] {
+        let mut sim =
+            crashed_in_flight(Effect { probed: true, longest_delay: Span::secs(30), ..Effect::default() });
+        sim.step(&mut Dice::First);
+        // While the answer "absent" is on its way, the lost call arrives.
+        sim.pass(answered.after(sim.now));
+        assert_eq!(sim.run(&mut Dice::First), End::Succeeded);
+        assert!(!sim.story().contains("started a #2"), "{}", sim.story());
+        sim.audit(&String::new);
+    }
+}
+
+#[test]
 fn a_step_that_happens_at_most_once_waits_for_an_operator() {
     let mut sim = crashed_in_flight(Effect { at_most_once: true, ..Effect::default() });
     assert_eq!(sim.run(&mut Dice::First), End::Held);
