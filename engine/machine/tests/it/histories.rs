@@ -141,6 +141,7 @@ fn storm(plan: Arc<Plan>, weather: Weather, seed: u64) -> Sim {
         if sim.state.status().is_over() {
             break;
         }
+        sim.wakes_in_time();
         if dice.chance(weather.dies) {
             sim.crash();
         }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use backstay_machine::plan::{Effect, Span, StepSpec};
-use backstay_machine::{Applied, CourseAt, CourseId, Direction, Plan};
+use backstay_machine::{Answer, Applied, CourseAt, CourseId, Direction, Plan, StepEvent, judge_probe};
 
 use crate::full_sweep;
 use crate::support::sim::{Ending, Lands, error};
@@ -162,6 +162,20 @@ fn absent_is_not_believed_while_the_lost_call_can_still_arrive() {
 }
 
 #[test]
+fn what_counts_is_when_the_question_was_put_and_not_when_the_answer_came() {
+    for answered in [Span::secs(31), Span::secs(500)] {
+        let mut sim =
+            crashed_in_flight(Effect { probed: true, longest_delay: Span::secs(30), ..Effect::default() });
+        sim.step(&mut Dice::First);
+        // While the answer "absent" is on its way, the lost call arrives.
+        sim.pass(answered.after(sim.now));
+        assert_eq!(sim.run(&mut Dice::First), End::Succeeded);
+        assert!(!sim.story().contains("started a #2"), "{}", sim.story());
+        sim.audit(&String::new);
+    }
+}
+
+#[test]
 fn a_step_that_happens_at_most_once_waits_for_an_operator() {
     let mut sim = crashed_in_flight(Effect { at_most_once: true, ..Effect::default() });
     assert_eq!(sim.run(&mut Dice::First), End::Held);
@@ -194,4 +208,20 @@ fn an_undo_waits_for_every_effect_that_may_still_arrive() {
     assert_eq!(sim.run(&mut Dice::First), End::RolledBack);
     assert!(sim.now >= Span::secs(30).after(claimed));
     sim.audit(&String::new);
+}
+
+#[test]
+fn only_unknowns_in_a_row_are_counted() {
+    let mut sim =
+        crashed_in_flight(Effect { probed: true, longest_delay: Span::secs(30), ..Effect::default() });
+    let a = sim.plan().find("a").unwrap();
+    let claimed = sim.now;
+    let unknown = || Answer::Unknown { why: "the line is dead".into() };
+    for answer in [unknown(), unknown(), unknown(), unknown(), Answer::Absent, unknown()] {
+        for what in judge_probe(&sim.state, a, answer, None, claimed, sim.now) {
+            let StepEvent::Probed { ask_again_at, .. } = &what else { panic!("{what:?}") };
+            assert!(ask_again_at.is_some(), "{what:?}");
+            sim.report(CourseId::forward(a), what);
+        }
+    }
 }

@@ -212,3 +212,37 @@ fn the_end_of_all_times_can_be_journaled() {
         assert_eq!(Journaled::from_row(&journaled.to_row(&plan), &plan).unwrap(), journaled);
     }
 }
+
+#[test]
+fn a_row_that_no_release_wrote_is_refused_with_its_reason() {
+    let plan = checked(spec(vec![step("a", &[])]));
+    let course = CourseId::forward(plan.find("a").unwrap());
+    let what = StepEvent::Checkpointed { value: Json::null() };
+    let event = Event::Step { course, generation: 0, attempt: 1, what };
+    let row = Journaled { seq: 7, claim: 1, epoch: Epoch(1), at: Time::UNIX_EPOCH, event }.to_row(&plan);
+    let refused = |change: &dyn Fn(&mut Row)| {
+        let mut row = row.clone();
+        change(&mut row);
+        Journaled::from_row(&row, &plan).unwrap_err().to_string()
+    };
+    let said = [
+        refused(&|row| row.attempt = -1),
+        refused(&|row| row.generation = -1),
+        refused(&|row| row.step = None),
+        refused(&|row| row.step = Some("b".into())),
+        refused(&|row| row.body = None),
+        refused(&|row| row.kind = "started"),
+        refused(&|row| row.kind = "failed"),
+        refused(&|row| row.kind = "dreamt"),
+    ];
+    insta::assert_snapshot!(said.join("\n"), @r#"
+    event 7 (checkpointed) cannot be read: its attempt is -1
+    event 7 (checkpointed) cannot be read: its generation is -1
+    event 7 (checkpointed) cannot be read: it names no step
+    event 7 (checkpointed) cannot be read: the plan has no step "b"
+    event 7 (checkpointed) cannot be read: it has no body
+    event 7 (started) cannot be read: it has no idempotency key
+    event 7 (failed) cannot be read: its body is not understood: invalid type: null, expected struct FailedBody at line 1 column 4
+    event 7 (dreamt) cannot be read: this release knows no such event; it was written by a newer one, or by hand
+    "#);
+}

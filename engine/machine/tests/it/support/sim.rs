@@ -209,6 +209,17 @@ impl Sim {
         moves
     }
 
+    /// Nothing falls due before the time at which the run asks to be woken, and something does then.
+    pub fn wakes_in_time(&self) {
+        let now = decide(&self.state, self.now, usize::MAX);
+        let before = now.wake_at.map_or(self.now + TimeDelta::days(100), |at| at - TimeDelta::nanoseconds(1));
+        let just_before = decide(&self.state, before, usize::MAX);
+        assert_eq!(just_before, now, "something fell due unseen\n{}", self.story());
+        if let Some(at) = now.wake_at {
+            assert_ne!(decide(&self.state, at, usize::MAX), now, "woken for nothing\n{}", self.story());
+        }
+    }
+
     /// Makes one move. `None`: nothing can move, and that is in order.
     pub fn step(&mut self, dice: &mut Dice) -> Option<()> {
         let mut moves = self.moves(dice);
