@@ -7,8 +7,8 @@
 use std::sync::{Arc, Mutex};
 
 use backstay_engine::{
-    Activity, Context, Engine, Failure, NodeConfig, Plan, PlanBuilder, Registry, Retry, Status, SubmitOptions,
-    async_trait, output,
+    Activity, Context, Engine, Failure, NodeConfig, Plan, PlanBuilder, Registry, Retry, Status,
+    SubmitOptions, async_trait, output,
 };
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -84,8 +84,16 @@ fn trip(engine: &Engine, car: &str) -> anyhow::Result<Arc<Plan>> {
     let mut plan = PlanBuilder::new("trip");
     plan.retry(Retry::never());
     let cancel = json!({ "booking": output("/booking") });
-    let flight = plan.step("flight", "book").input(json!({ "what": "flight" })).undone_by("cancel", cancel.clone()).done();
-    let hotel = plan.step("hotel", "book").input(json!({ "what": "hotel" })).undone_by("cancel", cancel.clone()).done();
+    let flight = plan
+        .step("flight", "book")
+        .input(json!({ "what": "flight" }))
+        .undone_by("cancel", cancel.clone())
+        .done();
+    let hotel = plan
+        .step("hotel", "book")
+        .input(json!({ "what": "hotel" }))
+        .undone_by("cancel", cancel.clone())
+        .done();
     plan.step("car", "book")
         .input(json!({ "what": car, "with": flight.output("/booking") }))
         .after([&flight, &hotel])
@@ -114,7 +122,13 @@ async fn main() -> anyhow::Result<()> {
     let status = run.ended().await?;
     say(format!("a trip on Sunday: {}, still {} bookings", status.as_str(), booked()));
     for row in engine.journal(id).await? {
-        say(format!("  {:>2} {}{} {}", row.seq, if row.undo { "undo " } else { "" }, row.kind, row.step.unwrap_or_default()));
+        say(format!(
+            "  {:>2} {}{} {}",
+            row.seq,
+            if row.undo { "undo " } else { "" },
+            row.kind,
+            row.step.unwrap_or_default()
+        ));
     }
     anyhow::ensure!(status == Status::RolledBack && booked() == 3);
 

@@ -6,8 +6,8 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use backstay_engine::crash::{CrashPoint, Hook};
-use backstay_engine::machine::{Journaled, State};
-use backstay_engine::{Engine, Node, NodeConfig, Plan, Registry, RunId, Status, Store};
+use backstay_engine::machine::checker::{Case, Index, check_run};
+use backstay_engine::{Engine, Node, NodeConfig, Registry, RunId, Status, Store};
 use sqlx::{AssertSqlSafe, Connection, PgConnection};
 use tokio::sync::OnceCell;
 use uuid::Uuid;
@@ -113,23 +113,17 @@ impl Lab {
 
     /// What must be true of every history, however it came about.
     pub async fn assert_history(&self, run: RunId) -> anyhow::Result<()> {
-        let rows = self.engine.journal(run).await?;
-        let body = rows
-            .first()
-            .and_then(|row| row.body.clone())
-            .unwrap_or_else(backstay_engine::machine::Json::null);
-        let plan = Plan::from_submitted(&body)?;
-        let mut state = State::new(run, plan.clone());
-        for row in &rows {
-            state.apply(&Journaled::from_row(row, &plan)?)?;
-        }
         let info = self.engine.get(run).await?;
-        anyhow::ensure!(
-            info.status == state.status(),
-            "the index says {:?}, the journal {:?}",
-            info.status,
-            state.status()
-        );
+        let rows = self.engine.journal(run).await?;
+        let mut steps: Vec<String> =
+            rows.iter().filter_map(|row| row.step.as_deref().map(str::to_owned)).collect();
+        steps.sort();
+        steps.dedup();
+        let index = Index { status: info.status, owner: info.owner, claim: info.claim, due_at: info.due_at };
+        let world = self.world.truth(&steps).await?;
+        let violations = check_run(&Case { run, rows: &rows, index: Some(&index), world: Some(&world) });
+        let named: Vec<_> = violations.iter().map(|v| format!("{v}")).collect();
+        anyhow::ensure!(violations.is_empty(), "{}\n{}", named.join("\n"), self.story(run).await?);
         Ok(())
     }
 

@@ -4,7 +4,9 @@
 use std::time::Duration;
 
 use backstay_engine::machine::Direction;
-use backstay_engine::{Activity, Context, Effect, Failure, Probe, async_trait};
+use backstay_engine::machine::checker::{self, WorldLog};
+use backstay_engine::{Activity, Context, Effect, Failure, Probe, Span, async_trait};
+use chrono::{DateTime, Utc};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use sqlx::postgres::{PgPool, PgPoolOptions};
@@ -14,6 +16,7 @@ const TABLES: &str = "
 create table world (key uuid primary key, step text not null);
 create table touches (id bigint generated always as identity primary key, key uuid not null, step text not null,
                       undo boolean not null, attempt int not null, what text not null,
+                      changed boolean not null,
                       at timestamptz not null default clock_timestamp());";
 
 /// What is there, and what was done.
@@ -55,15 +58,52 @@ impl World {
     }
 
     async fn note(&self, key: Uuid, context: &Context, what: &str) -> Result<(), Failure> {
-        sqlx::query("insert into touches (key, step, undo, attempt, what) values ($1, $2, $3, $4, $5)")
-            .bind(key)
-            .bind(context.step())
-            .bind(context.direction() == Direction::Undo)
-            .bind(context.attempt() as i32)
-            .bind(what)
-            .execute(&self.pool)
-            .await?;
+        self.note_change(key, context, what, false).await
+    }
+
+    async fn note_change(
+        &self,
+        key: Uuid,
+        context: &Context,
+        what: &str,
+        changed: bool,
+    ) -> Result<(), Failure> {
+        sqlx::query(
+            "insert into touches (key, step, undo, attempt, what, changed) values ($1, $2, $3, $4, $5, $6)",
+        )
+        .bind(key)
+        .bind(context.step())
+        .bind(context.direction() == Direction::Undo)
+        .bind(context.attempt() as i32)
+        .bind(what)
+        .bind(changed)
+        .execute(&self.pool)
+        .await?;
         Ok(())
+    }
+
+    /// The ground truth for the checker. Steps of one run have names that no other run of the lab uses, or the lab
+    /// has one run.
+    pub async fn truth(&self, steps: &[String]) -> anyhow::Result<WorldLog> {
+        type Touch = (Uuid, String, bool, DateTime<Utc>);
+        let touches: Vec<Touch> =
+            sqlx::query_as("select key, step, undo, at from touches where changed order by id")
+                .fetch_all(&self.pool)
+                .await?;
+        let things = self.things().await?;
+        let effects = touches
+            .into_iter()
+            .filter(|(_, step, ..)| steps.contains(step))
+            .map(|(key, step, undo, at)| checker::Effect {
+                key,
+                step,
+                undo,
+                begun_at: at,
+                ended_at: Some(at),
+            })
+            .collect();
+        let present = steps.iter().map(|step| (step.clone(), things.contains(step))).collect();
+        Ok(WorldLog { effects, present, skew: Span::millis(20) })
     }
 }
 
@@ -134,12 +174,12 @@ impl Activity for Make {
         if thing.millis > 0 {
             tokio::time::sleep(Duration::from_millis(thing.millis)).await;
         }
-        sqlx::query("insert into world values ($1, $2) on conflict do nothing")
+        let made = sqlx::query("insert into world values ($1, $2) on conflict do nothing")
             .bind(context.key())
             .bind(context.step())
             .execute(&world.pool)
             .await?;
-        world.note(context.key(), context, "make").await?;
+        world.note_change(context.key(), context, "make", made.rows_affected() > 0).await?;
         if fails == "half" {
             return Err(Failure::permanent("broken", "it broke half way"));
         }
@@ -202,7 +242,8 @@ impl Activity for Unmake {
             .map(|undone| undone.key)
             .ok_or(Failure::permanent("no_step", "this is no undo"))?;
         let done = sqlx::query("delete from world where key = $1").bind(key).execute(&world.pool).await?;
-        world.note(key, context, "unmake").await?;
+        // The touch is written under the undo's own key, as the world sees it.
+        world.note_change(context.key(), context, "unmake", done.rows_affected() > 0).await?;
         Ok(Unmade { gone: done.rows_affected() > 0 })
     }
 }

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use backstay_machine::Time;
-use chrono::TimeDelta;
+use chrono::{SubsecRound, TimeDelta};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -26,8 +26,9 @@ impl Lease {
     }
 
     /// A time that the database has reached by now.
+    /// In whole microseconds, as the journal keeps it: what is folded live and after a crash is the same.
     pub(crate) fn now(&self) -> Time {
-        self.time + TimeDelta::from_std(self.seen.elapsed()).unwrap_or_default()
+        (self.time + TimeDelta::from_std(self.seen.elapsed()).unwrap_or_default()).trunc_subsecs(6)
     }
 
     pub(crate) fn is_safe(&self) -> bool {

@@ -164,19 +164,20 @@ impl Node {
         door: Door,
         config: NodeConfig,
     ) -> Result<Self, NodeError> {
-        let mut births = Births { store, registry: Arc::new(registry), watchers, config };
+        let registry = Arc::new(registry);
+        let mut births = Births { store, registry, watchers, door: Arc::clone(&door), config };
         let first = births.begin().await?;
         let name = births.config.name.clone();
         let (stop, draining) = (CancellationToken::new(), CancellationToken::new());
         let (tell_epoch, epoch) = watch::channel(first.life.epoch.0);
-        let (stop_here, draining_here, door_here) = (stop.clone(), draining.clone(), Arc::clone(&door));
+        let (stop_here, draining_here) = (stop.clone(), draining.clone());
         let task = tokio::spawn(async move {
             let _stop = stop_here.drop_guard();
             let mut born = Some(first);
             while let Some(alive) = born.take() {
                 tell_epoch.send_replace(alive.life.epoch.0);
-                let lost = births.live(alive, &door_here).await;
-                *lock(&door_here) = None;
+                let lost = births.live(alive).await;
+                *lock(&births.door) = None;
                 if !lost || !births.config.rejoin {
                     break;
                 }
@@ -241,6 +242,7 @@ struct Births {
     store: Store,
     registry: Arc<Registry>,
     watchers: Arc<Watchers>,
+    door: Door,
     config: NodeConfig,
 }
 
@@ -249,6 +251,8 @@ struct Alive {
     life: Life,
     lease: watch::Receiver<lease::Lease>,
     lost: CancellationToken,
+    inbox: mpsc::UnboundedSender<Message>,
+    messages: mpsc::UnboundedReceiver<Message>,
     /// Ends the thread that keeps the lease.
     _keeper: DropGuard,
 }
@@ -273,7 +277,10 @@ impl Births {
         lease::keep(store.clone(), conn, life.clone(), config.lease, tell, lost.clone(), keeper.clone())
             .map_err(NodeError::Thread)?;
         tracing::info!(node = life.name, epoch = life.epoch.0, "the node has begun");
-        Ok(Alive { life, lease, lost, _keeper: keeper.drop_guard() })
+        // From here on submissions come in, before anybody is told that the node is there.
+        let (inbox, messages) = mpsc::unbounded_channel();
+        *lock(&self.door) = Some(inbox.clone());
+        Ok(Alive { life, lease, lost, inbox, messages, _keeper: keeper.drop_guard() })
     }
 
     /// The database may be away for a while.
@@ -293,10 +300,8 @@ impl Births {
     }
 
     /// Lives until it is drained (false) or the lease is lost (true).
-    async fn live(&mut self, alive: Alive, door: &Door) -> bool {
-        let (inbox, messages) = mpsc::unbounded_channel();
-        *lock(door) = Some(inbox.clone());
-        let Alive { life, lease, lost, _keeper } = alive;
+    async fn live(&mut self, alive: Alive) -> bool {
+        let Alive { life, lease, lost, inbox, messages, _keeper } = alive;
         let shared = Arc::new(Parts {
             store: self.store.clone(),
             life,
