@@ -3,7 +3,9 @@
 
 mod lab;
 pub mod plans;
+mod wire;
 mod world;
 
 pub use lab::{Deaths, Lab};
+pub use wire::{Cut, Wire};
 pub use world::{Make, Unmake, World};

@@ -13,6 +13,8 @@
 mod append;
 mod claim;
 mod lease;
+#[doc(hidden)]
+pub mod probe;
 mod read;
 
 use std::time::Duration;

@@ -1,0 +1,84 @@
+//! The store's statements on a connection of the caller's. Tests put them into transactions, which opens the
+//! window between the effect of a statement and its commit, and interleave them. Not meant for anything else.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use backstay_machine::{Row, RunId, Time};
+use sqlx::PgConnection;
+
+use super::{Appended, Batch, Claimed, Life, Store, StoreError};
+
+/// A session as the parts of a node have it.
+pub async fn session(store: &Store, purpose: &str) -> Result<PgConnection, StoreError> {
+    store.dedicated(purpose).await
+}
+
+/// What the writer does.
+pub async fn append(conn: &mut PgConnection, life: &Life, batch: &Batch) -> Result<Appended, StoreError> {
+    Store::append(conn, life, batch).await
+}
+
+/// What the writer does, over lost connections.
+pub async fn append_surely(
+    store: &Store,
+    conn: &mut Option<PgConnection>,
+    life: &Life,
+    batch: &Batch,
+) -> Result<Appended, StoreError> {
+    super::append_surely(store, conn, life, batch).await
+}
+
+/// What the scout does about runs that nobody has.
+pub async fn claim_due(
+    conn: &mut PgConnection,
+    life: &Life,
+    activities: &[String],
+    most: i64,
+) -> Result<Vec<Claimed>, StoreError> {
+    Store::claim_due(conn, life, activities, most).await
+}
+
+/// What the scout does about runs whose node is gone.
+pub async fn claim_orphans(
+    conn: &mut PgConnection,
+    life: &Life,
+    activities: &[String],
+    suspects: bool,
+    most: i64,
+) -> Result<Vec<Claimed>, StoreError> {
+    Store::claim_orphans(conn, life, activities, suspects, most).await
+}
+
+/// What the scout does after a claim.
+pub async fn journals(
+    conn: &mut PgConnection,
+    runs: &[RunId],
+) -> Result<HashMap<RunId, Vec<Row>>, StoreError> {
+    Store::journals(conn, runs).await
+}
+
+/// How a life begins.
+pub async fn begin_life(
+    conn: &mut PgConnection,
+    name: &str,
+    activities: &[String],
+    lease: Duration,
+) -> Result<(Life, Time), StoreError> {
+    Store::begin_life(conn, name, activities, lease).await
+}
+
+/// How it goes on.
+pub async fn renew(conn: &mut PgConnection, life: &Life, lease: Duration) -> Result<Time, StoreError> {
+    Store::renew(conn, life, lease).await
+}
+
+/// How others end it.
+pub async fn take_over(conn: &mut PgConnection) -> Result<Vec<String>, StoreError> {
+    Store::take_over(conn).await
+}
+
+/// How it ends itself.
+pub async fn end_life(conn: &mut PgConnection, life: &Life) -> Result<(), StoreError> {
+    Store::end_life(conn, life).await
+}

@@ -1,0 +1,178 @@
+//! All orders of the store's statements over two sessions of a real database.
+//!
+//! Each operation is `begin; <the production statement>; commit`: the transaction opens the window between what a
+//! statement does and its commit, in which all the mistakes of this trade are made. Two operations are played in
+//! every order; where one waits for a lock of the other (the database says so), the other goes on. Whatever the
+//! order was, what came of it must be what the guarantees say (`judge.rs`). The last test plays the same with
+//! statements in which one lock is missing, and each must be found out.
+//!
+//! ```text
+//!   scene.rs    two nodes, their runs, a free one and an orphan; what the tables say in the end
+//!   steps.rs    the operations and what they answered
+//!   orders.rs   every order of two operations, step by step
+//!   judge.rs    what must hold of every order
+//! ```
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, reason = "tests")]
+
+mod judge;
+mod orders;
+mod scene;
+mod steps;
+
+use std::collections::BTreeSet;
+
+use backstay_tests::Wire;
+
+use orders::{Bench, all_orders};
+use steps::{OPS, Op};
+
+/// Every pair of operations; the two of a pair may be the same.
+fn pairs() -> Vec<(Op, Op)> {
+    let all = OPS.iter().enumerate();
+    all.flat_map(|(at, left)| OPS.iter().skip(at).map(move |right| (*left, *right))).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whatever_the_order_nothing_is_lost_doubled_or_written_too_late() -> anyhow::Result<()> {
+    let mut tasks = tokio::task::JoinSet::new();
+    let pairs = pairs();
+    let workers = 3;
+    for worker in 0..workers {
+        let mine: Vec<_> = pairs.iter().copied().skip(worker).step_by(workers).collect();
+        tasks.spawn(async move {
+            let mut bench = Bench::new(None).await?;
+            let (mut played, mut different, mut waited) = (0, 0, BTreeSet::new());
+            for (left, right) in mine {
+                let mut stories = BTreeSet::new();
+                for order in all_orders(left.steps().len(), right.steps().len()) {
+                    let play = bench.play([left, right], &order).await?;
+                    let wrong = judge::violations(&play);
+                    assert!(wrong.is_empty(), "{}\n  {}", play.story(), wrong.join("\n  "));
+                    played += 1;
+                    if play.waited() {
+                        waited.insert((left, right));
+                    }
+                    stories.insert(play.story());
+                }
+                different += stories.len();
+            }
+            anyhow::Ok((played, different, waited))
+        });
+    }
+    let (mut played, mut different, mut waited) = (0, 0, BTreeSet::new());
+    while let Some(done) = tasks.join_next().await {
+        let (p, d, w) = done??;
+        played += p;
+        different += d;
+        waited.extend(w);
+    }
+    println!("{} pairs, {played} orders, {different} of them different in effect", pairs.len());
+    println!("{} pairs in which one was seen to wait for the other", waited.len());
+    // A harness that sees nobody wait looks at nothing.
+    for pair in [(Op::Append1, Op::TakeOver), (Op::Append1, Op::Recover2), (Op::Append1, Op::Supersede1)] {
+        assert!(waited.contains(&pair), "{pair:?}");
+    }
+    Ok(())
+}
+
+/// A mistake in one statement, and the pair of operations that shows it.
+struct Mistake {
+    name: &'static str,
+    /// In statements that hold the first, the second becomes the third.
+    exchanges: &'static [(&'static str, &'static str, &'static str)],
+    pair: (Op, Op),
+    /// What then does not hold.
+    shows: &'static str,
+}
+
+const APPEND: &str = "insert into journal (run_id, seq, claim, epoch, at, kind, step";
+const MISTAKES: [Mistake; 10] = [
+    Mistake {
+        name: "the append looks at its life and does not lock it",
+        exchanges: &[(APPEND, " for key share", "")],
+        pair: (Op::Append1, Op::Recover2),
+        shows: "had gone past it",
+    },
+    Mistake {
+        name: "the append's fence is an unlocked exists",
+        exchanges: &[(
+            APPEND,
+            "select 1 from nodes where epoch = $1 and token = $2 and ended_at is null for key share",
+            "select 1 where exists (select from nodes where epoch = $1 and token = $2 and ended_at is null)",
+        )],
+        pair: (Op::AppendEvents1, Op::Recover2),
+        shows: "the new owner has not seen it",
+    },
+    Mistake {
+        name: "the append does not ask whether its life goes on",
+        exchanges: &[(APPEND, " and ended_at is null", "")],
+        pair: (Op::Append1, Op::Recover2),
+        shows: "had gone past it",
+    },
+    Mistake {
+        name: "takeover is a plain update",
+        exchanges: &[("ended_why = 'lost'", "for update", "")],
+        pair: (Op::AppendEvents1, Op::Recover2),
+        shows: "the new owner has not seen it",
+    },
+    Mistake {
+        name: "a successor of the same name ends its forerunner by a plain update",
+        exchanges: &[("ended_why = 'superseded'", "for update", "")],
+        pair: (Op::Append1, Op::Supersede1),
+        shows: "had gone past it",
+    },
+    Mistake {
+        name: "claiming and reading the journal are one statement",
+        exchanges: &[],
+        pair: (Op::ClaimReadInOne2, Op::TakeOverThatDies),
+        shows: "the new owner has not seen it",
+    },
+    Mistake {
+        name: "takeover, claim and reading the journal have one snapshot",
+        exchanges: &[],
+        pair: (Op::AppendEvents1, Op::RecoverInOneSnapshot2),
+        shows: "the new owner has not seen it",
+    },
+    Mistake {
+        name: "the append locks its life more than it must",
+        exchanges: &[(APPEND, " for key share", " for share")],
+        pair: (Op::Append1, Op::Renew1),
+        shows: "a renewal and an append waited for each other",
+    },
+    Mistake {
+        name: "a life is renewed without asking whether it is over",
+        exchanges: &[("set lease_until = clock_timestamp()", " and ended_at is null", "")],
+        pair: (Op::Renew1, Op::TakeOver),
+        shows: "a life was renewed and taken over",
+    },
+    Mistake {
+        name: "a claim does not skip what another claims",
+        exchanges: &[("due as materialized", "for update skip locked", "")],
+        pair: (Op::ClaimDue2, Op::ClaimDue3),
+        shows: "two nodes claimed one run",
+    },
+];
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_missing_lock_is_found_out() -> anyhow::Result<()> {
+    for Mistake { name, exchanges, pair: (left, right), shows } in MISTAKES {
+        let mut bench = Bench::new(Some(exchanges)).await?;
+        let orders = all_orders(left.steps().len(), right.steps().len());
+        let (mut found, mut first) = (0, None);
+        for order in &orders {
+            let play = bench.play([left, right], order).await?;
+            let mut wrong = judge::violations(&play);
+            wrong.retain(|wrong| wrong.contains(shows));
+            if !wrong.is_empty() {
+                found += 1;
+                first.get_or_insert((play.story(), wrong));
+            }
+        }
+        let exchanged = bench.wire.as_ref().map(Wire::exchanged).unwrap_or_default();
+        assert!(exchanged.iter().all(|times| *times > 0), "{name}: nothing was exchanged");
+        let (story, wrong) =
+            first.unwrap_or_else(|| panic!("{name}: none of {} orders shows it", orders.len()));
+        println!("{name}: {found} of {} orders\n  {story}\n  {}", orders.len(), wrong.join("\n  "));
+    }
+    Ok(())
+}

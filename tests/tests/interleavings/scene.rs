@@ -1,0 +1,214 @@
+//! Where the operations are played: the lives of four nodes and four runs, new for each order.
+
+use std::time::Duration;
+
+use backstay_engine::machine::{Epoch, Json, Row};
+use backstay_engine::store::{Admission, Batch, IndexChange, Life};
+use backstay_engine::{RunId, Status};
+use chrono::{DateTime, TimeDelta, Utc};
+use sqlx::{Connection, PgConnection};
+use uuid::Uuid;
+
+pub const LEASE: Duration = Duration::from_secs(60);
+
+/// The lives: the lease of `one` has run out and nobody has noticed; `gone` has ended.
+#[derive(Clone, Debug)]
+pub struct Scene {
+    pub one: Life,
+    pub two: Life,
+    pub three: Life,
+    pub gone: Life,
+    /// Owned by `one`.
+    pub a: RunId,
+    /// Owned by `two`.
+    pub b: RunId,
+    /// Nobody's, and due.
+    pub free: RunId,
+    /// Owned by `gone`.
+    pub orphan: RunId,
+    /// What `one` and `two` admit, under one key.
+    pub new: [RunId; 2],
+    pub before: DateTime<Utc>,
+}
+
+/// A row of `nodes`.
+#[derive(Clone, Debug, sqlx::FromRow)]
+pub struct NodeRow {
+    pub epoch: i64,
+    pub ended_why: Option<String>,
+}
+
+/// A row of `runs`.
+#[derive(Clone, Debug, sqlx::FromRow)]
+pub struct RunRow {
+    pub run_id: Uuid,
+    pub status: String,
+    pub owner: Option<i64>,
+    pub claim: i32,
+    pub due_at: Option<DateTime<Utc>>,
+    pub client_key: Option<String>,
+    pub finished_at: Option<DateTime<Utc>>,
+}
+
+/// A row of `journal`.
+#[derive(Clone, Debug, sqlx::FromRow)]
+pub struct EventRow {
+    pub run_id: Uuid,
+    pub seq: i64,
+    pub claim: i32,
+    pub epoch: i64,
+}
+
+/// What the tables say in the end.
+#[derive(Clone, Debug)]
+pub struct Tables {
+    pub nodes: Vec<NodeRow>,
+    pub runs: Vec<RunRow>,
+    pub journal: Vec<EventRow>,
+}
+
+impl Scene {
+    pub async fn set(sql: &mut PgConnection, two_is_late: bool) -> anyhow::Result<Self> {
+        let mut set = sql.begin().await?;
+        sqlx::raw_sql("delete from journal; delete from runs; delete from nodes").execute(&mut *set).await?;
+        let mut lives = Vec::new();
+        for name in ["one", "two", "three", "gone"] {
+            let late = name == "one" || (name == "two" && two_is_late);
+            let token = Uuid::new_v4();
+            let epoch: i64 = sqlx::query_scalar(
+                "insert into nodes (token, name, activities, lease_until, ended_at, ended_why)
+                 values ($1, $2, '{}', clock_timestamp() + make_interval(secs => $3),
+                         case when $4 then clock_timestamp() end, case when $4 then 'lost' end)
+                 returning epoch",
+            )
+            .bind(token)
+            .bind(name)
+            .bind(if late { -1.0 } else { 60.0 })
+            .bind(name == "gone")
+            .fetch_one(&mut *set)
+            .await?;
+            lives.push(Life { epoch: Epoch(epoch), token, name: name.into() });
+        }
+        let [one, two, three, gone] = lives.try_into().unwrap();
+        let before = Utc::now() - TimeDelta::minutes(1);
+        let fresh = RunId::fresh;
+        let new = [fresh(), fresh()];
+        let scene = Self {
+            one,
+            two,
+            three,
+            gone,
+            a: fresh(),
+            b: fresh(),
+            free: fresh(),
+            orphan: fresh(),
+            new,
+            before,
+        };
+        for (run, owner) in [
+            (scene.a, Some(&scene.one)),
+            (scene.b, Some(&scene.two)),
+            (scene.orphan, Some(&scene.gone)),
+            (scene.free, None),
+        ] {
+            let owner = owner.map(|life| life.epoch.0);
+            sqlx::query(
+                "with run as (
+                     insert into runs (run_id, workflow, status, plan_hash, activities, request_hash, owner, claim,
+                                       due_at, submitted_at)
+                     values ($1, 'w', case when $2::bigint is null then 'pending' else 'running' end, '', '{}', '', $2,
+                             num_nonnulls($2::bigint), case when $2::bigint is null then $3::timestamptz end, $3)
+                     returning run_id
+                 )
+                 insert into journal (run_id, seq, claim, epoch, at, kind, undo, generation, attempt)
+                 select run_id, seq, seq - 1, case seq when 1 then 0 else $2 end, $3, 'x', false, 0, 0
+                 from run, generate_series(1, 1 + num_nonnulls($2::bigint)) as s (seq)",
+            )
+            .bind(run.0)
+            .bind(owner)
+            .bind(before)
+            .execute(&mut *set)
+            .await?;
+        }
+        set.commit().await?;
+        Ok(scene)
+    }
+
+    fn event(&self, seq: i64, claim: i32, life: &Life) -> Row {
+        Row {
+            seq,
+            claim,
+            epoch: life.epoch.0,
+            at: self.before,
+            kind: "progressed",
+            step: Some("s".into()),
+            undo: false,
+            generation: 1,
+            attempt: 1,
+            key: None,
+            body: Some(Json::null()),
+        }
+    }
+
+    fn change(&self, run: RunId, given_up: bool) -> IndexChange {
+        let (status, due_at) =
+            if given_up { (Status::Waiting, Some(self.before)) } else { (Status::RollingBack, None) };
+        IndexChange { run, status, release: given_up, due_at, note: None, finished_at: None }
+    }
+
+    /// What a node has ready for the run that it owns, and a new run under a key that both use.
+    pub fn batch_of(&self, life: &Life, run: RunId, new: RunId) -> Batch {
+        let admission = Admission {
+            run: new,
+            workflow: "w".into(),
+            plan_hash: String::new(),
+            activities: String::new(),
+            priority: 1,
+            labels: "{}".into(),
+            client_key: Some("the one key".into()),
+            request_hash: String::new(),
+            exclusive_key: None,
+            at: self.before,
+        };
+        let mut first = self.event(1, 0, life);
+        first.kind = "submitted";
+        Batch {
+            admissions: vec![admission],
+            events: vec![(run, self.event(3, 1, life)), (run, self.event(4, 1, life)), (new, first)],
+            changes: vec![self.change(run, false)],
+        }
+    }
+
+    /// Events alone: no row of `runs` is touched.
+    pub fn events_of(&self, life: &Life, run: RunId) -> Batch {
+        Batch {
+            events: vec![(run, self.event(3, 1, life)), (run, self.event(4, 1, life))],
+            ..Batch::default()
+        }
+    }
+
+    /// One event, and the run is given up.
+    pub fn farewell_of(&self, life: &Life, run: RunId, seq: i64, claim: i32) -> Batch {
+        Batch {
+            events: vec![(run, self.event(seq, claim, life))],
+            changes: vec![self.change(run, true)],
+            ..Batch::default()
+        }
+    }
+}
+
+impl Tables {
+    pub async fn read(sql: &mut PgConnection) -> anyhow::Result<Self> {
+        Ok(Self {
+            nodes: sqlx::query_as("select epoch, ended_why from nodes").fetch_all(&mut *sql).await?,
+            runs: sqlx::query_as(
+                "select run_id, status, owner, claim, due_at, client_key, finished_at from runs",
+            )
+            .fetch_all(&mut *sql)
+            .await?,
+            journal: sqlx::query_as("select run_id, seq, claim, epoch from journal order by run_id, seq")
+                .fetch_all(&mut *sql)
+                .await?,
+        })
+    }
+}

@@ -1,0 +1,291 @@
+//! The operations, and what they answered.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use backstay_engine::machine::Row;
+use backstay_engine::store::{Claimed, Life, probe};
+use backstay_engine::{RunId, StoreError};
+use sqlx::{AssertSqlSafe, PgConnection};
+use tokio::sync::Mutex;
+
+use crate::scene::{LEASE, Scene};
+
+/// What one session does. The number is the life that does it, where it is somebody's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Op {
+    /// Events, a change of the index, and a new run.
+    Append1,
+    /// Events alone.
+    AppendEvents1,
+    /// The writer dies before its commit.
+    AppendThatDies1,
+    /// One event, and the run is given up.
+    GiveUp1,
+    Append2,
+    Renew1,
+    Renew2,
+    /// Whoever finds that a lease ran out.
+    TakeOver,
+    /// And dies before its commit; meanwhile life 3 claims what is free, writes to it and gives it up.
+    TakeOverThatDies,
+    ClaimDue1,
+    ClaimDue2,
+    ClaimDue3,
+    ClaimOrphans1,
+    ClaimOrphans2,
+    ClaimOrphans3,
+    ClaimThenRead2,
+    /// Takes over, claims, reads.
+    Recover2,
+    End1,
+    /// Another process of the same name begins.
+    Supersede1,
+    /// Mistakes.
+    ClaimReadInOne2,
+    RecoverInOneSnapshot2,
+}
+
+/// All that the store does.
+pub const OPS: [Op; 19] = [
+    Op::Append1,
+    Op::AppendEvents1,
+    Op::AppendThatDies1,
+    Op::GiveUp1,
+    Op::Append2,
+    Op::Renew1,
+    Op::Renew2,
+    Op::TakeOver,
+    Op::TakeOverThatDies,
+    Op::ClaimDue1,
+    Op::ClaimDue2,
+    Op::ClaimDue3,
+    Op::ClaimOrphans1,
+    Op::ClaimOrphans2,
+    Op::ClaimOrphans3,
+    Op::ClaimThenRead2,
+    Op::Recover2,
+    Op::End1,
+    Op::Supersede1,
+];
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Step {
+    Begin,
+    BeginSnapshot,
+    Append(u8, What),
+    Renew(u8),
+    TakeOver,
+    ClaimDue(u8),
+    ClaimOrphans(u8),
+    ClaimDueAndRead(u8),
+    Read,
+    End,
+    Supersede,
+    /// Life 3 claims, writes and gives up, on a session of its own.
+    RoundOfThree,
+    Commit,
+    Rollback,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum What {
+    All,
+    Events,
+    GiveUp,
+}
+
+impl Op {
+    pub fn steps(self) -> &'static [Step] {
+        use Step::{
+            Append, Begin, BeginSnapshot, ClaimDue, ClaimDueAndRead, ClaimOrphans, Commit, End, Read,
+        };
+        use Step::{Renew, Rollback, RoundOfThree, Supersede, TakeOver};
+        match self {
+            Op::Append1 => &[Begin, Append(1, What::All), Commit],
+            Op::AppendEvents1 => &[Begin, Append(1, What::Events), Commit],
+            Op::AppendThatDies1 => &[Begin, Append(1, What::All), Rollback],
+            Op::GiveUp1 => &[Begin, Append(1, What::GiveUp), Commit],
+            Op::Append2 => &[Begin, Append(2, What::All), Commit],
+            Op::Renew1 => &[Begin, Renew(1), Commit],
+            Op::Renew2 => &[Begin, Renew(2), Commit],
+            Op::TakeOver => &[Begin, TakeOver, Commit],
+            Op::TakeOverThatDies => &[TakeOver, RoundOfThree, Rollback],
+            Op::ClaimDue1 => &[Begin, ClaimDue(1), Commit],
+            Op::ClaimDue2 => &[Begin, ClaimDue(2), Commit],
+            Op::ClaimDue3 => &[Begin, ClaimDue(3), Commit],
+            Op::ClaimOrphans1 => &[Begin, ClaimOrphans(1), Commit],
+            Op::ClaimOrphans2 => &[Begin, ClaimOrphans(2), Commit],
+            Op::ClaimOrphans3 => &[Begin, ClaimOrphans(3), Commit],
+            Op::ClaimThenRead2 => &[ClaimDue(2), Commit, Read],
+            Op::Recover2 => &[TakeOver, Commit, ClaimOrphans(2), Commit, Read],
+            Op::End1 => &[Begin, End, Commit],
+            Op::Supersede1 => &[Begin, Supersede, Commit],
+            Op::ClaimReadInOne2 => &[ClaimDueAndRead(2), Commit],
+            Op::RecoverInOneSnapshot2 => &[BeginSnapshot, TakeOver, ClaimOrphans(2), Read, Commit],
+        }
+    }
+
+    /// Who does it.
+    pub fn life(self, scene: &Scene) -> Option<&Life> {
+        match format!("{self:?}").chars().last() {
+            Some('1') if !matches!(self, Op::End1 | Op::Supersede1) => Some(&scene.one),
+            Some('2') => Some(&scene.two),
+            Some('3') => Some(&scene.three),
+            _ => None,
+        }
+    }
+}
+
+/// What came back.
+#[derive(Clone, Debug)]
+pub enum Answer {
+    Done,
+    Appended {
+        refused: Vec<RunId>,
+    },
+    /// The life is over.
+    Fenced,
+    /// The events were there already.
+    Duplicate,
+    TookOver(Vec<String>),
+    Claimed(Vec<Claimed>),
+    Read(Journals),
+    Failed(String),
+}
+
+/// What a read found: positions and lives of events, of each run.
+pub type Journals = HashMap<RunId, Vec<(i64, i64)>>;
+
+/// What a session remembers between its steps.
+pub struct Session {
+    pub conn: PgConnection,
+    pub claimed: Vec<Claimed>,
+    pub open: bool,
+    pub third: Arc<Mutex<PgConnection>>,
+    /// The production text of the claim.
+    pub claim_text: Option<String>,
+}
+
+fn positions(journals: HashMap<RunId, Vec<Row>>) -> Journals {
+    let of = |rows: Vec<Row>| rows.iter().map(|row| (row.seq, row.epoch)).collect();
+    journals.into_iter().map(|(run, rows)| (run, of(rows))).collect()
+}
+
+impl Session {
+    pub async fn perform(&mut self, step: Step, scene: &Scene) -> Answer {
+        match self.try_to(step, scene).await {
+            Ok(answer) => answer,
+            Err(StoreError::Fenced) => Answer::Fenced,
+            Err(StoreError::Database { source: sqlx::Error::Database(error), .. })
+                if error.is_unique_violation() =>
+            {
+                Answer::Duplicate
+            }
+            Err(error) => Answer::Failed(format!("{error:?}")),
+        }
+    }
+
+    async fn say(&mut self, text: &'static str) -> Result<(), StoreError> {
+        let done = sqlx::raw_sql(text).execute(&mut self.conn).await;
+        done.map(drop).map_err(|source| StoreError::Database { doing: text, source })
+    }
+
+    async fn try_to(&mut self, step: Step, scene: &Scene) -> Result<Answer, StoreError> {
+        let life = |number| match number {
+            1 => &scene.one,
+            2 => &scene.two,
+            _ => &scene.three,
+        };
+        // What has no begin of its own is begun with its first statement; reading needs none.
+        if !self.open && !matches!(step, Step::Begin | Step::BeginSnapshot | Step::Read) {
+            self.say("begin").await?;
+            self.open = true;
+        }
+        let conn = &mut self.conn;
+        Ok(match step {
+            Step::Begin => {
+                self.say("begin").await?;
+                self.open = true;
+                Answer::Done
+            }
+            Step::BeginSnapshot => {
+                self.say("begin isolation level repeatable read").await?;
+                self.open = true;
+                Answer::Done
+            }
+            Step::Commit | Step::Rollback => {
+                self.say(if step == Step::Commit { "commit" } else { "rollback" }).await?;
+                self.open = false;
+                Answer::Done
+            }
+            Step::Append(number, what) => {
+                let (run, new) = if number == 1 { (scene.a, scene.new[0]) } else { (scene.b, scene.new[1]) };
+                let batch = match what {
+                    What::All => scene.batch_of(life(number), run, new),
+                    What::Events => scene.events_of(life(number), run),
+                    What::GiveUp => scene.farewell_of(life(number), run, 3, 1),
+                };
+                let done = probe::append(conn, life(number), &batch).await?;
+                Answer::Appended { refused: done.refused }
+            }
+            Step::Renew(number) => {
+                probe::renew(conn, life(number), LEASE).await?;
+                Answer::Done
+            }
+            Step::TakeOver => Answer::TookOver(probe::take_over(conn).await?),
+            Step::ClaimDue(number) => {
+                self.claimed = probe::claim_due(conn, life(number), &[], 10).await?;
+                Answer::Claimed(self.claimed.clone())
+            }
+            Step::ClaimOrphans(number) => {
+                self.claimed = probe::claim_orphans(conn, life(number), &[], false, 10).await?;
+                Answer::Claimed(self.claimed.clone())
+            }
+            Step::Read => {
+                let runs: Vec<_> = self.claimed.iter().map(|claimed| claimed.run).collect();
+                Answer::Read(positions(probe::journals(conn, &runs).await?))
+            }
+            Step::ClaimDueAndRead(number) => {
+                let claim = self.claim_text.clone().unwrap_or_default();
+                let text = format!(
+                    "with claimed as ({claim})
+                     select run_id, j.seq, j.epoch from claimed left join journal j using (run_id) order by 1, 2"
+                );
+                let rows: Vec<(uuid::Uuid, i64, i64)> = sqlx::query_as(AssertSqlSafe(text))
+                    .bind(life(number).epoch.0)
+                    .bind(life(number).token)
+                    .bind(Vec::<String>::new())
+                    .bind(10_i64)
+                    .fetch_all(conn)
+                    .await
+                    .map_err(|source| StoreError::Database { doing: "claim and read", source })?;
+                let mut journals = Journals::new();
+                for (run, seq, epoch) in rows {
+                    journals.entry(RunId(run)).or_default().push((seq, epoch));
+                }
+                Answer::Read(journals)
+            }
+            Step::End => {
+                probe::end_life(conn, &scene.one).await?;
+                Answer::Done
+            }
+            Step::Supersede => {
+                probe::begin_life(conn, "one", &[], LEASE).await?;
+                Answer::Done
+            }
+            Step::RoundOfThree => {
+                let mut third = self.third.lock().await;
+                let claimed = probe::claim_due(&mut third, &scene.three, &[], 10).await?;
+                let found =
+                    probe::journals(&mut third, &claimed.iter().map(|c| c.run).collect::<Vec<_>>()).await?;
+                for claim in &claimed {
+                    let seq = found.get(&claim.run).map_or(0, Vec::len) as i64 + 1;
+                    let batch = scene.farewell_of(&scene.three, claim.run, seq, claim.claim);
+                    probe::append(&mut third, &scene.three, &batch).await?;
+                }
+                Answer::Done
+            }
+        })
+    }
+}
