@@ -1,0 +1,178 @@
+//! A run as a small tree of text. States are told by symbol and word; colour only helps.
+
+use backstay_engine::machine::{CourseAt, CourseId, Phase, StepIx, Time};
+
+use super::view::{View, seconds};
+
+/// What the terminal can show.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Style {
+    pub colour: bool,
+    pub unicode: bool,
+    pub width: usize,
+}
+
+/// How a step looks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Look {
+    Waits,
+    Runs,
+    Retries,
+    InDoubt,
+    Done,
+    Failed,
+    Held,
+    Undoing,
+    Undone,
+    UndoFailed,
+}
+
+impl Look {
+    /// Symbol, symbol in ASCII, word, colour.
+    fn parts(self) -> (&'static str, &'static str, &'static str, &'static str) {
+        match self {
+            Look::Waits => ("·", ".", "not begun", "2"),
+            Look::Runs => ("►", ">", "running", "36"),
+            Look::Retries => ("↻", "~", "retries", "33"),
+            Look::InDoubt => ("?", "?", "in doubt", "33"),
+            Look::Done => ("✓", "+", "done", "32"),
+            Look::Failed => ("✗", "x", "failed", "31"),
+            Look::Held => ("‖", "=", "held", "33"),
+            Look::Undoing => ("◄", "<", "undoing", "35"),
+            Look::Undone => ("↶", "u", "undone", "35"),
+            Look::UndoFailed => ("!", "!", "undo failed", "31"),
+        }
+    }
+}
+
+/// The run's steps, a line each.
+pub(super) fn tree(view: &View, now: Time, style: &Style) -> Vec<String> {
+    let plan = view.plan();
+    let levels = levels(view);
+    let name_width = plan.steps().map(|(_, step)| step.name.chars().count()).max().unwrap_or(0);
+    let mut lines = Vec::new();
+    for level in &levels {
+        for (n, ix) in level.iter().enumerate() {
+            let branch = match (level.len(), n + 1 == level.len(), style.unicode) {
+                (1, ..) => "  ",
+                (_, false, true) => "├ ",
+                (_, true, true) => "└ ",
+                (_, false, false) => "| ",
+                (_, true, false) => "` ",
+            };
+            lines.push(format!("  {branch}{}", line(view, *ix, now, style, name_width)));
+        }
+    }
+    lines
+}
+
+/// Steps that may run side by side stand on one level.
+fn levels(view: &View) -> Vec<Vec<StepIx>> {
+    let plan = view.plan();
+    let mut depth = vec![0usize; plan.len()];
+    let mut levels: Vec<Vec<StepIx>> = Vec::new();
+    for &ix in plan.order() {
+        let above = plan.step(ix).after.iter().filter_map(|before| depth.get(before.index()));
+        let mine = above.max().map_or(0, |deepest| deepest + 1);
+        if let Some(place) = depth.get_mut(ix.index()) {
+            *place = mine;
+        }
+        if levels.len() <= mine {
+            levels.resize_with(mine + 1, Vec::new);
+        }
+        if let Some(level) = levels.get_mut(mine) {
+            level.push(ix);
+        }
+    }
+    for level in &mut levels {
+        level.sort();
+    }
+    levels
+}
+
+fn line(view: &View, ix: StepIx, now: Time, style: &Style, name_width: usize) -> String {
+    let (look, course, mut detail) = look(view, ix, now);
+    let trace = view.trace(course).filter(|_| look != Look::Waits);
+    let took = trace.map_or(String::new(), |trace| seconds(trace.took(now)));
+    let (symbol, ascii, word, colour) = look.parts();
+    let symbol = if style.unicode { symbol } else { ascii };
+    let name = &view.plan().step(ix).name;
+    let head = format!("{symbol} {name:<name_width$}  {word:<9} {took:>8}");
+    // Two for the margin, two for the branch, one so that no line is ever wrapped.
+    let room = style.width.saturating_sub(5 + head.chars().count());
+    if look == Look::Runs
+        && let Some((percent, note)) = trace.and_then(|trace| trace.progress.as_ref())
+    {
+        let long = (room / 3).clamp(6, 24);
+        let full = (percent / 100.0 * long as f64).round() as usize;
+        let (on, off) = if style.unicode { ("█", "░") } else { ("#", "-") };
+        let bar = format!("{}{}", on.repeat(full.min(long)), off.repeat(long - full.min(long)));
+        let more = [detail.as_str(), note].into_iter().filter(|text| !text.is_empty());
+        detail = format!("{bar} {percent:>3.0} %  {}", more.collect::<Vec<_>>().join(", "));
+    }
+    let detail = if detail.is_empty() { detail } else { format!("  {detail}") };
+    let detail = clipped(detail.trim_end(), room, style.unicode);
+    if style.colour {
+        format!("\x1b[{colour}m{head}\x1b[0m{detail}")
+    } else {
+        format!("{head}{detail}").trim_end().into()
+    }
+}
+
+fn look(view: &View, ix: StepIx, now: Time) -> (Look, CourseId, String) {
+    let (forward, undo) = (CourseId::forward(ix), CourseId::undo(ix));
+    let state = &view.state;
+    let error = |course| view.trace(course).and_then(|trace| trace.error.clone()).unwrap_or_default();
+    let attempts = |course| match state.course(course).attempts {
+        0 | 1 => String::new(),
+        n => format!("attempt {n}"),
+    };
+    let again = |course, until: Time| {
+        let wait = seconds(until - now);
+        format!("attempt {} failed: {}; again in {wait}", state.course(course).attempts, error(course))
+    };
+    match &state.course(undo).at {
+        CourseAt::Untouched => {}
+        CourseAt::Running => return (Look::Undoing, undo, attempts(undo)),
+        CourseAt::BackingOff { until } => return (Look::Undoing, undo, again(undo, *until)),
+        CourseAt::InDoubt { .. } => return (Look::InDoubt, undo, "its undo is simply done again".into()),
+        CourseAt::Succeeded { .. } => {
+            let detail = match &state.course(forward).at {
+                CourseAt::Failed { error } => format!("had failed: {}", error.message),
+                CourseAt::Succeeded { .. } => String::new(),
+                _ => "had not come to its end".into(),
+            };
+            return (Look::Undone, undo, detail);
+        }
+        CourseAt::Failed { error } => return (Look::UndoFailed, undo, error.message.clone()),
+        CourseAt::Held { why } => return (Look::Held, undo, why.clone()),
+    }
+    let step = view.plan().step(ix);
+    match &state.course(forward).at {
+        CourseAt::Untouched => (Look::Waits, forward, String::new()),
+        CourseAt::Running => (Look::Runs, forward, attempts(forward)),
+        CourseAt::BackingOff { until } => (Look::Retries, forward, again(forward, *until)),
+        CourseAt::InDoubt { .. } => {
+            (Look::InDoubt, forward, "it began, and nobody knows whether it had its effect".into())
+        }
+        CourseAt::Succeeded { .. } if step.undo.is_none() && state.phase() == Phase::RollingBack => {
+            (Look::Done, forward, "nothing to undo".into())
+        }
+        CourseAt::Succeeded { .. } => (Look::Done, forward, attempts(forward)),
+        CourseAt::Failed { error } => (Look::Failed, forward, error.message.clone()),
+        CourseAt::Held { why } => (Look::Held, forward, why.clone()),
+    }
+}
+
+fn clipped(text: &str, room: usize, unicode: bool) -> String {
+    if text.chars().count() <= room {
+        return text.to_owned();
+    }
+    let end = if unicode { "…" } else { "..." };
+    let keep = room.saturating_sub(end.chars().count());
+    if keep < 6 {
+        return String::new();
+    }
+    let kept: String = text.chars().take(keep).collect();
+    format!("{}{end}", kept.trim_end())
+}
