@@ -20,7 +20,7 @@ Exit codes:
   3    what was named is not there
   4    somebody else holds it, or it is in another state
   5    the database cannot be reached
-  130  stopped by Ctrl-C (143: by SIGTERM)";
+  130  stopped by Ctrl-C before it was done (143: by SIGTERM)";
 
 impl Trouble {
     /// It was tried and failed.

@@ -45,12 +45,19 @@ impl Look {
     }
 }
 
-/// The run's steps, a line each.
+/// The run, and its steps, a line each.
 pub(super) fn tree(view: &View, now: Time, style: &Style) -> Vec<String> {
     let plan = view.plan();
     let levels = levels(view);
     let name_width = plan.steps().map(|(_, step)| step.name.chars().count()).max().unwrap_or(0);
-    let mut lines = Vec::new();
+    let state = &view.state;
+    let status = state.status().as_str().replace('_', " ");
+    let until = if state.status().is_over() { state.at().unwrap_or(now) } else { now };
+    let head = format!("  {status}  {}  run {}", seconds(until - view.begun), state.run());
+    let mut lines = vec![clipped(&head, style.width - 1, style.unicode)];
+    if let Some(because) = &view.because {
+        lines.push(clipped(&format!("  because {because}"), style.width - 1, style.unicode));
+    }
     for level in &levels {
         for (n, ix) in level.iter().enumerate() {
             let branch = match (level.len(), n + 1 == level.len(), style.unicode) {
@@ -107,8 +114,10 @@ fn line(view: &View, ix: StepIx, now: Time, style: &Style, name_width: usize) ->
         let full = (percent / 100.0 * long as f64).round() as usize;
         let (on, off) = if style.unicode { ("█", "░") } else { ("#", "-") };
         let bar = format!("{}{}", on.repeat(full.min(long)), off.repeat(long - full.min(long)));
+        let short = format!("{bar} {percent:>3.0} %");
         let more = [detail.as_str(), note].into_iter().filter(|text| !text.is_empty());
-        detail = format!("{bar} {percent:>3.0} %  {}", more.collect::<Vec<_>>().join(", "));
+        let long = format!("{short}  {}", more.collect::<Vec<_>>().join(", "));
+        detail = if long.chars().count() + 2 > room { short } else { long };
     }
     let detail = if detail.is_empty() { detail } else { format!("  {detail}") };
     let detail = clipped(detail.trim_end(), room, style.unicode);

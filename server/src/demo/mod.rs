@@ -172,7 +172,7 @@ impl Demo<'_> {
             self.follow(engine, part, run, None).await?;
         }
         let folder = self.stage.folder().display().to_string();
-        self.screen.say(&format!("\nBoth runs came out as promised. Look around in {folder}."));
+        self.screen.say(&format!("\nEverything came out as promised. Look around in {folder}."));
         match self.kill_after.take() {
             Some(missed) => self.screen.say(&format!(
                 "Nothing was killed: the last demo had come past {} already. The next one begins anew.",
@@ -201,7 +201,7 @@ impl Demo<'_> {
         self.screen.say(&format!(
             "\nThe last demo was cut off {after}: run {run} was over by then, and the demo goes on."
         ));
-        self.headline(*part, *run);
+        self.headline(*part);
         let tree = draw::tree(&view, view.now(), &self.screen.style());
         self.screen.lines(&tree);
         self.judge(*part, &view)?;
@@ -237,7 +237,7 @@ impl Demo<'_> {
         run: RunId,
         cut: Option<&Cut>,
     ) -> Result<(), Trouble> {
-        self.headline(part, run);
+        self.headline(part);
         let mut rows = journal_of(engine, run);
         let mut frames = tokio::time::interval(FRAME);
         let seen = cut.map_or(0, |cut| cut.seen);
@@ -286,9 +286,8 @@ impl Demo<'_> {
         }
     }
 
-    fn headline(&mut self, part: Part, run: RunId) {
+    fn headline(&mut self, part: Part) {
         self.screen.title(&format!("Run {} of 2: {}", part.number(), part.title()));
-        self.screen.say(&format!("  run {run}"));
     }
 
     /// Takes an event into the view, and says it where nothing is drawn.
