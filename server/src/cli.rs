@@ -58,6 +58,9 @@ pub(crate) enum Command {
     /// Runs a node: it claims runs and works on them until SIGTERM or Ctrl-C
     #[command(after_help = EXIT_CODES, long_about = NODE)]
     Node(NodeArgs),
+    /// Checks the journals of all runs, or of one, against the rules that every history obeys
+    #[command(after_help = EXIT_CODES, long_about = CHECK)]
+    Check(CheckArgs),
     /// The database's schema
     #[command(subcommand, after_help = EXIT_CODES)]
     Db(DbCommand),
@@ -86,6 +89,12 @@ Then it starts nothing new, gives what is in flight the time of node.grace to en
 second signal ends it at once; what was in flight is then in doubt, and whoever goes on finds out. In a systemd unit \
 set KillMode=mixed.";
 
+const CHECK: &str = "\
+Checks the journals of all runs, or of one, against the rules that every history obeys.
+
+It reads and changes nothing, and may run while nodes work. It is a second reading of the journal, written apart from \
+the engine. Exit code 1 if a rule is broken.";
+
 const CONFIG: &str = "\
 Each setting comes from the last of these that states it:
   1. the default
@@ -110,6 +119,16 @@ pub(crate) struct NodeArgs {
     /// The node's name, unique in the database [default: the name of this machine]
     #[arg(long, value_name = "NAME")]
     pub name: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct CheckArgs {
+    /// The id of one run [default: all of them]
+    #[arg(value_name = "RUN")]
+    pub run: Option<String>,
+    /// For programs
+    #[arg(long)]
+    pub json: bool,
 }
 
 #[derive(Debug, Subcommand)]

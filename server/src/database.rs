@@ -9,7 +9,11 @@ use backstay_engine::Store;
 use backstay_postgres::{Postgres, Progress, Settings, Started};
 
 use crate::config::Config;
+use crate::interrupt::Interrupt;
 use crate::trouble::Trouble;
+
+/// How long a start that is no longer wanted may take to come to its end, so that it can be ended in order.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// A database that answers.
 pub(crate) struct Database {
@@ -29,9 +33,40 @@ pub(crate) fn folder(config: &Config) -> PathBuf {
     config.data_dir.join("postgres")
 }
 
+/// For those who only look: nothing is created for them.
+pub(crate) fn must_exist(config: &Config) -> Result<(), Trouble> {
+    let folder = folder(config);
+    if config.database.url.reveal().is_some() || folder.join("data").exists() {
+        return Ok(());
+    }
+    Err(Trouble::not_found(format!(
+        "There is no embedded database in {} yet. \"backstay db migrate\" creates one; \"backstay demo\" does so, too.",
+        folder.display()
+    )))
+}
+
 impl Database {
     /// Brings it up, or finds it. `say` is told about everything that can take longer than a second.
     pub(crate) async fn open(
+        config: &Config,
+        interrupt: &Interrupt,
+        say: impl Fn(String) + Send + Sync + 'static,
+    ) -> Result<Self, Trouble> {
+        let mut opening = std::pin::pin!(Self::bring_up(config, say));
+        tokio::select! {
+            biased;
+            opened = &mut opening => opened,
+            trouble = interrupt.asked() => {
+                // It would end by itself, but after us. What takes long (a download) is not waited for.
+                if let Ok(Ok(database)) = tokio::time::timeout(PATIENCE, opening).await {
+                    database.close().await?;
+                }
+                Err(trouble)
+            }
+        }
+    }
+
+    async fn bring_up(
         config: &Config,
         say: impl Fn(String) + Send + Sync + 'static,
     ) -> Result<Self, Trouble> {

@@ -30,13 +30,7 @@ pub(crate) async fn migrate(config: &Config, interrupt: &Interrupt) -> Result<()
 
 /// Says how the database is.
 pub(crate) async fn status(config: &Config, interrupt: &Interrupt, as_json: bool) -> Result<(), Trouble> {
-    let folder = database::folder(config);
-    if config.database.url.reveal().is_none() && !folder.join("data").exists() {
-        return Err(Trouble::not_found(format!(
-            "There is no embedded database in {} yet. \"backstay db migrate\" creates one; \"backstay demo\" does so, too.",
-            folder.display()
-        )));
-    }
+    database::must_exist(config)?;
     let work = async |database: &Database| {
         let store = database.store().await?;
         let schema = store.schema().await?;
@@ -76,7 +70,7 @@ pub(crate) async fn with_database<T>(
     interrupt: &Interrupt,
     work: impl AsyncFnOnce(&Database) -> Result<T, Trouble>,
 ) -> Result<T, Trouble> {
-    let database = interrupt.or(Database::open(config, |text| eprintln!("{text}"))).await?;
+    let database = Database::open(config, interrupt, |text| eprintln!("{text}")).await?;
     let done = work(&database).await;
     let closed = database.close().await;
     let done = done?;

@@ -4,10 +4,11 @@
 //!   cli        the command line
 //!   config     defaults < file < environment < flags
 //!   database   the one of DATABASE_URL, or one of our own
-//!   demo, node, db, config   what the commands do
+//!   demo, node, check, db, config   what the commands do
 //!   trouble    how a command fails: a sentence and an exit code
 //! ```
 
+mod check;
 mod cli;
 mod config;
 mod database;
@@ -62,6 +63,7 @@ async fn run(cli: &Cli) -> Result<(), Trouble> {
     match &cli.command {
         Command::Demo(demo) => demo::run(demo, config, &interrupt).await,
         Command::Node(_) => node::run(config, &interrupt).await,
+        Command::Check(check) => check::run(config, &interrupt, check.run.as_deref(), check.json).await,
         Command::Db(DbCommand::Migrate) => db::migrate(config, &interrupt).await,
         Command::Db(DbCommand::Status { json }) => db::status(config, &interrupt, *json).await,
         Command::Config(ConfigCommand::Show { json }) => {

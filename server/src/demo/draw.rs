@@ -138,7 +138,7 @@ fn look(view: &View, ix: StepIx, now: Time) -> (Look, CourseId, String) {
     };
     let again = |course, until: Time| {
         let wait = seconds(until - now);
-        format!("attempt {} failed: {}; again in {wait}", state.course(course).attempts, error(course))
+        format!("again in {wait}; attempt {} failed: {}", state.course(course).attempts, error(course))
     };
     match &state.course(undo).at {
         CourseAt::Untouched => {}
@@ -184,4 +184,93 @@ fn clipped(text: &str, room: usize, unicode: bool) -> String {
     }
     let kept: String = text.chars().take(keep).collect();
     format!("{}{end}", kept.trim_end())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use backstay_engine::RunId;
+    use backstay_engine::machine::{
+        ActivityError, Applied, CourseId, Epoch, Event, Journaled, Json, StepEvent, Time, idempotency_key,
+    };
+    use chrono::TimeDelta;
+
+    use super::super::{activities, saga, view::View};
+    use super::{Style, tree};
+
+    fn at(ms: i64) -> Time {
+        Time::UNIX_EPOCH + TimeDelta::milliseconds(ms)
+    }
+
+    /// A run of the demo, half way: a step is done, one runs, one failed and waits.
+    fn half_way() -> View {
+        let plan = saga::plan(saga::Part::First, Path::new("/demo"), true, &activities()).unwrap();
+        let run: RunId = "01a1fc20-324d-77f1-9755-eac4a11cc462".parse().unwrap();
+        let step = |name: &str, what| {
+            let course = CourseId::forward(plan.find(name).unwrap());
+            Event::Step { course, generation: 0, attempt: 1, what }
+        };
+        let started = |name: &str| {
+            let key = idempotency_key(run, name, backstay_engine::machine::Direction::Forward, 0);
+            step(name, StepEvent::Started { key, input: Some(Json::null()) })
+        };
+        let error = ActivityError {
+            code: "busy".into(),
+            message: "the disk on old-host is being read by somebody else".into(),
+            retryable: true,
+            retry_after: None,
+            applied: Applied::No,
+            details: None,
+        };
+        let events = [
+            (0, Event::Submitted),
+            (0, started("snapshot")),
+            (900, step("snapshot", StepEvent::Succeeded { output: Json::null() })),
+            (900, started("copy-disk-0")),
+            (900, started("copy-disk-1")),
+            (
+                1_500,
+                step("copy-disk-0", StepEvent::Progressed { percent: 50.0, note: "1.0 of 2.0 MiB".into() }),
+            ),
+            (1_600, step("copy-disk-1", StepEvent::Failed { error, retry_at: Some(at(2_400)) })),
+        ];
+        let mut view = None;
+        for (seq, (ms, event)) in (1..).zip(events) {
+            let row = Journaled { seq, claim: 0, epoch: Epoch(1), at: at(ms), event }.to_row(&plan);
+            let view: &mut View = view.get_or_insert_with(|| View::begin(run, &row).unwrap());
+            view.take(&row).unwrap();
+        }
+        view.unwrap()
+    }
+
+    #[test]
+    fn a_tree_says_by_symbol_and_word_how_each_step_is() {
+        let style = Style { colour: false, unicode: true, width: 100 };
+        let drawn = tree(&half_way(), at(2_000), &style).join("\n");
+        let expected = "  running  2.0 s  run 01a1fc20-324d-77f1-9755-eac4a11cc462
+    ✓ snapshot     done         0.9 s
+  ├ ► copy-disk-0  running      1.1 s  ██████████░░░░░░░░░░  50 %  1.0 of 2.0 MiB
+  └ ↻ copy-disk-1  retries      0.7 s  again in 0.4 s; attempt 1 failed: the disk on old-host is b…
+    · create-vm    not begun
+    · attach       not begun
+    · check        not begun";
+        assert_eq!(drawn, expected, "{drawn}");
+    }
+
+    #[test]
+    fn a_tree_fits_into_any_terminal() {
+        for (width, unicode, colour) in
+            [(40, true, false), (60, false, false), (60, true, true), (250, true, true)]
+        {
+            let drawn = tree(&half_way(), at(2_000), &Style { colour, unicode, width });
+            for line in drawn {
+                let bare: String = line.replace("\x1b[0m", "");
+                let colours = bare.matches('\x1b').count() * "\x1b[32m".len();
+                assert!(bare.chars().count() - colours < width, "{width}: {line:?}");
+                assert!(unicode || line.is_ascii(), "{line}");
+                assert!(colour || !line.contains('\x1b'), "{line:?}");
+            }
+        }
+    }
 }

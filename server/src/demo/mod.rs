@@ -54,7 +54,7 @@ pub(crate) async fn run(args: &DemoArgs, config: &Config, interrupt: &Interrupt)
     }
     let mut screen = Screen::new();
     let stage = Stage::take(&config.data_dir)?;
-    let database = interrupt.or(Database::open(config, |text| eprintln!("{text}"))).await?;
+    let database = Database::open(config, interrupt, |text| eprintln!("{text}")).await?;
     screen.say(&format!("Database: {database}\nFiles: {}", stage.folder().display()));
     let mut demo = Demo { args, kill_after, config, interrupt, stage, screen };
     let played = demo.play(&database).await;

@@ -20,6 +20,19 @@ fn the_files_are_as_promised(place: &Place) {
     }
 }
 
+/// What stands behind the step in each tree. Other lines begin with a time.
+fn states_in_trees<'a>(out: &'a str, step: &str) -> Vec<&'a str> {
+    let lines = out.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
+    let trees = lines.filter(|words| {
+        words.first().is_some_and(|first| *first != "because" && first.parse::<f64>().is_err())
+    });
+    let state = |words: Vec<&'a str>| {
+        let at = words.iter().position(|word| *word == step).filter(|at| (1..=2).contains(at))?;
+        words.get(at + 1).copied()
+    };
+    trees.filter_map(state).collect()
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_demo_shows_one_run_that_succeeds_and_one_that_is_rolled_back() {
     let place = Place::embedded();
@@ -32,35 +45,13 @@ async fn a_demo_shows_one_run_that_succeeds_and_one_that_is_rolled_back() {
         );
         let ran = ran.says("Everything came out as promised");
         assert!(!ran.out.contains('\x1b') && !ran.out.contains("last demo"), "{}", ran.out);
-        let words = |line: &str| line.split_whitespace().map(str::to_owned).collect::<Vec<_>>();
         for (step, first, second) in [
             ("snapshot", "done", "undone"),
             ("copy-disk-1", "done", "undone"),
             ("attach", "done", "undone"),
             ("check", "done", "not"),
         ] {
-            // The trees at the end of each run: symbol, name, state.
-            let tree: Vec<_> = ran
-                .out
-                .lines()
-                .map(words)
-                .filter(|line| {
-                    line.iter().position(|word| word == step).is_some_and(|at| {
-                        at == 1
-                            || at == 2 && line.len() > 3 && ["|", "`", "├", "└"].contains(&line[0].as_str())
-                    })
-                })
-                .collect();
-            let states: Vec<_> = tree
-                .iter()
-                .filter_map(|line| {
-                    let at = line.iter().position(|word| word == step)?;
-                    ["done", "undone", "not"].into_iter().find(|state| {
-                        line[at + 1] == *state && line.get(at + 2).is_none_or(|next| next != "in")
-                    })
-                })
-                .collect();
-            assert_eq!(states, [first, second], "{step}: {}", ran.out);
+            assert_eq!(states_in_trees(&ran.out, step), [first, second], "{step}: {}", ran.out);
         }
         the_files_are_as_promised(&place);
         place.is_left_alone().await;
@@ -81,9 +72,7 @@ async fn killed_after(step: &str) {
         ran.out
     );
     the_files_are_as_promised(&place);
-    // It was told once; the next demo begins anew.
-    let again = place.run(&["demo", "--quick"]).await.exits(0);
-    assert!(!again.out.contains("last demo"), "{}", again.out);
+    place.run(&["check"]).await.exits(0).says("checked 2 runs, ").says(" events: 0 violations");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -120,6 +109,10 @@ async fn killed_twice_it_says_what_was_not_repeated_and_what_was_in_doubt() {
     let third = third.says("Not repeated, because the result was in the journal: snapshot, copy-disk-0.");
     third.says("In doubt was copy-disk-1: a part of it was found, and attempt ");
     the_files_are_as_promised(&place);
+    // It was told once; the next demo begins anew.
+    let again = place.run(&["demo", "--quick"]).await.exits(0);
+    assert!(!again.out.contains("last demo"), "{}", again.out);
+    place.run(&["check"]).await.exits(0).says("checked 4 runs, ").says(" events: 0 violations");
     place.is_left_alone().await;
 }
 
@@ -138,6 +131,17 @@ async fn a_second_demo_in_the_same_folder_is_refused_and_ctrl_c_leaves_nothing_r
     next.says("The last demo was stopped after snapshot: run ")
         .says("In doubt was copy-disk-0: a part of it was found");
     the_files_are_as_promised(&place);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn ctrl_c_while_the_database_is_created_leaves_nothing_running() {
+    let place = Place::embedded();
+    let mut demo = Running::start_for_logs(&mut place.command(&["demo"]));
+    demo.until_it_says("Creating the database").await;
+    demo.signal(Signal::INT);
+    demo.end().await.exits(130);
+    place.is_left_alone().await;
+    place.run(&["demo", "--quick"]).await.exits(0);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,3 +1,10 @@
+#![allow(
+    missing_docs,
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "this is test code"
+)]
 //! The program as a process: what it prints, how it exits, what it leaves behind.
 
 mod config;

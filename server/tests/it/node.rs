@@ -66,3 +66,28 @@ async fn a_database_that_does_not_answer_is_told_at_once_and_without_its_passwor
         assert!(!refused.err.contains("hunter2"), "{}", refused.err);
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_journal_that_was_tampered_with_is_found() {
+    let place = Place::with_url().await;
+    place.run(&["check"]).await.exits(1).complains("The schema is behind");
+    place.run(&["demo", "--quick"]).await.exits(0);
+    place.run(&["check"]).await.exits(0).says("checked 2 runs, ");
+    place.run(&["check", "nonsense"]).await.exits(2).complains("A run is named by its id");
+    let nobody = uuid::Uuid::nil().to_string();
+    place.run(&["check", &nobody]).await.exits(3).complains("there is no run");
+    let mut sql = place.sql().await;
+    let row: (uuid::Uuid,) = sqlx::query_as(
+        "delete from journal where step = 'attach' and undo and kind = 'succeeded' returning run_id",
+    )
+    .fetch_one(&mut sql)
+    .await
+    .unwrap();
+    let found = place.run(&["check", &row.0.to_string()]).await.exits(1).complains("violations were found");
+    let found = found.says("checked 1 runs, ").says("[H1 sequence] run ");
+    found.says("of H15 undone: When a run is rolled back, everything that may have had an effect is undone.");
+    let found = place.run(&["check", "--json"]).await.exits(1);
+    let found: serde_json::Value = serde_json::from_str(&found.out).unwrap();
+    assert_eq!(found["runs"], 2);
+    assert_eq!(found["violations"][0]["run"], row.0.to_string());
+}

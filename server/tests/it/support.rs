@@ -71,6 +71,11 @@ impl Place {
         Self { url: Some(cluster.url(&name)), ..Self::embedded() }
     }
 
+    /// For looking into the database, and for breaking it.
+    pub async fn sql(&self) -> PgConnection {
+        PgConnection::connect(self.url.as_deref().unwrap()).await.unwrap()
+    }
+
     pub fn path(&self, below: &str) -> PathBuf {
         self.dir.path().join("data").join(below)
     }
