@@ -16,10 +16,6 @@ use std::time::Duration;
 
 use clap::{Parser, ValueEnum};
 
-/// The allocator that the program uses.
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
-
 /// Measures the engine against what its database can do.
 #[derive(Parser, Clone, Debug)]
 #[command(name = "bench")]
