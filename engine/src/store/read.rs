@@ -205,10 +205,11 @@ impl Store {
 
     /// How many runs are in each status, over all there are: for people who ask once.
     pub async fn count_by_status(&self) -> Result<Vec<(String, i64)>, StoreError> {
-        let rows = sqlx::query!(r#"select status, count(*) as "count!" from runs group by status order by status"#)
-            .fetch_all(&self.pool)
-            .await
-            .map_err(StoreError::database("count runs"))?;
+        let rows =
+            sqlx::query!(r#"select status, count(*) as "count!" from runs group by status order by status"#)
+                .fetch_all(&self.pool)
+                .await
+                .map_err(StoreError::database("count runs"))?;
         Ok(rows.into_iter().map(|row| (row.status, row.count)).collect())
     }
 

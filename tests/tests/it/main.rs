@@ -4,3 +4,4 @@
 mod crashes;
 mod processes;
 mod runs;
+mod tidiness;
