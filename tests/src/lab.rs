@@ -56,6 +56,15 @@ impl Lab {
         Self::open(&cluster.url(&name)).await
     }
 
+    /// With the journal on a server of its own, which the test may crash. The world goes on.
+    pub async fn on(server: &backstay_postgres::Postgres) -> anyhow::Result<Self> {
+        let url = server.url("postgres");
+        let world = Self::new().await?.world;
+        let engine = Self::engine(&url, &world).await?;
+        engine.store().migrate().await?;
+        Ok(Self { url, world, engine })
+    }
+
     /// A lab that is there already: for other processes.
     pub async fn open(url: &str) -> anyhow::Result<Self> {
         let world = World::open(url).await?;
@@ -81,7 +90,12 @@ impl Lab {
 
     /// A node on an engine of its own, as another process would have it.
     pub async fn node(&self, config: NodeConfig) -> anyhow::Result<(Engine, Node)> {
-        let engine = Self::engine(&self.url, &self.world).await?;
+        self.node_by(&self.url, config).await
+    }
+
+    /// A node that reaches the same database by another way.
+    pub async fn node_by(&self, url: &str, config: NodeConfig) -> anyhow::Result<(Engine, Node)> {
+        let engine = Self::engine(url, &self.world).await?;
         let node = engine.start_node(config).await?;
         Ok((engine, node))
     }

@@ -46,3 +46,20 @@ pub fn single(engine: &Engine, input: Value) -> anyhow::Result<Arc<Plan>> {
     plan.step("only", "make").input(input).undone_by("unmake", json!({}));
     Ok(plan.check(engine.registry())?)
 }
+
+/// Steps one after the other, each named after the run: many runs of one world can be told apart. The last one is
+/// like this.
+pub fn chain(engine: &Engine, name: &str, length: usize, last: Value) -> anyhow::Result<Arc<Plan>> {
+    let mut plan = PlanBuilder::new("chain");
+    plan.retry(quick()).undo_retry(quick());
+    let mut before = None;
+    for at in 1..=length {
+        let input = if at == length { last.clone() } else { json!({ "millis": 5 }) };
+        let mut step = plan.step(format!("{name}-{at}"), "make").input(input).undone_by("unmake", json!({}));
+        if let Some(before) = &before {
+            step = step.after([before]);
+        }
+        before = Some(step.done());
+    }
+    Ok(plan.check(engine.registry())?)
+}

@@ -120,6 +120,11 @@ impl Wire {
         *lock(&self.state.plan) = Plan { every, cuts: cuts.to_vec(), next: 0 };
     }
 
+    /// Which statements count as writes: those that hold this. It is the journal's, unless said otherwise.
+    pub fn mark(&self, text: &str) {
+        *lock(&self.state.mark) = text.into();
+    }
+
     /// Which cuts were made.
     pub fn cuts(&self) -> Vec<Cut> {
         lock(&self.state.cuts).clone()

@@ -325,7 +325,8 @@ impl Driver {
 
     fn clear_suspicion(&mut self, id: RunId) {
         let Some(run) = self.runs.get_mut(&id) else { return };
-        if std::mem::take(&mut run.suspected) {
+        // What it leaves with clears it as well, and must not be overwritten.
+        if std::mem::take(&mut run.suspected) && !run.leaving {
             let status = run.indexed;
             self.shared.acquit(id);
             self.change(IndexChange {
@@ -633,11 +634,10 @@ impl Driver {
     }
 
     fn call(&mut self, id: RunId, course: CourseId) {
-        let Some(run) = self.runs.get_mut(&id) else { return };
-        if run.leaving {
+        let Some(run) = self.runs.get_mut(&id).filter(|run| !run.leaving) else {
             self.calls = self.calls.saturating_sub(1);
             return;
-        }
+        };
         if !self.shared.lease.borrow().is_safe() {
             self.deferred.push((id, course));
             return;
@@ -680,19 +680,44 @@ impl Driver {
                 };
             let why = format!("Postgres does not take its events: {error:?}");
             tracing::error!(run = %id, "{why}");
-            if let Some(run) = self.runs.remove(&id) {
+            then.retain(|then| !matches!(then, Then::Leave(run, _) if *run == id));
+            // What it came to meanwhile stands on events that will never be.
+            let meanwhile = self.forget_pending(id);
+            let run = self.runs.remove(&id);
+            if let Some(run) = &run {
                 self.calls -= run.calls.len();
             }
-            then.retain(|then| !matches!(then, Then::Leave(run, _) if *run == id));
-            if batch.admissions.is_empty() {
-                let first = batch.events.first().map_or((1, 0), |(_, row)| (row.seq, row.claim));
-                self.quarantine_unread(id, first.0 - 1, first.1, why);
-            } else {
-                refused.push(id);
+            let first = batch.events.first().map(|(_, row)| row).or(meanwhile.as_ref());
+            let before = first.map(|row| (row.seq - 1, row.claim));
+            let before = before.or(run.as_ref().map(|run| (run.state.seq(), run.state.claim())));
+            match before {
+                _ if !batch.admissions.is_empty() => refused.push(id),
+                Some((seq, claim)) if run.is_some() => self.quarantine_unread(id, seq, claim, why),
+                // Not even its quarantine can be journaled. The index says it, or it stays as it is.
+                Some(_) => self.change(IndexChange {
+                    run: id,
+                    status: Status::Quarantined,
+                    release: true,
+                    due_at: None,
+                    note: Some(why),
+                    finished_at: None,
+                }),
+                None => {}
             }
         }
         self.carry_out(Pending { then, ..Pending::default() }, &refused);
         Ok(())
+    }
+
+    /// Takes what a run has ready out of the next write; the first of its events is returned.
+    fn forget_pending(&mut self, id: RunId) -> Option<Row> {
+        let Pending { batch, changes, then } = &mut self.pending;
+        let first = batch.events.iter().find(|(run, _)| *run == id).map(|(_, row)| row.clone());
+        batch.events.retain(|(run, _)| *run != id);
+        batch.changes.retain(|change| change.run != id);
+        *changes = batch.changes.iter().enumerate().map(|(at, change)| (change.run, at)).collect();
+        then.retain(|then| !matches!(then, Then::Leave(run, _) if *run == id));
+        first
     }
 
     fn done_without_writing(&mut self) {

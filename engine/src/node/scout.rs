@@ -14,7 +14,7 @@ use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 
 use super::{Found, Message, Shared, lock};
-use crate::store::{Claimed, Store, StoreError};
+use crate::store::{Claimed, LONGEST_STATEMENT, Store, StoreError};
 
 /// Runs claimed at once: enough to share a round trip, few enough that others get some.
 const BATCH: i64 = 500;
@@ -30,8 +30,9 @@ pub(super) struct Scout {
     /// Plans that runs in memory have in common.
     plans: Plans,
     trial_ends: Option<(RunId, Instant)>,
-    /// The answer to a claim may have been lost.
-    unsure: bool,
+    /// The answer to a claim may have been lost: when to look for it. At once, and again when the statement that was
+    /// lost cannot be under way any more.
+    unsure: Vec<Instant>,
     gauged: Option<Instant>,
 }
 
@@ -44,7 +45,7 @@ impl Scout {
             listener: None,
             plans: HashMap::new(),
             trial_ends: None,
-            unsure: false,
+            unsure: Vec::new(),
             gauged: None,
         }
     }
@@ -62,7 +63,8 @@ impl Scout {
                         );
                         self.conn = None;
                         self.listener = None;
-                        self.unsure = true;
+                        let now = Instant::now();
+                        self.unsure = vec![now, now + LONGEST_STATEMENT];
                     }
                 }
                 self.gauge().await;
@@ -112,6 +114,11 @@ impl Scout {
             Some(conn) => conn,
             None => self.conn.insert(shared.store.dedicated("scout").await?),
         };
+        // After an outage everybody's lease has run out, by the database's clock: who has not renewed its own ends
+        // nobody else's, and not its own either.
+        if !shared.lease.borrow().is_safe() {
+            return Ok(());
+        }
         for name in Store::take_over(conn).await? {
             tracing::warn!(node = name, "a node's lease ran out; its runs are taken over");
         }
@@ -124,7 +131,7 @@ impl Scout {
             }
             let Some(conn) = &mut self.conn else { return Ok(()) };
             let mut claimed = Vec::new();
-            if self.unsure {
+            if self.unsure.first().is_some_and(|at| *at <= Instant::now()) {
                 let owned = Store::owned(conn, &shared.life).await?;
                 let (reply, unknown) = oneshot::channel();
                 if shared.inbox.send(Message::Unknown { owned, reply }).is_err() {
@@ -132,7 +139,7 @@ impl Scout {
                 }
                 let unknown = unknown.await.unwrap_or_default();
                 claimed = Store::claim_forgotten(conn, &shared.life, &unknown).await?;
-                self.unsure = false;
+                self.unsure.remove(0);
             }
             if claimed.is_empty() {
                 claimed = Store::claim_orphans(conn, &shared.life, &names, false, room).await?;

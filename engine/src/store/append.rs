@@ -232,6 +232,21 @@ impl Store {
         Ok(false)
     }
 
+    /// Which of these admissions were refused is asked of the journal again.
+    async fn without_those_written(
+        conn: &mut PgConnection,
+        life: &Life,
+        admissions: Vec<RunId>,
+    ) -> Result<Appended, StoreError> {
+        let mut refused = Vec::new();
+        for run in admissions {
+            if !Self::has_event(conn, run, 1, life.epoch.0).await? {
+                refused.push(run);
+            }
+        }
+        Ok(Appended { refused })
+    }
+
     async fn has_event(
         conn: &mut PgConnection,
         run: RunId,
@@ -321,16 +336,15 @@ pub(crate) async fn append_surely(
                 None => conn.insert(store.dedicated("writer").await?),
             };
             if unsure && Store::was_appended(open, batch).await? {
-                // Which admissions were refused is asked of the index again.
-                let mut refused = Vec::new();
-                for a in &batch.admissions {
-                    if !Store::has_event(open, a.run, 1, life.epoch.0).await? {
-                        refused.push(a.run);
-                    }
-                }
-                return Ok(Appended { refused });
+                let refused = batch.admissions.iter().map(|admission| admission.run).collect();
+                return Store::without_those_written(open, life, refused).await;
             }
-            Store::append(open, life, batch).await
+            let appended = Store::append(open, life, batch).await?;
+            if unsure {
+                // The lost statement may have been committed beside this one, and then it is what stands in the way.
+                return Store::without_those_written(open, life, appended.refused).await;
+            }
+            Ok(appended)
         };
         match attempt.await {
             Err(error) if error.is_passing() || (unsure && error.is_duplicate()) => {

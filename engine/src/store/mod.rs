@@ -33,6 +33,9 @@ pub use schema::Schema;
 
 static MIGRATIONS: sqlx::migrate::Migrator = sqlx::migrate!("../migrations");
 
+/// A statement whose answer was lost is over by then, one way or the other: `statement_timeout` and a little more.
+pub(crate) const LONGEST_STATEMENT: Duration = Duration::from_secs(35);
+
 /// Where the journal is.
 #[derive(Clone, Debug)]
 pub struct Store {
@@ -82,9 +85,11 @@ impl StoreError {
             | sqlx::Error::Tls(_) => true,
             sqlx::Error::Database(error) => {
                 let code = error.code().unwrap_or_default();
-                // 08 connection, 25P03 idle in transaction, 40 serialization, 53 resources, 55P03 lock timeout,
-                // 57 shutdown and statement timeout, 58 disk.
-                ["08", "25P03", "40", "53", "55P03", "57", "58"].iter().any(|class| code.starts_with(class))
+                // 08 connection, 25 transaction state (idle in it, or a standby that takes no writes), 28 and 3D: it
+                // lets nobody in, 40 serialization, 53 resources, 55P03 lock timeout, 57 shutdown and statement
+                // timeout, 58 disk. None of these is the fault of what was to be written.
+                let passing = ["08", "25", "28", "3D", "40", "53", "55P03", "57", "58"];
+                passing.iter().any(|class| code.starts_with(class))
             }
             _ => false,
         }

@@ -2,6 +2,22 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, reason = "tests")]
 
 mod crashes;
+mod faults;
 mod processes;
 mod runs;
 mod tidiness;
+
+use std::time::{Duration, Instant};
+
+/// Looks again and again, until it is so.
+pub(crate) async fn until(
+    what: &str,
+    mut holds: impl AsyncFnMut() -> anyhow::Result<bool>,
+) -> anyhow::Result<()> {
+    let deadline = Instant::now() + Duration::from_secs(30);
+    while !holds().await? {
+        assert!(Instant::now() < deadline, "it never came true that {what}");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    Ok(())
+}

@@ -3,6 +3,7 @@
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
+use crate::until;
 use backstay_engine::{Status, SubmitOptions};
 use backstay_tests::{Lab, plans};
 use rustix::process::{Pid, Signal, kill_process};
@@ -36,15 +37,6 @@ impl Process {
         let pid = Pid::from_raw(self.child.id().unwrap() as i32).unwrap();
         kill_process(pid, signal).unwrap();
     }
-}
-
-async fn until(what: &str, mut holds: impl AsyncFnMut() -> anyhow::Result<bool>) -> anyhow::Result<()> {
-    let deadline = Instant::now() + Duration::from_secs(30);
-    while !holds().await? {
-        assert!(Instant::now() < deadline, "it never came true that {what}");
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
-    Ok(())
 }
 
 #[tokio::test(flavor = "multi_thread")]
