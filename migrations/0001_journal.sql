@@ -92,7 +92,7 @@ create type new_run as (
     run_id uuid, workflow text, plan_hash text, activities text, priority smallint, labels text, client_key text,
     request_hash text, exclusive_key text, at timestamptz);
 create type run_change as (
-    run_id uuid, status text, release boolean, due_at timestamptz, note text, finished_at timestamptz);
+    run_id uuid, claim int, status text, release boolean, due_at timestamptz, note text, finished_at timestamptz);
 create type new_event as (
     run_id uuid, seq bigint, claim int, epoch bigint, at timestamptz, kind text, step text, undo boolean,
     generation int, attempt int, key uuid, body text,

@@ -6,13 +6,18 @@ use std::time::Instant;
 
 use serde_json::{Map, Value, json};
 use sqlx::{Connection, PgConnection};
-use uuid::Uuid;
 
 use crate::host::Host;
 use crate::{Args, round, seconds};
 
-const TABLE: &str = "create table floor (run_id uuid not null, seq bigint not null, name text not null, body json not null, primary key (run_id, seq))";
-const BODY: &str = r#"{"ok":true,"amount":1299,"currency":"EUR","note":"a line of text that is about as long as a result","ref":"0123456789abcdef"}"#;
+/// One row for each step, under a run of its own, with a result of some two hundred bytes.
+const TABLE: &str = "create table floor (run_id uuid not null, step int not null, name text not null, result jsonb not null, primary key (run_id, step))";
+const RESULT: &str = concat!(
+    r#"{"ok":true,"amount":1299,"currency":"EUR","note":""#,
+    "xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx",
+    "xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx",
+    r#"","ref":"0123456789abcdef"}"#
+);
 
 pub(crate) async fn measure(host: &Host, args: &Args) -> anyhow::Result<Value> {
     let mut report = Map::new();
@@ -36,16 +41,15 @@ async fn inserts(url: &str, args: &Args, rows: usize, clients: usize) -> anyhow:
         let (count, measuring, stop) = (Arc::clone(&count), Arc::clone(&measuring), Arc::clone(&stop));
         let mut conn = PgConnection::connect(url).await?;
         tasks.push(tokio::spawn(async move {
-            let (names, bodies) = (vec!["step-1"; rows], vec![BODY; rows]);
-            let seqs: Vec<i64> = (0..rows as i64).collect();
+            let (names, results) = (vec!["charge-card"; rows], vec![RESULT; rows]);
+            let steps: Vec<i32> = (0..rows as i32).collect();
             while !stop.load(Ordering::Relaxed) {
-                let id = Uuid::now_v7();
                 if rows == 1 {
-                    sqlx::query("insert into floor values ($1, $2, $3, $4::text::json)")
-                        .bind(id).bind(1i64).bind("step-1").bind(BODY).execute(&mut conn).await?;
+                    sqlx::query("insert into floor values (gen_random_uuid(), 1, $1, $2::text::jsonb)")
+                        .bind("charge-card").bind(RESULT).execute(&mut conn).await?;
                 } else {
-                    sqlx::query("insert into floor select $1, s, n, b::json from unnest($2::bigint[], $3::text[], $4::text[]) as u (s, n, b)")
-                        .bind(id).bind(&seqs).bind(&names).bind(&bodies).execute(&mut conn).await?;
+                    sqlx::query("insert into floor select gen_random_uuid(), s, n, r::jsonb from unnest($1::int[], $2::text[], $3::text[]) as u (s, n, r)")
+                        .bind(&steps).bind(&names).bind(&results).execute(&mut conn).await?;
                 }
                 if measuring.load(Ordering::Relaxed) {
                     count.fetch_add(rows as u64, Ordering::Relaxed);

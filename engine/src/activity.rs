@@ -144,6 +144,7 @@ pub struct Context {
     pub(crate) cancel: CancellationToken,
     pub(crate) course: backstay_machine::CourseId,
     pub(crate) node: mpsc::UnboundedSender<Message>,
+    pub(crate) reported: std::sync::Mutex<Option<std::time::Instant>>,
 }
 
 /// What an undo is told of the step that it undoes.
@@ -225,8 +226,17 @@ impl Context {
         durable.await.map_err(|_| gone())
     }
 
-    /// Says how far it is. Cheap: journaled now and then, the last word always reaches those who watch.
+    /// Says how far it is. Cheap: what comes too often is left out.
     pub fn progress(&self, percent: f64, note: impl Into<String>) {
+        const OFTEN: std::time::Duration = std::time::Duration::from_millis(50);
+        {
+            // A loop that reports each turn must not keep the node busy.
+            let mut last = self.reported.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+            if percent < 100.0 && last.is_some_and(|at| at.elapsed() < OFTEN) {
+                return;
+            }
+            *last = Some(std::time::Instant::now());
+        }
         let _ = self.node.send(Message::Progress {
             run: self.run,
             course: self.course,

@@ -50,15 +50,15 @@ pub(super) fn start(shared: &Shared, state: &State, course: CourseId, now: Time)
                     .into_error())
             }
             Some(activity) => {
-                let call = AssertUnwindSafe(activity.run(&context, &input)).catch_unwind();
-                match tokio::time::timeout(timeout.0, call).await {
-                    Ok(Ok(result)) => result,
-                    Ok(Err(panic)) => Err(panicked(&*panic)),
-                    Err(_) => {
-                        Err(Failure::retryable("timeout", format!("it took longer than {timeout}"))
-                            .into_error())
-                    }
-                }
+                let call = async {
+                    let timed = tokio::time::timeout(timeout.0, activity.run(&context, &input)).await;
+                    timed.unwrap_or_else(|_| {
+                        let message = format!("it took longer than {timeout}");
+                        Err(Failure::retryable("timeout", message).into_error())
+                    })
+                };
+                // Whatever panics, also while a call that took too long is dropped: an attempt always has an end.
+                AssertUnwindSafe(call).catch_unwind().await.unwrap_or_else(|panic| Err(panicked(&*panic)))
             }
         };
         let outcome = if result.is_ok() { "succeeded" } else { "failed" };
@@ -147,6 +147,7 @@ fn prepare<'a>(
         cancel: cancel.clone(),
         course: id,
         node: shared.inbox.clone(),
+        reported: std::sync::Mutex::default(),
     };
     (context, work)
 }

@@ -9,15 +9,15 @@
 //! of that is thrown away with the node: the journal is the only truth.
 
 use std::cmp::Reverse;
-use std::collections::{BinaryHeap, HashMap, VecDeque};
+use std::collections::{BinaryHeap, HashMap, HashSet, VecDeque};
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use backstay_machine::{
-    ClaimReason, Command, CourseId, Event, Journaled, Json, Phase, Row, RunId, State, Status, StepEvent,
-    StepIx, Time, decide, judge, judge_probe, step_event,
+    ClaimReason, Command, CourseAt, CourseId, Direction, Event, Journaled, Json, Phase, Row, RunId, State,
+    Status, StepEvent, StepIx, Time, decide, judge, judge_probe, step_event,
 };
 use sqlx::PgConnection;
 use tokio::sync::{mpsc, oneshot};
@@ -25,6 +25,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::call::{self, Call};
 use super::{AbortOnDrop, Found, Message, Shared};
+use crate::activity::Failure;
 use crate::engine::Submission;
 use crate::store::{Appended, Batch, IndexChange, Store, StoreError, append_surely};
 
@@ -44,7 +45,7 @@ pub(super) struct Driver {
     /// Runs that found no room for a call.
     starved: VecDeque<RunId>,
     /// Calls whose start is durable, while the lease is too short to begin them.
-    deferred: Vec<(RunId, CourseId)>,
+    deferred: Vec<(RunId, CourseId, (u32, u32))>,
     scout: CancellationToken,
     drain_until: Option<Instant>,
 }
@@ -97,11 +98,11 @@ enum Then {
     /// The submission is durable.
     Admitted(Box<Submission>),
     /// The start is durable: call.
-    Call(RunId, CourseId),
+    Call(RunId, CourseId, (u32, u32)),
     /// Somebody waits for it.
     Tell(oneshot::Sender<()>),
     /// The run is over, or somebody else's.
-    Leave(RunId, Status),
+    Leave(RunId, i32, Status),
 }
 
 type Written = (Option<PgConnection>, Pending, Result<Appended, StoreError>, Instant);
@@ -154,8 +155,10 @@ impl Driver {
                         self.take_in(message);
                     }
                 }
-                () = tokio::time::sleep(pause) => self.timers_due(),
+                () = tokio::time::sleep(pause) => {}
             }
+            // After every turn: an inbox that is never empty must not hold up what has fallen due.
+            self.timers_due();
             self.feed_starved();
         }
         self.end().await;
@@ -197,7 +200,7 @@ impl Driver {
                 run.probes.remove(&step);
                 let course = CourseId::forward(step);
                 let at = run.state.course(course);
-                if (at.generation, at.attempts) != attempt {
+                if run.leaving || (at.generation, at.attempts) != attempt {
                     return;
                 }
                 let now = self.shared.now();
@@ -294,6 +297,7 @@ impl Driver {
         self.pending.batch.events.push((id, self.bare_row("quarantined", last + 1, claim, body)));
         self.change(IndexChange {
             run: id,
+            claim,
             status: Status::Quarantined,
             release: true,
             due_at: None,
@@ -327,10 +331,11 @@ impl Driver {
         let Some(run) = self.runs.get_mut(&id) else { return };
         // What it leaves with clears it as well, and must not be overwritten.
         if std::mem::take(&mut run.suspected) && !run.leaving {
-            let status = run.indexed;
+            let (status, claim) = (run.indexed, run.state.claim());
             self.shared.acquit(id);
             self.change(IndexChange {
                 run: id,
+                claim,
                 status,
                 release: false,
                 due_at: None,
@@ -346,6 +351,7 @@ impl Driver {
     fn advance(&mut self, id: RunId) {
         let now = self.shared.now();
         let draining = self.drain_until.is_some();
+        let mut ask_soon = None;
         let wake_at = loop {
             let Some(run) = self.runs.get_mut(&id) else { return };
             if run.leaving {
@@ -362,9 +368,12 @@ impl Driver {
                     }
                     Command::Probe(step) if !draining => {
                         let Some(run) = self.runs.get_mut(&id) else { return };
-                        if !run.probes.contains_key(&step) && self.shared.lease.borrow().is_safe() {
+                        if run.probes.contains_key(&step) {
+                        } else if self.shared.lease.borrow().is_safe() {
                             let probe = call::probe(&self.shared, &run.state, step, now);
                             run.probes.insert(step, probe);
+                        } else {
+                            ask_soon = Some(now + chrono::TimeDelta::milliseconds(100));
                         }
                     }
                     Command::Probe(_) => {}
@@ -379,7 +388,7 @@ impl Driver {
                 break decision.wake_at;
             }
         };
-        self.arrange(id, now, wake_at);
+        self.arrange(id, now, ask_soon.into_iter().chain(wake_at).min());
     }
 
     /// What a run does while nothing is to be decided: leave, be put down, wait for a time, wait for calls.
@@ -388,17 +397,24 @@ impl Driver {
         let full = self.calls >= self.shared.config.max_calls;
         let park_after = chrono::TimeDelta::from_std(self.shared.config.park_after).unwrap_or_default();
         let Some(run) = self.runs.get_mut(&id) else { return };
-        let status = run.state.status();
+        let (status, claim) = (run.state.status(), run.state.claim());
         let quiet = run.state.running() == 0 && run.calls.is_empty() && (run.probes.is_empty() || draining);
-        let mut change =
-            IndexChange { run: id, status, release: true, due_at: None, note: None, finished_at: None };
+        let mut change = IndexChange {
+            run: id,
+            claim,
+            status,
+            release: true,
+            due_at: None,
+            note: None,
+            finished_at: None,
+        };
         if status.is_over() {
             change.finished_at = Some(run.state.at().unwrap_or(now));
         } else if quiet && matches!(status, Status::Held | Status::Stuck | Status::Quarantined) {
             change.note = Some(waits_for_people(&run.state));
         } else if quiet && draining {
             change.due_at = Some(now);
-        } else if let (true, Some(at)) = (quiet, wake_at.filter(|at| *at - now > park_after)) {
+        } else if let (true, Some(at)) = (quiet && !full, wake_at.filter(|at| *at - now > park_after)) {
             change.due_at = Some(at);
             if status == Status::Running {
                 change.status = Status::Waiting;
@@ -421,9 +437,10 @@ impl Driver {
             return;
         }
         run.leaving = true;
+        run.probes.clear();
         let status = change.status;
         self.change(change);
-        self.pending.then.push(Then::Leave(id, status));
+        self.pending.then.push(Then::Leave(id, claim, status));
     }
 
     fn append(&mut self, id: RunId, event: Event) {
@@ -434,7 +451,8 @@ impl Driver {
     fn append_under(&mut self, id: RunId, event: Event, claim: Option<i32>) {
         let now = self.shared.now();
         let epoch = self.shared.life.epoch;
-        let Some(run) = self.runs.get_mut(&id) else { return };
+        // After its last event a run is somebody else's.
+        let Some(run) = self.runs.get_mut(&id).filter(|run| !run.leaving) else { return };
         let at = run.state.at().map_or(now, |last| last.max(now));
         let claim = claim.unwrap_or(run.state.claim());
         let journaled = Journaled { seq: run.state.seq() + 1, claim, epoch, at, event };
@@ -446,15 +464,15 @@ impl Driver {
             self.calls -= run.calls.len();
             run.calls.clear();
             self.quarantine_unread(id, seq, claim, format!("a decision was illegal: {illegal}"));
-            self.pending.then.push(Then::Leave(id, Status::Quarantined));
+            self.pending.then.push(Then::Leave(id, claim, Status::Quarantined));
             return;
         }
         let row = journaled.to_row(run.state.plan());
-        if let Event::Step { course, what, .. } = &journaled.event {
+        if let Event::Step { course, what, generation, attempt } = &journaled.event {
             match what {
                 StepEvent::Started { .. } => {
                     self.calls += 1;
-                    self.pending.then.push(Then::Call(id, *course));
+                    self.pending.then.push(Then::Call(id, *course, (*generation, *attempt)));
                 }
                 // Given up: whatever the call still does is no longer waited for.
                 StepEvent::Failed { .. } if run.calls.remove(course).is_some() => self.calls -= 1,
@@ -477,8 +495,8 @@ impl Driver {
 
     fn timers_due(&mut self) {
         if self.shared.lease.borrow().is_safe() {
-            for (run, course) in std::mem::take(&mut self.deferred) {
-                self.call(run, course);
+            for (run, course, attempt) in std::mem::take(&mut self.deferred) {
+                self.call(run, course, attempt);
             }
         }
         if self.drain_until.is_some_and(|until| Instant::now() >= until) {
@@ -497,15 +515,17 @@ impl Driver {
                 } else {
                     Status::Running
                 };
+                let claim = run.state.claim();
                 self.change(IndexChange {
                     run: id,
+                    claim,
                     status,
                     release: true,
                     due_at: Some(now),
                     note: None,
                     finished_at: None,
                 });
-                self.pending.then.push(Then::Leave(id, status));
+                self.pending.then.push(Then::Leave(id, claim, status));
             }
         }
         let now = self.shared.now();
@@ -532,7 +552,7 @@ impl Driver {
             pause = pause.min(wait + Duration::from_micros(200));
         }
         if let Some(until) = self.drain_until
-            && !self.runs.is_empty()
+            && self.runs.values().any(|run| !run.leaving)
         {
             pause = pause.min(until.saturating_duration_since(Instant::now()));
         }
@@ -597,6 +617,8 @@ impl Driver {
     fn carry_out(&mut self, pending: Pending, refused: &[RunId]) {
         for id in refused {
             self.runs.remove(id);
+            // What it came to meanwhile goes with it.
+            self.forget_pending(*id);
         }
         for (id, _) in &pending.batch.events {
             self.shared.watchers.changed(*id);
@@ -610,13 +632,15 @@ impl Driver {
                         submission.admit();
                     }
                 }
-                Then::Call(run, course) if self.runs.contains_key(&run) => self.call(run, course),
-                Then::Call(..) => self.calls -= 1,
+                Then::Call(run, course, attempt) => self.call(run, course, attempt),
                 Then::Tell(done) => {
                     let _ = done.send(());
                 }
-                Then::Leave(id, status) => {
-                    if let Some(run) = self.runs.remove(&id) {
+                Then::Leave(id, claim, status) => {
+                    // Unless this node has claimed it again since: its answer was a long time coming.
+                    if self.runs.get(&id).is_some_and(|run| run.state.claim() == claim)
+                        && let Some(run) = self.runs.remove(&id)
+                    {
                         self.calls -= run.calls.len();
                         self.shared.acquit(id);
                         if let Some(ended) = run.ended
@@ -633,13 +657,28 @@ impl Driver {
         metrics::gauge!("backstay_calls_in_flight").set(self.calls as f64);
     }
 
-    fn call(&mut self, id: RunId, course: CourseId) {
-        let Some(run) = self.runs.get_mut(&id).filter(|run| !run.leaving) else {
+    fn call(&mut self, id: RunId, course: CourseId, attempt: (u32, u32)) {
+        // Between the start and its commit the run may have left, or the attempt may have been given up.
+        let wanted = self.runs.get_mut(&id).filter(|run| {
+            let at = run.state.course(course);
+            !run.leaving && at.at == CourseAt::Running && (at.generation, at.attempts) == attempt
+        });
+        let Some(run) = wanted else {
             self.calls = self.calls.saturating_sub(1);
             return;
         };
+        if course.direction == Direction::Forward && run.state.phase() == Phase::RollingBack {
+            self.calls = self.calls.saturating_sub(1);
+            let why = "the run turned round before the call was made";
+            let error = Failure::permanent("not_called", why).not_applied().into_error();
+            let what = judge(&run.state, course, error, self.shared.now());
+            let event = step_event(&run.state, course, what);
+            self.append(id, event);
+            self.advance(id);
+            return;
+        }
         if !self.shared.lease.borrow().is_safe() {
-            self.deferred.push((id, course));
+            self.deferred.push((id, course, attempt));
             return;
         }
         let call = call::start(&self.shared, &run.state, course, self.shared.now());
@@ -651,8 +690,9 @@ impl Driver {
         let Pending { batch, mut then, .. } = pending;
         let mut order: Vec<RunId> = Vec::new();
         let mut parts: HashMap<RunId, Batch> = HashMap::new();
+        let mut seen: HashSet<RunId> = HashSet::new();
         let mut part = |id: RunId| -> RunId {
-            if !order.contains(&id) {
+            if seen.insert(id) {
                 order.push(id);
             }
             id
@@ -680,7 +720,7 @@ impl Driver {
                 };
             let why = format!("Postgres does not take its events: {error:?}");
             tracing::error!(run = %id, "{why}");
-            then.retain(|then| !matches!(then, Then::Leave(run, _) if *run == id));
+            then.retain(|then| !matches!(then, Then::Leave(run, ..) if *run == id));
             // What it came to meanwhile stands on events that will never be.
             let meanwhile = self.forget_pending(id);
             let run = self.runs.remove(&id);
@@ -694,8 +734,9 @@ impl Driver {
                 _ if !batch.admissions.is_empty() => refused.push(id),
                 Some((seq, claim)) if run.is_some() => self.quarantine_unread(id, seq, claim, why),
                 // Not even its quarantine can be journaled. The index says it, or it stays as it is.
-                Some(_) => self.change(IndexChange {
+                Some((_, claim)) => self.change(IndexChange {
                     run: id,
+                    claim,
                     status: Status::Quarantined,
                     release: true,
                     due_at: None,
@@ -716,7 +757,7 @@ impl Driver {
         batch.events.retain(|(run, _)| *run != id);
         batch.changes.retain(|change| change.run != id);
         *changes = batch.changes.iter().enumerate().map(|(at, change)| (change.run, at)).collect();
-        then.retain(|then| !matches!(then, Then::Leave(run, _) if *run == id));
+        then.retain(|then| !matches!(then, Then::Leave(run, ..) if *run == id));
         first
     }
 

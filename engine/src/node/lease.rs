@@ -18,17 +18,22 @@ pub(crate) struct Lease {
     time: Time,
     /// ... at this instant. So `now` is never ahead of the database.
     seen: Instant,
+    /// What was told already: the database's clock may step back, and two clocks run at two speeds; a node's time
+    /// never goes back.
+    floor: Time,
 }
 
 impl Lease {
     pub(crate) fn renewed(sent: Instant, time: Time, ttl: Duration) -> Self {
-        Self { safe_until: sent + ttl.mul_f64(0.75), time, seen: Instant::now() }
+        Self { safe_until: sent + ttl.mul_f64(0.75), time, seen: Instant::now(), floor: time }
     }
 
     /// A time that the database has reached by now.
     /// In whole microseconds, as the journal keeps it: what is folded live and after a crash is the same.
     pub(crate) fn now(&self) -> Time {
-        (self.time + TimeDelta::from_std(self.seen.elapsed()).unwrap_or_default()).trunc_subsecs(6)
+        (self.time + TimeDelta::from_std(self.seen.elapsed()).unwrap_or_default())
+            .max(self.floor)
+            .trunc_subsecs(6)
     }
 
     /// How long ago it was renewed.
@@ -46,7 +51,7 @@ pub(crate) fn keep(
     store: Store,
     conn: sqlx::PgConnection,
     life: Life,
-    ttl: Duration,
+    (ttl, begun): (Duration, Instant),
     lease: watch::Sender<Lease>,
     lost: CancellationToken,
     stop: CancellationToken,
@@ -54,7 +59,9 @@ pub(crate) fn keep(
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     std::thread::Builder::new().name("backstay-lease".into()).spawn(move || {
         runtime.block_on(async move {
-            let keeping = renew_for_ever(store, conn, life, ttl, lease, lost);
+            // Should this thread ever panic, the lease is as good as lost.
+            let _lost = lost.clone().drop_guard();
+            let keeping = renew_for_ever(store, conn, life, (ttl, begun), lease, lost);
             stop.run_until_cancelled(keeping).await;
         });
     })?;
@@ -65,16 +72,17 @@ async fn renew_for_ever(
     store: Store,
     conn: sqlx::PgConnection,
     life: Life,
-    ttl: Duration,
+    (ttl, begun): (Duration, Instant),
     lease: watch::Sender<Lease>,
     lost: CancellationToken,
 ) {
     let mut conn = Some(conn);
     let calm = ttl / 3;
     let mut pause = calm;
-    let mut ends = Instant::now() + ttl;
+    // Counted from before the first lease was asked for.
+    let mut ends = begun + ttl;
     loop {
-        tokio::time::sleep(pause).await;
+        tokio::time::sleep_until((Instant::now() + pause).min(ends).into()).await;
         let sent = Instant::now();
         let renewal = async {
             let open = match &mut conn {
@@ -100,11 +108,7 @@ async fn renew_for_ever(
                 ends = sent + ttl;
                 let renewed = Lease::renewed(sent, time, ttl);
                 metrics::gauge!("backstay_lease_renewal_seconds").set(sent.elapsed().as_secs_f64());
-                lease.send_modify(|lease| {
-                    // The database's clock may step back; ours for it never does.
-                    let time = lease.now().max(renewed.time);
-                    *lease = Lease { time, ..renewed };
-                });
+                lease.send_modify(|lease| *lease = Lease { floor: lease.now(), ..renewed });
                 pause = calm;
             }
             Err(StoreError::Fenced) => {

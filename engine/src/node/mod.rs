@@ -175,6 +175,10 @@ impl Node {
             let _stop = stop_here.drop_guard();
             let mut born = Some(first);
             while let Some(alive) = born.take() {
+                // It may have been told to drain while there was nobody to tell.
+                if draining_here.is_cancelled() {
+                    break;
+                }
                 tell_epoch.send_replace(alive.life.epoch.0);
                 let lost = births.live(alive).await;
                 *lock(&births.door) = None;
@@ -274,8 +278,16 @@ impl Births {
         let (life, time) = Store::begin_life(&mut conn, &config.name, &names, config.lease).await?;
         let (tell, lease) = watch::channel(lease::Lease::renewed(sent, time, config.lease));
         let (lost, keeper) = (CancellationToken::new(), CancellationToken::new());
-        lease::keep(store.clone(), conn, life.clone(), config.lease, tell, lost.clone(), keeper.clone())
-            .map_err(NodeError::Thread)?;
+        lease::keep(
+            store.clone(),
+            conn,
+            life.clone(),
+            (config.lease, sent),
+            tell,
+            lost.clone(),
+            keeper.clone(),
+        )
+        .map_err(NodeError::Thread)?;
         tracing::info!(node = life.name, epoch = life.epoch.0, "the node has begun");
         // From here on submissions come in, before anybody is told that the node is there.
         let (inbox, messages) = mpsc::unbounded_channel();
@@ -320,15 +332,26 @@ impl Births {
         let scout = scout::Scout::new(Arc::clone(&shared), scouting.clone());
         let driver = driver::Driver::new(Arc::clone(&shared), messages, scouting);
         // A task of its own, and ours: it ends when this future does.
-        let scout = tokio::spawn(scout.work());
+        let mut scout = tokio::spawn(scout.work());
         let _scout = AbortOnDrop(scout.abort_handle());
+        let scout_died = async {
+            match (&mut scout).await {
+                Err(error) if error.is_panic() => {}
+                _ => std::future::pending().await,
+            }
+        };
         #[cfg(debug_assertions)]
         let dead = shared.crash.dead.clone();
         #[cfg(not(debug_assertions))]
         let dead = CancellationToken::new();
         tokio::select! {
-            () = driver.work() => false,
+            // A refused write ends it as well, and may be the first to tell that the lease is lost.
+            () = driver.work() => lost.is_cancelled(),
             () = dead.cancelled() => false,
+            () = scout_died => {
+                tracing::error!("the part of the node that finds runs has panicked: the node begins anew");
+                true
+            }
             () = lost.cancelled() => {
                 tracing::error!(node = shared.life.name, epoch = shared.life.epoch.0,
                     "this node has lost its lease: it drops what it has, and others go on with its runs");

@@ -1,6 +1,6 @@
 //! Finds runs for the node: through the same door after a crash, after a wait and for the first time.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::panic::AssertUnwindSafe;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
@@ -19,6 +19,18 @@ use crate::store::{Claimed, LONGEST_STATEMENT, Store, StoreError};
 /// Runs claimed at once: enough to share a round trip, few enough that others get some.
 const BATCH: i64 = 500;
 
+/// Journals read and folded at once: not all of a batch need fit into memory side by side.
+const READ: usize = 32;
+
+/// The database bounds its statements; this bounds the way to it.
+async fn bounded<T>(
+    doing: &'static str,
+    statement: impl Future<Output = Result<T, StoreError>>,
+) -> Result<T, StoreError> {
+    let late = |_| StoreError::silent(doing);
+    tokio::time::timeout(LONGEST_STATEMENT, statement).await.map_err(late)?
+}
+
 /// Plans in memory by the digest of their text, so that runs of the same plan share it.
 type Plans = HashMap<[u8; 32], Weak<Plan>>;
 
@@ -29,7 +41,9 @@ pub(super) struct Scout {
     listener: Option<PgListener>,
     /// Plans that runs in memory have in common.
     plans: Plans,
-    trial_ends: Option<(RunId, Instant)>,
+    /// Runs that were there when a node died, and when they are cleared of it. One that was there twice is watched
+    /// alone.
+    on_watch: VecDeque<(Instant, RunId)>,
     /// The answer to a claim may have been lost: when to look for it. At once, and again when the statement that was
     /// lost cannot be under way any more.
     unsure: Vec<Instant>,
@@ -44,7 +58,7 @@ impl Scout {
             conn: None,
             listener: None,
             plans: HashMap::new(),
-            trial_ends: None,
+            on_watch: VecDeque::new(),
             unsure: Vec::new(),
             gauged: None,
         }
@@ -119,10 +133,10 @@ impl Scout {
         if !shared.lease.borrow().is_safe() {
             return Ok(());
         }
-        for name in Store::take_over(conn).await? {
+        for name in bounded("take over", Store::take_over(conn)).await? {
             tracing::warn!(node = name, "a node's lease ran out; its runs are taken over");
         }
-        self.end_trial();
+        self.end_trials();
         loop {
             let resident = shared.resident.load(Ordering::Relaxed);
             let room = shared.config.max_runs.saturating_sub(resident).min(BATCH as usize) as i64;
@@ -132,45 +146,53 @@ impl Scout {
             let Some(conn) = &mut self.conn else { return Ok(()) };
             let mut claimed = Vec::new();
             if self.unsure.first().is_some_and(|at| *at <= Instant::now()) {
-                let owned = Store::owned(conn, &shared.life).await?;
+                let owned = bounded("list own runs", Store::owned(conn, &shared.life)).await?;
                 let (reply, unknown) = oneshot::channel();
                 if shared.inbox.send(Message::Unknown { owned, reply }).is_err() {
                     return Ok(());
                 }
-                let unknown = unknown.await.unwrap_or_default();
-                claimed = Store::claim_forgotten(conn, &shared.life, &unknown).await?;
+                let mut unknown = unknown.await.unwrap_or_default();
+                if unknown.len() > room as usize {
+                    unknown.truncate(room as usize);
+                    self.unsure.push(Instant::now());
+                }
+                claimed = bounded("claim", Store::claim_forgotten(conn, &shared.life, &unknown)).await?;
                 self.unsure.remove(0);
             }
             if claimed.is_empty() {
-                claimed = Store::claim_orphans(conn, &shared.life, &names, false, room).await?;
+                claimed =
+                    bounded("claim", Store::claim_orphans(conn, &shared.life, &names, false, room)).await?;
             }
             let on_trial = lock(&shared.suspect).is_some();
             if claimed.is_empty() && !on_trial {
-                claimed = Store::claim_orphans(conn, &shared.life, &names, true, 1).await?;
+                claimed = bounded("claim", Store::claim_orphans(conn, &shared.life, &names, true, 1)).await?;
                 if let Some(suspect) = claimed.first() {
                     let run = suspect.run;
                     tracing::warn!(%run, crashes = suspect.crashes, "this run was there when nodes died; it is watched alone");
                     *lock(&shared.suspect) = Some(run);
-                    self.trial_ends = Some((run, Instant::now() + shared.config.trial));
                 }
             }
             if claimed.is_empty() {
-                claimed = Store::claim_due(conn, &shared.life, &names, room).await?;
+                claimed = bounded("claim", Store::claim_due(conn, &shared.life, &names, room)).await?;
             }
             if claimed.is_empty() {
                 return Ok(());
             }
             shared.crash_point("claim.committed").await;
-            let runs: Vec<_> = claimed.iter().map(|claimed| claimed.run).collect();
-            let mut journals = Store::journals(conn, &runs).await?;
-            shared.crash_point("claim.read").await;
-            let found = claimed
-                .into_iter()
-                .map(|claimed| {
+            let clear_at = Instant::now() + shared.config.trial;
+            let suspects = claimed.iter().filter(|claimed| claimed.crashes > 0);
+            self.on_watch.extend(suspects.map(|claimed| (clear_at, claimed.run)));
+            let mut found = Vec::with_capacity(claimed.len());
+            for some in claimed.chunks(READ) {
+                let runs: Vec<_> = some.iter().map(|claimed| claimed.run).collect();
+                let Some(conn) = &mut self.conn else { return Ok(()) };
+                let mut journals = bounded("read journals", Store::journals(conn, &runs)).await?;
+                for claimed in some {
                     let rows = journals.remove(&claimed.run).unwrap_or_default();
-                    self.found(claimed, &rows)
-                })
-                .collect();
+                    found.push(self.found(claimed.clone(), &rows));
+                }
+            }
+            shared.crash_point("claim.read").await;
             let (done, journaled) = oneshot::channel();
             if shared.inbox.send(Message::Claimed { runs: found, done }).is_err() {
                 return Ok(());
@@ -179,11 +201,8 @@ impl Scout {
         }
     }
 
-    fn end_trial(&mut self) {
-        if let Some((run, ends)) = self.trial_ends
-            && Instant::now() > ends
-        {
-            self.trial_ends = None;
+    fn end_trials(&mut self) {
+        while let Some((_, run)) = self.on_watch.pop_front_if(|(clear_at, _)| Instant::now() > *clear_at) {
             let _ = self.shared.inbox.send(Message::Acquit(run));
             self.shared.acquit(run);
         }

@@ -2,14 +2,14 @@
 
 use std::collections::HashSet;
 
-use backstay_machine::{Row, RunId, Seq, Status, Time};
+use backstay_machine::{ClaimNo, Row, RunId, Seq, Status, Time};
 use sqlx::encode::IsNull;
 use sqlx::error::BoxDynError;
 use sqlx::postgres::types::PgRecordEncoder;
 use sqlx::postgres::{PgArgumentBuffer, PgHasArrayType, PgTypeInfo};
 use sqlx::{PgConnection, Postgres};
 
-use super::{Life, Store, StoreError};
+use super::{LONGEST_STATEMENT, Life, Store, StoreError};
 
 /// Rows on their way into the statement, as Postgres reads them: see the types in the migration.
 struct NewRun<'a>(&'a Admission);
@@ -58,6 +58,7 @@ record!(
     RunChange,
     "run_change",
     |it| it.0.run.0,
+    it.0.claim,
     it.0.status.as_str(),
     it.0.release,
     it.0.due_at,
@@ -130,6 +131,8 @@ pub struct Admission {
 pub struct IndexChange {
     /// The run.
     pub run: RunId,
+    /// The claim under which it changes: a statement that comes late does not touch what was claimed again since.
+    pub claim: ClaimNo,
     /// Its status from now on.
     pub status: Status,
     /// Its owner gives it up.
@@ -329,6 +332,7 @@ pub(crate) async fn append_surely(
         .without_max_times()
         .build();
     let mut unsure = false;
+    let (mut too_much, mut duplicates) = (0, 0);
     loop {
         let attempt = async {
             let open = match conn {
@@ -346,7 +350,17 @@ pub(crate) async fn append_surely(
             }
             Ok(appended)
         };
-        match attempt.await {
+        // The database bounds its statements; this bounds the way to it.
+        let silent = |_| Err(StoreError::silent("write to the journal"));
+        let done = tokio::time::timeout(LONGEST_STATEMENT, attempt).await.unwrap_or_else(silent);
+        if let Err(error) = &done {
+            too_much += u32::from(error.is_too_much());
+            duplicates += u32::from(error.is_duplicate());
+        }
+        match done {
+            // What is too much three times is too much; and a row that was there before the lost statement, and is
+            // not of this batch, stays there.
+            Err(error) if too_much >= 3 || duplicates >= 3 => return Err(error),
             Err(error) if error.is_passing() || (unsure && error.is_duplicate()) => {
                 tracing::warn!(
                     error = &error as &dyn std::error::Error,

@@ -74,6 +74,23 @@ impl StoreError {
         move |source| StoreError::Database { doing, source }
     }
 
+    /// The database gave no answer at all.
+    pub(crate) fn silent(doing: &'static str) -> Self {
+        let source = std::io::Error::new(std::io::ErrorKind::TimedOut, "the database gave no answer");
+        Self::Database { doing, source: sqlx::Error::Io(source) }
+    }
+
+    /// The statement took too long, or was too large to be sent: trying it again once or twice may help, for ever not.
+    fn is_too_much(&self) -> bool {
+        match self {
+            StoreError::Database { source: sqlx::Error::Protocol(_), .. } => true,
+            StoreError::Database { source: sqlx::Error::Database(error), .. } => {
+                error.code().as_deref() == Some("57014")
+            }
+            _ => false,
+        }
+    }
+
     /// The connection, not the statement, is at fault: the same can be tried again on a new one. Whether the
     /// statement was committed is not known.
     pub fn is_passing(&self) -> bool {
@@ -85,11 +102,9 @@ impl StoreError {
             | sqlx::Error::Tls(_) => true,
             sqlx::Error::Database(error) => {
                 let code = error.code().unwrap_or_default();
-                // 08 connection, 25 transaction state (idle in it, or a standby that takes no writes), 28 and 3D: it
-                // lets nobody in, 40 serialization, 53 resources, 55P03 lock timeout, 57 shutdown and statement
-                // timeout, 58 disk. None of these is the fault of what was to be written.
-                let passing = ["08", "25", "28", "3D", "40", "53", "55P03", "57", "58"];
-                passing.iter().any(|class| code.starts_with(class))
+                // 22 and 23: the data; 54: its size; P0: a trigger. Everything else (a connection, a lock, a
+                // shutdown, a full disk, a grant that is missing for a while) is not the fault of what was written.
+                !["22", "23", "54", "P0"].iter().any(|class| code.starts_with(class))
             }
             _ => false,
         }
