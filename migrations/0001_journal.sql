@@ -81,7 +81,8 @@ create table journal (
     -- The plan, an input, an output, an error: verbatim, hence json and not jsonb.
     body       json,
     primary key (run_id, seq)
-);
+-- A plan of some kilobytes stays in its row: it is read once, as a whole, and compressing it costs more than it saves.
+) with (toast_tuple_target = 8160);
 comment on table journal is 'The events of all runs, in the order they happened within each run.';
 
 -- What a node hands to the journal in one statement: arrays of these. One array of rows costs Postgres a third of
@@ -94,7 +95,9 @@ create type run_change as (
     run_id uuid, status text, release boolean, due_at timestamptz, note text, finished_at timestamptz);
 create type new_event as (
     run_id uuid, seq bigint, claim int, epoch bigint, at timestamptz, kind text, step text, undo boolean,
-    generation int, attempt int, key uuid, body text);
+    generation int, attempt int, key uuid, body text,
+    -- Of a run that is new in the same write, and may be refused.
+    fresh boolean);
 
 -- For people: a line for each step and each undo that was begun.
 create view steps as

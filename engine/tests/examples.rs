@@ -1,4 +1,5 @@
 //! The examples are run, not only compiled.
+#![allow(clippy::unwrap_used, reason = "tests")]
 
 use std::path::PathBuf;
 use std::process::Command;

@@ -457,11 +457,7 @@ impl Driver {
                     self.pending.then.push(Then::Call(id, *course));
                 }
                 // Given up: whatever the call still does is no longer waited for.
-                StepEvent::Failed { .. } => {
-                    if run.calls.remove(course).is_some() {
-                        self.calls -= 1;
-                    }
-                }
+                StepEvent::Failed { .. } if run.calls.remove(course).is_some() => self.calls -= 1,
                 _ => {}
             }
         }

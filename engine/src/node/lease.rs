@@ -31,6 +31,11 @@ impl Lease {
         (self.time + TimeDelta::from_std(self.seen.elapsed()).unwrap_or_default()).trunc_subsecs(6)
     }
 
+    /// How long ago it was renewed.
+    pub(crate) fn age(&self) -> Duration {
+        self.seen.elapsed()
+    }
+
     pub(crate) fn is_safe(&self) -> bool {
         Instant::now() < self.safe_until
     }

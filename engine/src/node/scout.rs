@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::panic::AssertUnwindSafe;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use backstay_machine::{Journaled, Plan, Row, RunId, State};
 use sha2::{Digest, Sha256};
@@ -33,6 +33,7 @@ pub(super) struct Scout {
     /// The answer to a claim may have been lost: when to look for it. At once, and again when the statement that was
     /// lost cannot be under way any more.
     unsure: Vec<Instant>,
+    gauged: Option<Instant>,
 }
 
 impl Scout {
@@ -45,6 +46,7 @@ impl Scout {
             plans: HashMap::new(),
             trial_ends: None,
             unsure: Vec::new(),
+            gauged: None,
         }
     }
 
@@ -65,10 +67,27 @@ impl Scout {
                         self.unsure = vec![now, now + LONGEST_STATEMENT];
                     }
                 }
+                self.gauge().await;
                 self.wait().await;
             }
         };
         stop.run_until_cancelled(working).await;
+    }
+
+    /// What only the database knows, for those who watch the metrics; now and then, and never in the way.
+    async fn gauge(&mut self) {
+        const EVERY: Duration = Duration::from_secs(15);
+        metrics::gauge!("backstay_lease_age_seconds").set(self.shared.lease.borrow().age().as_secs_f64());
+        if self.gauged.is_some_and(|at| at.elapsed() < EVERY) {
+            return;
+        }
+        self.gauged = Some(Instant::now());
+        if let Ok(counts) = self.shared.store.count_live().await {
+            for status in ["pending", "running", "waiting", "rolling_back", "held", "stuck", "quarantined"] {
+                let count = counts.iter().find(|(name, _)| name == status).map_or(0, |(_, count)| *count);
+                metrics::gauge!("backstay_runs", "status" => status).set(count as f64);
+            }
+        }
     }
 
     /// Notifications make it faster; losing all of them costs one poll.

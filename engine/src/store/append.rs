@@ -1,19 +1,20 @@
 //! The writer's one statement.
 
+use std::collections::HashSet;
+
 use backstay_machine::{Row, RunId, Seq, Status, Time};
 use sqlx::encode::IsNull;
 use sqlx::error::BoxDynError;
 use sqlx::postgres::types::PgRecordEncoder;
 use sqlx::postgres::{PgArgumentBuffer, PgHasArrayType, PgTypeInfo};
 use sqlx::{PgConnection, Postgres};
-use uuid::Uuid;
 
 use super::{Life, Store, StoreError};
 
 /// Rows on their way into the statement, as Postgres reads them: see the types in the migration.
 struct NewRun<'a>(&'a Admission);
 struct RunChange<'a>(&'a IndexChange);
-struct NewEvent<'a>(RunId, &'a Row);
+struct NewEvent<'a>(RunId, &'a Row, bool);
 
 macro_rules! record {
     ($type:ident, $name:literal, |$it:ident| $($field:expr),+) => {
@@ -77,7 +78,8 @@ record!(
     it.1.generation,
     it.1.attempt,
     it.1.key,
-    it.1.body.as_ref().map(|body| body.as_str())
+    it.1.body.as_ref().map(|body| body.as_str()),
+    it.2
 );
 
 /// What all runs of a node have ready: committed together or not at all.
@@ -166,10 +168,23 @@ impl Store {
         batch: &Batch,
     ) -> Result<Appended, StoreError> {
         let Batch { admissions, events, changes } = batch;
-        let new: Vec<Uuid> = admissions.iter().map(|admission| admission.run.0).collect();
+        let new: HashSet<RunId> = admissions.iter().map(|admission| admission.run).collect();
+        let written: Vec<_> =
+            events.iter().map(|(run, row)| NewEvent(*run, row, new.contains(run))).collect();
+        if admissions.is_empty() && changes.is_empty() {
+            let fenced = sqlx::query_file_scalar!(
+                "src/store/append_events.sql",
+                life.epoch.0,
+                life.token,
+                &written[..] as &[NewEvent<'_>]
+            )
+            .fetch_one(conn)
+            .await
+            .map_err(StoreError::database("write to the journal"))?;
+            return if fenced == 0 { Err(StoreError::Fenced) } else { Ok(Appended::default()) };
+        }
         let admitted: Vec<_> = admissions.iter().map(NewRun).collect();
         let changed: Vec<_> = changes.iter().map(RunChange).collect();
-        let written: Vec<_> = events.iter().map(|(run, row)| NewEvent(*run, row)).collect();
         let row = sqlx::query_file!(
             "src/store/append.sql",
             life.epoch.0,
@@ -177,7 +192,6 @@ impl Store {
             &admitted[..] as &[NewRun<'_>],
             &changed[..] as &[RunChange<'_>],
             &written[..] as &[NewEvent<'_>],
-            &new[..],
         )
         .fetch_one(conn)
         .await

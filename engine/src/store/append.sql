@@ -30,7 +30,7 @@ written as (
     select e.run_id, e.seq, e.claim, e.epoch, e.at, e.kind, e.step, e.undo, e.generation, e.attempt, e.key, e.body::json
     from fence, unnest($5::new_event[]) as e
     -- The events of a run that was refused go with it.
-    where not (e.run_id = any ($6::uuid[])) or e.run_id in (select run_id from admitted)
+    where not e.fresh or e.run_id in (select run_id from admitted)
 )
 select (select count(*) from fence) as "fenced!",
        (select count(*) from changed) as "changed!",

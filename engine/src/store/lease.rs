@@ -49,7 +49,7 @@ impl Store {
         .map_err(StoreError::database("take the node's name"))
     }
 
-    /// Begins a life, and ends earlier ones of the same name.
+    /// Begins a life, and ends earlier ones of the same name. Lives that are long over and have no runs are forgotten.
     pub(crate) async fn begin_life(
         conn: &mut PgConnection,
         name: &str,
@@ -64,6 +64,13 @@ impl Store {
              update nodes set ended_at = clock_timestamp(), ended_why = 'superseded'
              where epoch in (select epoch from earlier)",
             name
+        )
+        .execute(&mut *conn)
+        .await
+        .map_err(StoreError::database(doing))?;
+        sqlx::query!(
+            "delete from nodes
+             where ended_at < clock_timestamp() - interval '7 days' and not exists (select from runs where owner = epoch)"
         )
         .execute(&mut *conn)
         .await

@@ -5,6 +5,7 @@
 //!   claim.rs    who drives which run; reading a journal comes after its claim, in a later statement
 //!   lease.rs    the lives of nodes: begin, renew, take over, end
 //!   read.rs     for everybody else: get, list, journals
+//!   schema.rs   which migrations the database has had
 //! ```
 //!
 //! Each write is one statement, so that no dropped future can leave a transaction open. Lock order: the own
@@ -16,6 +17,7 @@ mod lease;
 #[doc(hidden)]
 pub mod probe;
 mod read;
+mod schema;
 
 use std::time::Duration;
 
@@ -27,6 +29,9 @@ pub use append::{Admission, Appended, Batch, IndexChange, Refusal};
 pub use claim::Claimed;
 pub use lease::{Life, NodeInfo};
 pub use read::{RunFilter, RunInfo};
+pub use schema::Schema;
+
+static MIGRATIONS: sqlx::migrate::Migrator = sqlx::migrate!("../migrations");
 
 /// A statement whose answer was lost is over by then, one way or the other: `statement_timeout` and a little more.
 pub(crate) const LONGEST_STATEMENT: Duration = Duration::from_secs(35);
@@ -124,7 +129,7 @@ impl Store {
 
     /// Brings the schema up to date. Safe to call from many processes at once.
     pub async fn migrate(&self) -> Result<(), StoreError> {
-        sqlx::migrate!("../migrations").run(&self.pool).await.map_err(StoreError::Migrate)
+        MIGRATIONS.run(&self.pool).await.map_err(StoreError::Migrate)
     }
 
     /// Closes the pool.

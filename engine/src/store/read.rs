@@ -203,13 +203,30 @@ impl Store {
         rows.into_iter().map(IndexRow::read).collect()
     }
 
-    /// How many runs are in each status.
+    /// How many runs are in each status, over all there are: for people who ask once.
     pub async fn count_by_status(&self) -> Result<Vec<(String, i64)>, StoreError> {
         let rows =
             sqlx::query!(r#"select status, count(*) as "count!" from runs group by status order by status"#)
                 .fetch_all(&self.pool)
                 .await
                 .map_err(StoreError::database("count runs"))?;
+        Ok(rows.into_iter().map(|row| (row.status, row.count)).collect())
+    }
+
+    /// How many live runs are in each status. Counted over the small indexes of live runs, however many are over.
+    pub async fn count_live(&self) -> Result<Vec<(String, i64)>, StoreError> {
+        let rows = sqlx::query!(
+            r#"select status as "status!", count(*) as "count!"
+               from (select status from runs where due_at is not null
+                     union all
+                     select status from runs where owner is not null
+                     union all
+                     select status from runs where status in ('held', 'stuck', 'quarantined')) live
+               group by status order by status"#
+        )
+        .fetch_all(&self.pool)
+        .await
+        .map_err(StoreError::database("count runs"))?;
         Ok(rows.into_iter().map(|row| (row.status, row.count)).collect())
     }
 }

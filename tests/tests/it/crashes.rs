@@ -6,8 +6,8 @@
 
 use std::time::Duration;
 
-use backstay_engine::{Engine, Plan, Status, SubmitOptions};
-use backstay_tests::{Deaths, Lab, plans};
+use backstay_engine::{Engine, Plan, Registry, Status, SubmitOptions};
+use backstay_tests::{Deaths, Lab, Make, Twice, Unmake, plans};
 use serde_json::{Value, json};
 
 /// What a play came to.
@@ -131,4 +131,23 @@ async fn a_run_gets_stuck_the_same_wherever_its_node_dies() -> anyhow::Result<()
         .iter()
         .map(|undo| (format!("e breaks, {undo} too"), vec![("e", broken.clone()), (*undo, broken.clone())]));
     sweep_all(cases.collect()).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn each_attempt_may_run_twice() -> anyhow::Result<()> {
+    let lab = Lab::new().await?;
+    let registry =
+        Registry::new().with(Twice(Make(lab.world.clone()))).with(Twice(Unmake(lab.world.clone())));
+    let engine = Engine::open(lab.engine.store().clone(), registry).await?;
+    let _node = engine.start_node(Lab::config("a")).await?;
+    for (like, status, things) in [
+        (vec![("b", json!({ "saves": true }))], Status::Succeeded, 5),
+        (vec![("e", json!({ "fails": "half" }))], Status::RolledBack, 5),
+    ] {
+        let submitted = engine.submit(&plans::diamond(&engine, &like)?, SubmitOptions::default()).await?;
+        assert_eq!(submitted.ended().await?, status);
+        assert_eq!(lab.world.things().await?.len(), things, "as if each had run once");
+    }
+    assert_eq!(lab.world.touched("make", "a").await?, 4, "two runs, each attempt twice");
+    Ok(())
 }

@@ -5,6 +5,7 @@ mod crashes;
 mod faults;
 mod processes;
 mod runs;
+mod tidiness;
 
 use std::time::{Duration, Instant};
 

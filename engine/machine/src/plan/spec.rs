@@ -43,7 +43,11 @@ pub struct StepSpec {
     /// The activity that it runs.
     pub activity: String,
     /// The activity's input; `{"$output": "step/pointer"}` stands for a value that another step gives.
-    #[serde(default = "empty_object", deserialize_with = "crate::json::strict")]
+    #[serde(
+        default = "empty_object",
+        skip_serializing_if = "is_empty_object",
+        deserialize_with = "crate::json::strict"
+    )]
     pub input: Value,
     /// The steps that it comes after.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -61,7 +65,7 @@ pub struct StepSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub timeout: Option<Span>,
     /// What its final failure does.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "is_default")]
     pub on_failure: OnFailure,
     /// What is known of the effect. Left out: what the activity says of itself.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -76,7 +80,11 @@ pub struct UndoSpec {
     pub activity: String,
     /// Its input; `{"$output": "/pointer"}` stands for the output of the step that is undone, or null if it
     /// never came to one.
-    #[serde(default = "empty_object", deserialize_with = "crate::json::strict")]
+    #[serde(
+        default = "empty_object",
+        skip_serializing_if = "is_empty_object",
+        deserialize_with = "crate::json::strict"
+    )]
     pub input: Value,
     /// When to try again.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -84,6 +92,15 @@ pub struct UndoSpec {
     /// How long one attempt may take.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub timeout: Option<Span>,
+}
+
+/// What is left out of a stored plan means the same for ever: no release may change these defaults.
+fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
+}
+
+fn is_empty_object(value: &Value) -> bool {
+    value.as_object().is_some_and(serde_json::Map::is_empty)
 }
 
 fn empty_object() -> Value {
@@ -108,12 +125,16 @@ pub enum OnFailure {
 #[serde(deny_unknown_fields, default)]
 pub struct Effect {
     /// The longest time after the end of a call at which its effect may still appear.
+    #[serde(skip_serializing_if = "is_default")]
     pub longest_delay: Span,
     /// The activity can look whether its effect is there.
+    #[serde(skip_serializing_if = "is_default")]
     pub probed: bool,
     /// The target refuses a second effect under the same idempotency key.
+    #[serde(skip_serializing_if = "is_default")]
     pub refuses_duplicates: bool,
     /// Never tried again by itself once an attempt may have had its effect.
+    #[serde(skip_serializing_if = "is_default")]
     pub at_most_once: bool,
 }
 

@@ -214,7 +214,7 @@ fn rests() -> Vec<Corruption> {
 fn index() -> Vec<Corruption> {
     use RuleId::Index;
     vec![
-        broken(Index, "another claim", || indexed(in_flight(), |index| index.claim += 1)),
+        broken(Index, "an earlier claim", || indexed(in_flight(), |index| index.claim -= 1)),
         broken(Index, "another owner", || indexed(in_flight(), |index| index.owner = Some(99))),
         broken(Index, "another end", || {
             indexed(History::of(chain()), |index| index.status = Status::RolledBack)

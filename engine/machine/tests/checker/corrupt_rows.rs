@@ -97,13 +97,6 @@ fn numbers() -> Vec<Corruption> {
             h.copy_after("claimed", "started b #2");
             h
         }),
-        broken(Owners, "a claim whose event is missing", || {
-            let mut h = died();
-            for row in h.rows.iter_mut().filter(|row| row.claim == 1) {
-                row.claim = 2;
-            }
-            h
-        }),
         broken(Owners, "events under a claim that nobody was granted", || {
             let mut h = History::of(chain());
             h.row("succeeded c").claim = 1;

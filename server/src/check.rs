@@ -1,0 +1,117 @@
+//! `backstay check`: is what the journals say all right?
+
+use backstay_engine::machine::checker::{Case, Checker, Index, Violation};
+use backstay_engine::machine::{Row, RunId};
+use backstay_engine::{Engine, EngineError, Registry, RunFilter, RunInfo};
+use serde_json::json;
+
+use crate::config::Config;
+use crate::database::{self, Database};
+use crate::db::{print, with_database};
+use crate::interrupt::Interrupt;
+use crate::trouble::Trouble;
+
+const PAGE: u32 = 200;
+
+/// Checks one run, or all of them.
+pub(crate) async fn run(
+    config: &Config,
+    interrupt: &Interrupt,
+    only: Option<&str>,
+    as_json: bool,
+) -> Result<(), Trouble> {
+    let only = only.map(|text| text.parse::<RunId>()).transpose().map_err(|_| {
+        Trouble::usage("A run is named by its id, as in 01a1fc20-324d-77f1-9755-eac4a11cc462.")
+    })?;
+    database::must_exist(config)?;
+    let work = async |database: &Database| {
+        let store = database.store().await?;
+        if !store.schema().await?.pending.is_empty() {
+            return Err(Trouble::failed("The schema is behind: run \"backstay db migrate\" first."));
+        }
+        let engine = Engine::open(store, Registry::new()).await?;
+        let checked = check(&engine, only, as_json).await;
+        engine.store().close().await;
+        checked
+    };
+    with_database(config, interrupt, async |database| interrupt.or(work(database)).await).await
+}
+
+async fn check(engine: &Engine, only: Option<RunId>, as_json: bool) -> Result<(), Trouble> {
+    let mut checker = Checker::new();
+    let mut found = Vec::new();
+    let mut report = |violations: Vec<Violation>| {
+        for violation in violations {
+            if as_json {
+                found.push(json!({
+                    "rule": violation.rule.code(), "holds": violation.rule.sentence(), "run": violation.run,
+                    "seq": violation.seq, "message": violation.message,
+                }));
+            } else {
+                print(&format!("{violation}\n"));
+            }
+        }
+    };
+    let mut filter = RunFilter { limit: PAGE, ..RunFilter::default() };
+    loop {
+        let page = match only {
+            Some(run) => vec![engine.get(run).await?],
+            None => engine.list(&filter).await?,
+        };
+        let Some(last) = page.last() else { break };
+        filter.before = Some(last.run);
+        for info in page {
+            let (rows, index) = read(engine, info).await?;
+            report(checker.run(&Case { run: rows.0, rows: &rows.1, index: index.as_ref(), world: None }));
+        }
+        if only.is_some() {
+            break;
+        }
+    }
+    let (summary, rest) = checker.finish();
+    report(rest);
+    if as_json {
+        let result = json!({ "runs": summary.runs, "events": summary.events, "violations": found });
+        print(&format!("{result:#}\n"));
+    } else {
+        print(&format!("{summary}\n"));
+    }
+    match summary.total() {
+        0 => Ok(()),
+        total => Err(Trouble::failed(format!(
+            "{total} violations were found. Keep a copy of this database, and report them with the output of \"backstay \
+             check --json\"."
+        ))),
+    }
+}
+
+/// A run's journal, and its row of the index as it was when the journal was read: a run that lives may move between
+/// the two. If the row is the same before and after, it fits.
+async fn read(engine: &Engine, mut before: RunInfo) -> Result<((RunId, Vec<Row>), Option<Index>), Trouble> {
+    let run = before.run;
+    let index = |info: &RunInfo| Index {
+        status: info.status,
+        owner: info.owner,
+        claim: info.claim,
+        due_at: info.due_at,
+    };
+    for last_try in [false, false, false, true] {
+        let rows = match engine.journal(run).await {
+            Ok(rows) => rows,
+            // In the index and without a journal: that is for the checker to say.
+            Err(EngineError::NoSuchRun(_)) => Vec::new(),
+            Err(error) => return Err(error.into()),
+        };
+        let after = engine.get(run).await?;
+        if index(&before) == index(&after) {
+            // Claimed a moment ago: the event that says so is on its way.
+            let arriving = after.owner.is_some() && rows.last().is_some_and(|row| row.claim < after.claim);
+            return Ok(((run, rows), (!arriving).then(|| index(&after))));
+        }
+        if last_try {
+            return Ok(((run, rows), None));
+        }
+        before = after;
+    }
+    Err(Trouble::failed(format!("Run {run} could not be read.")))
+}

@@ -1,0 +1,158 @@
+//! The command line.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use crate::trouble::EXIT_CODES;
+
+/// Runs long, dangerous procedures step by step: journaled in Postgres, resumed after any crash, undone when they fail.
+#[derive(Debug, Parser)]
+#[command(name = "backstay", version, after_help = EXIT_CODES, disable_help_subcommand = true)]
+pub(crate) struct Cli {
+    #[command(flatten)]
+    pub settings: Flags,
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// Settings that a flag can state; they win over the environment and the configuration file.
+#[derive(Debug, Default, Args)]
+#[command(next_help_heading = "Settings (they win over the environment and the configuration file)")]
+pub(crate) struct Flags {
+    /// The configuration file [default: /etc/backstay/backstay.toml, if it is there]
+    #[arg(long, global = true, value_name = "FILE", env = "BACKSTAY_CONFIG")]
+    pub config: Option<PathBuf>,
+    /// Where the embedded database and the files of the demo are
+    #[arg(long, global = true, value_name = "DIR")]
+    pub data_dir: Option<PathBuf>,
+    /// A Postgres to use in place of the embedded one; better set DATABASE_URL, which nobody sees in a process list
+    #[arg(long, global = true, value_name = "URL")]
+    pub database_url: Option<String>,
+    /// What is logged to stderr, such as "info" or "backstay_engine=debug"
+    #[arg(long, global = true, value_name = "FILTER")]
+    pub log: Option<String>,
+    /// How it is logged [default: text on a terminal, else json]
+    #[arg(long, global = true, value_name = "FORMAT")]
+    pub log_format: Option<LogFormat>,
+}
+
+/// How logs are written.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum LogFormat {
+    /// Text on a terminal, else JSON.
+    #[default]
+    Auto,
+    /// For people.
+    Text,
+    /// A JSON object a line.
+    Json,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Moves two small machines before your eyes: one arrives, one fails half way and is rolled back
+    #[command(after_help = EXIT_CODES, long_about = DEMO)]
+    Demo(DemoArgs),
+    /// Runs a node: it claims runs and works on them until SIGTERM or Ctrl-C
+    #[command(after_help = EXIT_CODES, long_about = NODE)]
+    Node(NodeArgs),
+    /// Checks the journals of all runs, or of one, against the rules that every history obeys
+    #[command(after_help = EXIT_CODES, long_about = CHECK)]
+    Check(CheckArgs),
+    /// The database's schema
+    #[command(subcommand, after_help = EXIT_CODES)]
+    Db(DbCommand),
+    /// The configuration
+    #[command(subcommand, after_help = CONFIG)]
+    Config(ConfigCommand),
+}
+
+const DEMO: &str = "\
+Moves two small machines before your eyes: one arrives, one fails half way and is rolled back.
+
+Brings up a database of its own (or uses DATABASE_URL), starts a node, and plays one procedure of six steps twice. The \
+machines are files in the folder \"demo\" of the data folder, so you can look at what is done and undone. What you see \
+is read back from the journal: what is shown is durable.
+
+Kill it at any time, in any way. The next demo finds the run that was cut off, goes on with it, and says what was \
+not repeated and what had been in doubt. --kill-after does that for you at a chosen place:
+
+  backstay demo --kill-after copy-disk-0
+  backstay demo";
+
+const NODE: &str = "\
+Runs a node: it claims runs and works on them until SIGTERM or Ctrl-C.
+
+Then it starts nothing new, gives what is in flight the time of node.grace to end, hands its runs over and ends. A \
+second signal ends it at once; what was in flight is then in doubt, and whoever goes on finds out. In a systemd unit \
+set KillMode=mixed.";
+
+const CHECK: &str = "\
+Checks the journals of all runs, or of one, against the rules that every history obeys.
+
+It reads and changes nothing, and may run while nodes work. It is a second reading of the journal, written apart from \
+the engine. Exit code 1 if a rule is broken.";
+
+const CONFIG: &str = "\
+Each setting comes from the last of these that states it:
+  1. the default
+  2. the configuration file (TOML; --config, BACKSTAY_CONFIG or /etc/backstay/backstay.toml)
+  3. the environment: DATABASE_URL, and BACKSTAY_ with __ between the parts, as in BACKSTAY_NODE__LEASE=30s
+  4. flags
+A setting that does not exist is an error, so a typing mistake cannot go unseen.";
+
+#[derive(Debug, Args)]
+pub(crate) struct DemoArgs {
+    /// Leave out the pauses that let you watch
+    #[arg(long)]
+    pub quick: bool,
+    /// Kill this process (SIGKILL) once the result of STEP is in the journal. In the first run: "copy-disk-0"; in the
+    /// second: "second:copy-disk-0"; while it is rolled back: "undo:copy-disk-0"
+    #[arg(long, value_name = "STEP")]
+    pub kill_after: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct NodeArgs {
+    /// The node's name, unique in the database [default: the name of this machine]
+    #[arg(long, value_name = "NAME")]
+    pub name: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct CheckArgs {
+    /// The id of one run [default: all of them]
+    #[arg(value_name = "RUN")]
+    pub run: Option<String>,
+    /// For programs
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum DbCommand {
+    /// Brings the schema up to date; safe to call at any time and from many machines at once
+    Migrate,
+    /// Says where the database is, whether its schema is up to date, and how many runs it has
+    Status {
+        /// For programs
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum ConfigCommand {
+    /// Prints every setting, and where it comes from
+    #[command(after_help = CONFIG)]
+    Show {
+        /// For programs
+        #[arg(long)]
+        json: bool,
+    },
+    /// Says whether the configuration is right
+    #[command(after_help = CONFIG)]
+    Check,
+}

@@ -1,0 +1,231 @@
+//! The configuration: defaults < file < environment < flags. What is unknown is an error.
+
+mod layers;
+mod show;
+
+use std::fmt;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use backstay_engine::{NodeConfig, Span};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+pub(crate) use layers::{Loaded, load};
+pub(crate) use show::show;
+
+use crate::cli::LogFormat;
+
+/// Every setting there is.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Config {
+    /// Where the embedded database and the files of the demo are.
+    pub data_dir: PathBuf,
+    pub database: DatabaseSettings,
+    pub node: NodeSettings,
+    pub log: LogSettings,
+}
+
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct DatabaseSettings {
+    /// A Postgres to use in place of the embedded one. Empty: the embedded one.
+    pub url: DatabaseUrl,
+}
+
+/// How a node behaves; see `backstay_engine::NodeConfig`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct NodeSettings {
+    #[serde(deserialize_with = "text")]
+    pub name: String,
+    pub lease: Span,
+    pub poll: Span,
+    pub max_calls: usize,
+    pub max_runs: usize,
+    pub park_after: Span,
+    pub progress_every: Span,
+    pub max_crashes: i16,
+    pub trial: Span,
+    /// How long calls in flight may take to end when the node is told to stop.
+    pub grace: Span,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct LogSettings {
+    pub filter: String,
+    pub format: LogFormat,
+}
+
+impl Default for LogSettings {
+    fn default() -> Self {
+        Self { filter: "info".into(), format: LogFormat::Auto }
+    }
+}
+
+impl Default for NodeSettings {
+    fn default() -> Self {
+        let node = NodeConfig::default();
+        Self {
+            name: node.name,
+            lease: node.lease.into(),
+            poll: node.poll.into(),
+            max_calls: node.max_calls,
+            max_runs: node.max_runs,
+            park_after: node.park_after.into(),
+            progress_every: node.progress_every.into(),
+            max_crashes: node.max_crashes,
+            trial: node.trial.into(),
+            grace: Span::secs(30),
+        }
+    }
+}
+
+impl NodeSettings {
+    /// For the engine.
+    pub(crate) fn for_engine(&self) -> NodeConfig {
+        NodeConfig {
+            name: self.name.clone(),
+            lease: self.lease.0,
+            poll: self.poll.0,
+            max_calls: self.max_calls,
+            max_runs: self.max_runs,
+            park_after: self.park_after.0,
+            progress_every: self.progress_every.0,
+            max_crashes: self.max_crashes,
+            trial: self.trial.0,
+            ..NodeConfig::default()
+        }
+    }
+}
+
+impl Config {
+    /// The settings when nobody says anything.
+    pub(crate) fn defaults() -> Self {
+        let postgres = backstay_postgres::Settings::default_data_dir();
+        let data_dir = postgres.parent().map_or_else(|| postgres.clone(), PathBuf::from);
+        Self { data_dir, ..Self::default() }
+    }
+
+    /// What types cannot say: the setting and what is wrong with it.
+    fn problem(&self) -> Option<(&'static str, String)> {
+        let node = &self.node;
+        let least = |at, span: Span, least: Duration| {
+            (span.0 < least).then(|| (at, format!("is {span}, and has to be at least {}", Span::from(least))))
+        };
+        let some = |at, n: usize| (n == 0).then(|| (at, "is 0, so nothing would ever be done".to_owned()));
+        let bad_name =
+            node.name.is_empty() || node.name.len() > 100 || node.name.chars().any(char::is_control);
+        None.or_else(|| {
+            bad_name
+                .then(|| ("node.name", "has 1 to 100 characters, none of them control characters".to_owned()))
+        })
+        .or_else(|| least("node.lease", node.lease, Duration::from_secs(1)))
+        .or_else(|| least("node.poll", node.poll, Duration::from_millis(10)))
+        .or_else(|| some("node.max_calls", node.max_calls))
+        .or_else(|| some("node.max_runs", node.max_runs))
+        .or_else(|| some("node.max_crashes", usize::try_from(node.max_crashes).unwrap_or(0)))
+        .or_else(|| self.database.url.problem().map(|wrong| ("database.url", wrong)))
+        .or_else(|| self.data_dir.as_os_str().is_empty().then(|| ("data_dir", "is empty".to_owned())))
+        .or_else(|| {
+            let filter = tracing_subscriber::EnvFilter::builder().parse(&self.log.filter);
+            filter.err().map(|error| ("log.filter", format!("is not understood: {error}")))
+        })
+    }
+}
+
+/// Where a database is. It may hold a password, so it prints without it.
+#[derive(Clone, Default, PartialEq, Eq)]
+pub(crate) struct DatabaseUrl(Option<String>);
+
+impl DatabaseUrl {
+    /// The whole of it; `None` for the embedded database.
+    pub(crate) fn reveal(&self) -> Option<&str> {
+        self.0.as_deref()
+    }
+
+    fn problem(&self) -> Option<String> {
+        let text = self.0.as_deref()?;
+        let example = "it looks like postgres://user:password@host:5432/database";
+        match url::Url::parse(text) {
+            Ok(url) if matches!(url.scheme(), "postgres" | "postgresql") => None,
+            Ok(url) => Some(format!("begins with \"{}\"; {example}", url.scheme())),
+            Err(error) => Some(format!("is not understood ({error}); {example}")),
+        }
+    }
+}
+
+impl fmt::Display for DatabaseUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        const HIDDEN: &str = "REDACTED";
+        let Some(text) = &self.0 else { return Ok(()) };
+        let Ok(mut url) = url::Url::parse(text) else { return f.write_str(HIDDEN) };
+        if url.password().is_some() && url.set_password(Some(HIDDEN)).is_err() {
+            return f.write_str(HIDDEN);
+        }
+        if url.query_pairs().any(|(key, _)| key.contains("password")) {
+            let pairs: Vec<_> = url.query_pairs().into_owned().collect();
+            let mut query = url.query_pairs_mut();
+            query.clear();
+            for (key, value) in pairs {
+                query.append_pair(&key, if key.contains("password") { HIDDEN } else { &value });
+            }
+        }
+        f.write_str(url.as_str())
+    }
+}
+
+impl fmt::Debug for DatabaseUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "\"{self}\"")
+    }
+}
+
+impl Serialize for DatabaseUrl {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for DatabaseUrl {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        Ok(Self(Some(text).filter(|text| !text.is_empty())))
+    }
+}
+
+/// A text, also where it looks like a number: the environment has no quotes.
+fn text<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum Loose {
+        Text(String),
+        Number(i64),
+        Flag(bool),
+    }
+    Ok(match Loose::deserialize(deserializer)? {
+        Loose::Text(text) => text,
+        Loose::Number(number) => number.to_string(),
+        Loose::Flag(flag) => flag.to_string(),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::DatabaseUrl;
+
+    #[test]
+    fn a_password_is_never_printed() {
+        for url in [
+            "postgres://me:hunter2@db/x",
+            "postgres://db/x?user=me&password=hunter2",
+            "postgres://me:hunter2@db:notaport/x",
+        ] {
+            let url = DatabaseUrl(Some(url.into()));
+            for text in [format!("{url}"), format!("{url:?}"), serde_json::to_string(&url).unwrap()] {
+                assert!(!text.contains("hunter2") && text.contains("REDACTED"), "{text}");
+            }
+        }
+    }
+}

@@ -1,0 +1,78 @@
+//! The program `backstay`.
+//!
+//! ```text
+//!   cli        the command line
+//!   config     defaults < file < environment < flags
+//!   database   the one of DATABASE_URL, or one of our own
+//!   demo, node, check, db, config   what the commands do
+//!   trouble    how a command fails: a sentence and an exit code
+//! ```
+
+mod check;
+mod cli;
+mod config;
+mod database;
+mod db;
+mod demo;
+mod interrupt;
+mod log;
+mod node;
+mod trouble;
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::Parser;
+
+use cli::{Cli, Command, ConfigCommand, DbCommand};
+use interrupt::Interrupt;
+use trouble::Trouble;
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    // One provider for everything that speaks TLS; a second caller would only find it installed.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            eprintln!("backstay: the program could not start its threads: {error}.");
+            return ExitCode::FAILURE;
+        }
+    };
+    let done = runtime.block_on(run(&cli));
+    runtime.shutdown_timeout(Duration::from_secs(1));
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(trouble) => {
+            if !trouble.text.is_empty() {
+                eprintln!("backstay: {}", trouble.text);
+            }
+            ExitCode::from(trouble.code)
+        }
+    }
+}
+
+async fn run(cli: &Cli) -> Result<(), Trouble> {
+    let node_name = match &cli.command {
+        Command::Node(node) => node.name.clone().map(|name| ("--name", "node.name", name)),
+        _ => None,
+    };
+    let loaded = config::load(&cli.settings, node_name.as_slice())?;
+    let config = &loaded.config;
+    let interrupt = Interrupt::listen()?;
+    match &cli.command {
+        Command::Demo(demo) => demo::run(demo, config, &interrupt).await,
+        Command::Node(_) => node::run(config, &interrupt).await,
+        Command::Check(check) => check::run(config, &interrupt, check.run.as_deref(), check.json).await,
+        Command::Db(DbCommand::Migrate) => db::migrate(config, &interrupt).await,
+        Command::Db(DbCommand::Status { json }) => db::status(config, &interrupt, *json).await,
+        Command::Config(ConfigCommand::Show { json }) => {
+            db::print(&config::show(&loaded, *json));
+            Ok(())
+        }
+        Command::Config(ConfigCommand::Check) => {
+            db::print("The configuration is right.\n");
+            Ok(())
+        }
+    }
+}

@@ -1,0 +1,42 @@
+//! `backstay node`.
+
+use backstay_engine::Engine;
+
+use crate::config::Config;
+use crate::db::with_database;
+use crate::demo;
+use crate::interrupt::Interrupt;
+use crate::trouble::Trouble;
+
+/// Works until it is told to stop.
+pub(crate) async fn run(config: &Config, interrupt: &Interrupt) -> Result<(), Trouble> {
+    crate::log::begin(&config.log);
+    let settings = config.node.for_engine();
+    let grace = config.node.grace.0;
+    let done = with_database(config, interrupt, async |database| {
+        let store = interrupt.or(database.store()).await?;
+        interrupt.or(async { Ok(store.migrate().await?) }).await?;
+        let engine = Engine::open(store.clone(), demo::activities()).await?;
+        let node = interrupt.or(async { Ok(engine.start_node(settings).await?) }).await?;
+        tracing::info!(node = node.name(), epoch = node.epoch(), database = %database, "the node is ready");
+        let lost = tokio::select! {
+            _ = interrupt.asked() => false,
+            () = node.ended() => true,
+        };
+        if !lost {
+            tracing::info!(grace = %config.node.grace, "asked to end; a second signal ends it at once");
+            node.drain(grace).await;
+        }
+        store.close().await;
+        if lost {
+            return Err(Trouble::failed(
+                "This node has lost its lease, so others go on with its runs. Its clock stood still for too long, or \
+                 the database did not answer in time. Start it again.",
+            ));
+        }
+        Ok(())
+    });
+    done.await?;
+    tracing::info!("the node has ended");
+    Ok(())
+}

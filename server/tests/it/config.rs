@@ -1,0 +1,82 @@
+//! Defaults < file < environment < flags, and nothing unknown.
+
+use serde_json::Value;
+
+use crate::support::{Place, Ran, ran};
+
+fn setting(shown: &Ran, key: &str) -> (Value, String) {
+    let list: Vec<Value> = serde_json::from_str(&shown.out).unwrap();
+    let found = list.iter().find(|setting| setting["key"] == key).unwrap();
+    (found["value"].clone(), found["origin"].as_str().unwrap().to_owned())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn each_layer_wins_over_the_one_before_and_its_name_is_shown() {
+    let place = Place::embedded();
+    let file =
+        place.file("a.toml", "[node]\nname = \"file\"\nlease = \"20s\"\npoll = \"1s\"\nmax_calls = 7\n");
+    let mut command = place.command(&["config", "show", "--json", "--data-dir", "/flag"]);
+    command
+        .env("BACKSTAY_CONFIG", &file)
+        .env("BACKSTAY_NODE__NAME", "1234")
+        .env("BACKSTAY_NODE__MAX_RUNS", "9")
+        .env("BACKSTAY_DATA_DIR", "/environment")
+        .env("DATABASE_URL", "postgres://me:hunter2@db/x");
+    let shown = ran(&mut command).await.exits(0);
+    let is = |key, value: Value, origin: &str| {
+        assert_eq!(setting(&shown, key), (value, origin.to_owned()), "{key}")
+    };
+    is("node.lease", "20s".into(), &format!("file: {}", file.display()));
+    is("node.max_calls", 7.into(), &format!("file: {}", file.display()));
+    is("node.name", "1234".into(), "environment: BACKSTAY_NODE__NAME");
+    is("node.max_runs", 9.into(), "environment: BACKSTAY_NODE__MAX_RUNS");
+    is("data_dir", "/flag".into(), "flag: --data-dir");
+    is("node.trial", "5s".into(), "default");
+    is("database.url", "postgres://me:REDACTED@db/x".into(), "environment: DATABASE_URL");
+    assert!(!shown.out.contains("hunter2"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_shown_can_be_given_back_as_a_file() {
+    let place = Place::embedded();
+    let shown = place.run(&["config", "show"]).await.exits(0).says("[node]\n").says("# default");
+    let file = place.file("shown.toml", &shown.out);
+    let again = place.run(&["config", "check", "--config", file.to_str().unwrap()]).await;
+    again.exits(0).says("The configuration is right.");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_unknown_or_wrong_is_an_error_that_names_the_place() {
+    let place = Place::embedded();
+    let check = async |file: &str, variables: &[(&str, &str)]| {
+        let mut command = place.command(&["config", "check"]);
+        command.env("BACKSTAY_CONFIG", place.file("b.toml", file)).envs(variables.iter().copied());
+        ran(&mut command).await.exits(2)
+    };
+    check("[node]\nleese = \"1s\"\n", &[]).await.complains("no setting \"node.leese\"").complains("b.toml");
+    check("nodes = 1\n", &[])
+        .await
+        .complains("no setting \"nodes\"; there are data_dir, database, node, log");
+    check("[node]\nlease = \"soon\"\n", &[])
+        .await
+        .complains("node.lease: ")
+        .complains("not a length of time");
+    check("[node\n", &[]).await.complains("b.toml");
+    let wrong = check("", &[("BACKSTAY_NODE__LEESE", "1s")]).await;
+    wrong.complains("no setting \"node.leese\"").complains("BACKSTAY_NODE__LEESE");
+    check("", &[("BACKSTAY_NODE__LEASE", "10ms")])
+        .await
+        .complains("node.lease is 10ms, and has to be at least 1s");
+    check("", &[("BACKSTAY_NODE__MAX_CALLS", "0")]).await.complains("node.max_calls is 0");
+    check("", &[("DATABASE_URL", "mysql://db")]).await.complains("database.url begins with \"mysql\"");
+    let missing = place.run(&["config", "check", "--config", "/nowhere.toml"]).await.exits(2);
+    missing.complains("There is no configuration file /nowhere.toml.");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_help_tells_the_exit_codes() {
+    let place = Place::embedded();
+    place.run(&["--help"]).await.exits(0).says("5    the database cannot be reached");
+    place.run(&["--version"]).await.exits(0).says("backstay 0.1.0");
+    place.run(&["sail"]).await.exits(2);
+}

@@ -1,0 +1,13 @@
+#![allow(
+    missing_docs,
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "this is test code"
+)]
+//! The program as a process: what it prints, how it exits, what it leaves behind.
+
+mod config;
+mod demo;
+mod node;
+mod support;

@@ -1,0 +1,93 @@
+//! A node, and the commands about the database.
+
+use rustix::process::Signal;
+
+use crate::support::{Place, Running, ran};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_works_until_it_is_told_to_stop() {
+    let place = Place::embedded();
+    let mut node = Running::start_for_logs(&mut place.command(&["node", "--name", "n1"]));
+    node.until_it_says("the node is ready").await;
+    let twin = place.run(&["db", "status"]).await.exits(4);
+    twin.complains("is in use by process");
+    node.signal(Signal::TERM);
+    let ended = node.end().await.exits(0).says("\"node\":\"n1\"").says("the node has ended");
+    for line in ended.out.lines().filter(|line| line.starts_with('{')) {
+        serde_json::from_str::<serde_json::Value>(line).unwrap();
+    }
+    place.is_left_alone().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_finishes_what_a_killed_demo_began() {
+    let place = Place::with_url().await;
+    let mut demo = place.command(&["demo", "--kill-after", "snapshot"]);
+    ran(demo.env("BACKSTAY_NODE__LEASE", "1s")).await.was_killed();
+    let mut node =
+        Running::start_for_logs(&mut place.command(&["node", "--log", "info,backstay_engine=info"]));
+    node.until_it_says("its runs are taken over").await;
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(30);
+    while !place.path("demo/new-host/web-1/slot-1.json").exists() {
+        assert!(std::time::Instant::now() < deadline, "the node does not finish the run");
+        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+    }
+    node.signal(Signal::TERM);
+    node.end().await.exits(0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_schema_is_behind_until_it_is_migrated() {
+    let place = Place::with_url().await;
+    place.run(&["db", "status"]).await.exits(1).says("behind").says("Runs:     none");
+    place.run(&["db", "migrate"]).await.exits(0).says("The schema is up to date: ");
+    place.run(&["db", "migrate"]).await.exits(0).says("The schema was up to date");
+    place.run(&["demo", "--quick"]).await.exits(0);
+    let status = place.run(&["db", "status", "--json"]).await.exits(0);
+    let status: serde_json::Value = serde_json::from_str(&status.out).unwrap();
+    assert_eq!(status["runs"], serde_json::json!({ "rolled_back": 1, "succeeded": 1 }));
+    assert_eq!(status["schema"], "up to date");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_not_there_is_not_made_by_looking() {
+    let place = Place::embedded();
+    place.run(&["db", "status"]).await.exits(3).complains("There is no embedded database in ");
+    assert!(!place.path("").exists());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_database_that_does_not_answer_is_told_at_once_and_without_its_password() {
+    let place = Place::embedded();
+    for command in [["db", "migrate"].as_slice(), &["node"], &["demo", "--quick"]] {
+        let mut command = place.command(command);
+        let refused = ran(command.env("DATABASE_URL", "postgres://me:hunter2@127.0.0.1:1/x")).await.exits(5);
+        let refused = refused.complains("cannot be reached: Connection refused");
+        assert!(!refused.err.contains("hunter2"), "{}", refused.err);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_journal_that_was_tampered_with_is_found() {
+    let place = Place::with_url().await;
+    place.run(&["check"]).await.exits(1).complains("The schema is behind");
+    place.run(&["demo", "--quick"]).await.exits(0);
+    place.run(&["check"]).await.exits(0).says("checked 2 runs, ");
+    place.run(&["check", "nonsense"]).await.exits(2).complains("A run is named by its id");
+    let nobody = uuid::Uuid::nil().to_string();
+    place.run(&["check", &nobody]).await.exits(3).complains("there is no run");
+    let mut sql = place.sql().await;
+    let row: (uuid::Uuid,) = sqlx::query_as(
+        "delete from journal where step = 'attach' and undo and kind = 'succeeded' returning run_id",
+    )
+    .fetch_one(&mut sql)
+    .await
+    .unwrap();
+    let found = place.run(&["check", &row.0.to_string()]).await.exits(1).complains("violations were found");
+    let found = found.says("checked 1 runs, ").says("[H1 sequence] run ");
+    found.says("of H15 undone: When a run is rolled back, everything that may have had an effect is undone.");
+    let found = place.run(&["check", "--json"]).await.exits(1);
+    let found: serde_json::Value = serde_json::from_str(&found.out).unwrap();
+    assert_eq!(found["runs"], 2);
+    assert_eq!(found["violations"][0]["run"], row.0.to_string());
+}

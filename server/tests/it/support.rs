@@ -1,0 +1,214 @@
+//! A place of its own for each test, and the program in it.
+
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::ExitStatusExt;
+use std::path::PathBuf;
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, kill_process};
+use sqlx::{AssertSqlSafe, Connection, PgConnection};
+use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, BufReader, Lines};
+use tokio::process::{Child, Command};
+
+/// A data folder, and perhaps a database on the server that the tests share.
+pub struct Place {
+    dir: tempfile::TempDir,
+    url: Option<String>,
+}
+
+/// What a process did.
+#[derive(Debug)]
+pub struct Ran {
+    pub code: Option<i32>,
+    pub signal: Option<i32>,
+    pub out: String,
+    pub err: String,
+}
+
+impl Ran {
+    #[track_caller]
+    pub fn exits(self, code: i32) -> Self {
+        assert_eq!(self.code, Some(code), "{self:#?}");
+        self
+    }
+
+    #[track_caller]
+    pub fn says(self, text: &str) -> Self {
+        assert!(self.out.contains(text), "\"{text}\" is missing in {self:#?}");
+        self
+    }
+
+    #[track_caller]
+    pub fn complains(self, text: &str) -> Self {
+        assert!(self.err.contains(text), "\"{text}\" is missing in {self:#?}");
+        self
+    }
+
+    #[track_caller]
+    pub fn was_killed(self) -> Self {
+        assert_eq!(self.signal, Some(9), "{self:#?}");
+        self
+    }
+}
+
+impl Place {
+    /// With the embedded database.
+    pub fn embedded() -> Self {
+        let dir = tempfile::Builder::new().prefix("backstay-it-").tempdir().unwrap();
+        // As root the server runs under another account, which has to get through to its folder.
+        std::fs::set_permissions(dir.path(), PermissionsExt::from_mode(0o755)).unwrap();
+        std::fs::write(dir.path().join("empty.toml"), "").unwrap();
+        Self { dir, url: None }
+    }
+
+    /// With a database of its own on a server that is there.
+    pub async fn with_url() -> Self {
+        let cluster = backstay_postgres::testing::cluster().await;
+        let name = format!("it_{}", uuid::Uuid::new_v4().simple());
+        let mut admin = PgConnection::connect(&cluster.url("postgres")).await.unwrap();
+        sqlx::raw_sql(AssertSqlSafe(format!("create database {name}"))).execute(&mut admin).await.unwrap();
+        Self { url: Some(cluster.url(&name)), ..Self::embedded() }
+    }
+
+    /// For looking into the database, and for breaking it.
+    pub async fn sql(&self) -> PgConnection {
+        PgConnection::connect(self.url.as_deref().unwrap()).await.unwrap()
+    }
+
+    pub fn path(&self, below: &str) -> PathBuf {
+        self.dir.path().join("data").join(below)
+    }
+
+    pub fn file(&self, name: &str, text: &str) -> PathBuf {
+        let path = self.dir.path().join(name);
+        std::fs::write(&path, text).unwrap();
+        path
+    }
+
+    pub fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_backstay"));
+        for (name, _) in std::env::vars_os() {
+            let text = name.to_string_lossy();
+            if text == "DATABASE_URL" || (text.starts_with("BACKSTAY_") && !text.contains("POSTGRES")) {
+                command.env_remove(name);
+            }
+        }
+        if let Some(url) = &self.url {
+            command.env("DATABASE_URL", url);
+        }
+        command
+            .args(arguments)
+            .env("BACKSTAY_DATA_DIR", self.path(""))
+            .env("BACKSTAY_CONFIG", self.dir.path().join("empty.toml"))
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .kill_on_drop(true);
+        command
+    }
+
+    pub async fn run(&self, arguments: &[&str]) -> Ran {
+        ran(&mut self.command(arguments)).await
+    }
+
+    /// Every file of the demo below here, without its own mark.
+    pub fn demo_files(&self, below: &str) -> Vec<String> {
+        let mut found = Vec::new();
+        let mut folders = vec![self.path("demo").join(below)];
+        while let Some(folder) = folders.pop() {
+            for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
+                match entry.path() {
+                    path if path.is_dir() => folders.push(path),
+                    path => found.push(path.strip_prefix(self.path("demo")).unwrap().display().to_string()),
+                }
+            }
+        }
+        found.sort();
+        found
+    }
+
+    /// Processes that work in the data folder.
+    fn processes(&self) -> Vec<String> {
+        let here = self.dir.path().canonicalize().unwrap();
+        let mut found = Vec::new();
+        for entry in std::fs::read_dir("/proc").unwrap().flatten() {
+            let cwd = std::fs::read_link(entry.path().join("cwd")).unwrap_or_default();
+            let line = std::fs::read(entry.path().join("cmdline")).unwrap_or_default();
+            let line = String::from_utf8_lossy(&line).replace('\0', " ");
+            let number = entry.file_name().to_string_lossy().parse::<u32>().is_ok();
+            if number && (cwd.starts_with(&here) || line.contains(&*here.to_string_lossy())) {
+                found.push(line);
+            }
+        }
+        found
+    }
+
+    /// Waits, not for ever, until nothing runs here any more.
+    pub async fn is_left_alone(&self) {
+        let deadline = Instant::now() + Duration::from_secs(15);
+        loop {
+            let left = self.processes();
+            if left.is_empty() {
+                return;
+            }
+            assert!(Instant::now() < deadline, "these are left behind: {left:#?}");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+}
+
+/// Runs it to its end.
+pub async fn ran(command: &mut Command) -> Ran {
+    let output = tokio::time::timeout(Duration::from_secs(50), command.output()).await.unwrap().unwrap();
+    Ran {
+        code: output.status.code(),
+        signal: output.status.signal(),
+        out: String::from_utf8_lossy(&output.stdout).into_owned(),
+        err: String::from_utf8_lossy(&output.stderr).into_owned(),
+    }
+}
+
+/// A process that is under way.
+pub struct Running {
+    child: Child,
+    out: Lines<BufReader<Box<dyn AsyncRead + Send + Unpin>>>,
+    seen: String,
+}
+
+impl Running {
+    /// Reads its stdout.
+    pub fn start(command: &mut Command) -> Self {
+        let mut child = command.stderr(Stdio::null()).spawn().unwrap();
+        let out: Box<dyn AsyncRead + Send + Unpin> = Box::new(child.stdout.take().unwrap());
+        Self { child, out: BufReader::new(out).lines(), seen: String::new() }
+    }
+
+    /// Reads its stderr.
+    pub fn start_for_logs(command: &mut Command) -> Self {
+        let mut child = command.stdout(Stdio::null()).spawn().unwrap();
+        let out: Box<dyn AsyncRead + Send + Unpin> = Box::new(child.stderr.take().unwrap());
+        Self { child, out: BufReader::new(out).lines(), seen: String::new() }
+    }
+
+    pub async fn until_it_says(&mut self, text: &str) {
+        while !self.seen.lines().last().is_some_and(|line| line.contains(text)) {
+            let line = tokio::time::timeout(Duration::from_secs(30), self.out.next_line()).await;
+            let line = line.ok().and_then(Result::ok).flatten();
+            let line = line.unwrap_or_else(|| panic!("it never said \"{text}\", but: {}", self.seen));
+            self.seen += &format!("{line}\n");
+        }
+    }
+
+    pub fn signal(&self, signal: Signal) {
+        let pid = Pid::from_raw(self.child.id().unwrap().cast_signed()).unwrap();
+        kill_process(pid, signal).unwrap();
+    }
+
+    pub async fn end(mut self) -> Ran {
+        let status = tokio::time::timeout(Duration::from_secs(30), self.child.wait()).await.unwrap().unwrap();
+        let mut rest = String::new();
+        self.out.into_inner().read_to_string(&mut rest).await.unwrap();
+        Ran { code: status.code(), signal: status.signal(), out: self.seen + &rest, err: String::new() }
+    }
+}
