@@ -14,7 +14,6 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use anyhow::Context as _;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream, UnixStream};
-use tokio_util::sync::CancellationToken;
 
 /// Where the connection is cut around a write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -43,7 +42,6 @@ struct State {
     heard: Mutex<Vec<String>>,
     writes: AtomicU64,
     cuts: Mutex<Vec<Cut>>,
-    sessions: Mutex<Vec<CancellationToken>>,
 }
 
 #[derive(Debug, Default)]
@@ -92,15 +90,13 @@ impl Wire {
             while let Ok((client, _)) = listener.accept().await {
                 let (server, state) = (server.clone(), Arc::clone(&state));
                 tokio::spawn(async move {
-                    let over = CancellationToken::new();
-                    lock(&state.sessions).push(over.clone());
                     let _ = match server {
                         Server::Socket(path) => match UnixStream::connect(path).await {
-                            Ok(server) => carry(client, server, state, over).await,
+                            Ok(server) => carry(client, server, state).await,
                             Err(error) => Err(error),
                         },
                         Server::Address(at) => match TcpStream::connect(at).await {
-                            Ok(server) => carry(client, server, state, over).await,
+                            Ok(server) => carry(client, server, state).await,
                             Err(error) => Err(error),
                         },
                     };
@@ -145,12 +141,6 @@ impl Wire {
     pub fn heard(&self, within: &str) -> Option<String> {
         lock(&self.state.heard).iter().find(|text| text.contains(within)).cloned()
     }
-
-    /// From now on nothing passes, on the connections there are; nobody is told. New ones work.
-    pub fn go_deaf(&self) -> usize {
-        let sessions = std::mem::take(&mut *lock(&self.state.sessions));
-        sessions.iter().filter(|over| !over.is_cancelled()).map(CancellationToken::cancel).count()
-    }
 }
 
 #[derive(Clone)]
@@ -160,12 +150,7 @@ enum Server {
 }
 
 /// One connection.
-async fn carry<S>(
-    client: TcpStream,
-    server: S,
-    state: Arc<State>,
-    deaf: CancellationToken,
-) -> std::io::Result<()>
+async fn carry<S>(client: TcpStream, server: S, state: Arc<State>) -> std::io::Result<()>
 where
     S: AsyncRead + AsyncWrite + Send + 'static,
 {
@@ -221,7 +206,6 @@ where
     let ended = tokio::select! {
         ended = up => ended,
         ended = down => ended,
-        () = deaf.cancelled() => std::future::pending().await,
     };
     if *lock(&underway) == Some(Some(Cut::Underway)) {
         // The client is gone at once; the server finishes what it has heard.
