@@ -150,10 +150,10 @@ impl Scene {
         }
     }
 
-    fn change(&self, run: RunId, given_up: bool) -> IndexChange {
+    fn change(&self, run: RunId, claim: i32, given_up: bool) -> IndexChange {
         let (status, due_at) =
             if given_up { (Status::Waiting, Some(self.before)) } else { (Status::RollingBack, None) };
-        IndexChange { run, status, release: given_up, due_at, note: None, finished_at: None }
+        IndexChange { run, claim, status, release: given_up, due_at, note: None, finished_at: None }
     }
 
     /// What a node has ready for the run that it owns, and a new run under a key that both use.
@@ -175,7 +175,7 @@ impl Scene {
         Batch {
             admissions: vec![admission],
             events: vec![(run, self.event(3, 1, life)), (run, self.event(4, 1, life)), (new, first)],
-            changes: vec![self.change(run, false)],
+            changes: vec![self.change(run, 1, false)],
         }
     }
 
@@ -191,7 +191,7 @@ impl Scene {
     pub fn farewell_of(&self, life: &Life, run: RunId, seq: i64, claim: i32) -> Batch {
         Batch {
             events: vec![(run, self.event(seq, claim, life))],
-            changes: vec![self.change(run, true)],
+            changes: vec![self.change(run, claim, true)],
             ..Batch::default()
         }
     }

@@ -8,16 +8,18 @@
 //! leaves the node (no call, no answer) before its events are durable. If a write is refused by the fence, all
 //! of that is thrown away with the node: the journal is the only truth.
 
+mod write;
+
 use std::cmp::Reverse;
-use std::collections::{BinaryHeap, HashMap, HashSet, VecDeque};
+use std::collections::{BinaryHeap, HashMap, VecDeque};
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use backstay_machine::{
-    ClaimReason, Command, CourseAt, CourseId, Direction, Event, Journaled, Json, Phase, Row, RunId, State,
-    Status, StepEvent, StepIx, Time, decide, judge, judge_probe, step_event,
+    ClaimReason, Command, CourseId, Event, Journaled, Json, Phase, Row, RunId, State, Status, StepEvent,
+    StepIx, Time, decide, judge, judge_probe, step_event,
 };
 use sqlx::PgConnection;
 use tokio::sync::{mpsc, oneshot};
@@ -25,9 +27,8 @@ use tokio_util::sync::CancellationToken;
 
 use super::call::{self, Call};
 use super::{AbortOnDrop, Found, Message, Shared};
-use crate::activity::Failure;
 use crate::engine::Submission;
-use crate::store::{Appended, Batch, IndexChange, Store, StoreError, append_surely};
+use crate::store::{Appended, Batch, IndexChange, Store, StoreError};
 
 /// How many messages are taken in before the next look at the write.
 const GULP: usize = 1_024;
@@ -577,193 +578,6 @@ impl Driver {
         for id in ids {
             self.advance(id);
         }
-    }
-
-    // ---- the write ----
-
-    fn write(&mut self) {
-        let pending = std::mem::take(&mut self.pending);
-        let shared = self.shared.clone();
-        let mut conn = self.conn.take();
-        self.writing = Some(Box::pin(async move {
-            shared.crash_point("append.before").await;
-            let begun = Instant::now();
-            let result = append_surely(&shared.store, &mut conn, &shared.life, &pending.batch).await;
-            shared.crash_point("append.committed").await;
-            (conn, pending, result, begun)
-        }));
-    }
-
-    /// The events are durable: now what they announce may be done.
-    async fn written(&mut self, (conn, pending, result, begun): Written) -> Result<(), ()> {
-        self.conn = conn;
-        metrics::histogram!("backstay_commit_seconds").record(begun.elapsed().as_secs_f64());
-        metrics::histogram!("backstay_batch_rows").record(pending.batch.events.len() as f64);
-        metrics::counter!("backstay_events_total").increment(pending.batch.events.len() as u64);
-        match result {
-            Ok(appended) => self.carry_out(pending, &appended.refused),
-            Err(StoreError::Fenced) => return Err(()),
-            Err(error) => {
-                tracing::error!(
-                    error = &error as &dyn std::error::Error,
-                    "a write was refused; each run is written alone"
-                );
-                self.write_one_by_one(pending).await?;
-            }
-        }
-        Ok(())
-    }
-
-    fn carry_out(&mut self, pending: Pending, refused: &[RunId]) {
-        for id in refused {
-            self.runs.remove(id);
-            // What it came to meanwhile goes with it.
-            self.forget_pending(*id);
-        }
-        for (id, _) in &pending.batch.events {
-            self.shared.watchers.changed(*id);
-        }
-        for then in pending.then {
-            match then {
-                Then::Admitted(submission) => {
-                    if refused.contains(&submission.admission.run) {
-                        submission.refuse();
-                    } else {
-                        submission.admit();
-                    }
-                }
-                Then::Call(run, course, attempt) => self.call(run, course, attempt),
-                Then::Tell(done) => {
-                    let _ = done.send(());
-                }
-                Then::Leave(id, claim, status) => {
-                    // Unless this node has claimed it again since: its answer was a long time coming.
-                    if self.runs.get(&id).is_some_and(|run| run.state.claim() == claim)
-                        && let Some(run) = self.runs.remove(&id)
-                    {
-                        self.calls -= run.calls.len();
-                        self.shared.acquit(id);
-                        if let Some(ended) = run.ended
-                            && status.settles()
-                        {
-                            let _ = ended.send(status);
-                        }
-                    }
-                }
-            }
-        }
-        self.shared.resident.store(self.runs.len(), Ordering::Relaxed);
-        metrics::gauge!("backstay_runs_resident").set(self.runs.len() as f64);
-        metrics::gauge!("backstay_calls_in_flight").set(self.calls as f64);
-    }
-
-    fn call(&mut self, id: RunId, course: CourseId, attempt: (u32, u32)) {
-        // Between the start and its commit the run may have left, or the attempt may have been given up.
-        let wanted = self.runs.get_mut(&id).filter(|run| {
-            let at = run.state.course(course);
-            !run.leaving && at.at == CourseAt::Running && (at.generation, at.attempts) == attempt
-        });
-        let Some(run) = wanted else {
-            self.calls = self.calls.saturating_sub(1);
-            return;
-        };
-        if course.direction == Direction::Forward && run.state.phase() == Phase::RollingBack {
-            self.calls = self.calls.saturating_sub(1);
-            let why = "the run turned round before the call was made";
-            let error = Failure::permanent("not_called", why).not_applied().into_error();
-            let what = judge(&run.state, course, error, self.shared.now());
-            let event = step_event(&run.state, course, what);
-            self.append(id, event);
-            self.advance(id);
-            return;
-        }
-        if !self.shared.lease.borrow().is_safe() {
-            self.deferred.push((id, course, attempt));
-            return;
-        }
-        let call = call::start(&self.shared, &run.state, course, self.shared.now());
-        run.calls.insert(course, call);
-    }
-
-    /// Some run of a batch cannot be written: find it, leave it alone, and let the others go on.
-    async fn write_one_by_one(&mut self, pending: Pending) -> Result<(), ()> {
-        let Pending { batch, mut then, .. } = pending;
-        let mut order: Vec<RunId> = Vec::new();
-        let mut parts: HashMap<RunId, Batch> = HashMap::new();
-        let mut seen: HashSet<RunId> = HashSet::new();
-        let mut part = |id: RunId| -> RunId {
-            if seen.insert(id) {
-                order.push(id);
-            }
-            id
-        };
-        for admission in batch.admissions {
-            parts.entry(part(admission.run)).or_default().admissions.push(admission);
-        }
-        for (id, row) in batch.events {
-            parts.entry(part(id)).or_default().events.push((id, row));
-        }
-        for change in batch.changes {
-            parts.entry(part(change.run)).or_default().changes.push(change);
-        }
-        let mut refused = Vec::new();
-        for id in order {
-            let Some(batch) = parts.remove(&id) else { continue };
-            let error =
-                match append_surely(&self.shared.store, &mut self.conn, &self.shared.life, &batch).await {
-                    Ok(appended) => {
-                        refused.extend(appended.refused);
-                        continue;
-                    }
-                    Err(StoreError::Fenced) => return Err(()),
-                    Err(error) => error,
-                };
-            let why = format!("Postgres does not take its events: {error:?}");
-            tracing::error!(run = %id, "{why}");
-            then.retain(|then| !matches!(then, Then::Leave(run, ..) if *run == id));
-            // What it came to meanwhile stands on events that will never be.
-            let meanwhile = self.forget_pending(id);
-            let run = self.runs.remove(&id);
-            if let Some(run) = &run {
-                self.calls -= run.calls.len();
-            }
-            let first = batch.events.first().map(|(_, row)| row).or(meanwhile.as_ref());
-            let before = first.map(|row| (row.seq - 1, row.claim));
-            let before = before.or(run.as_ref().map(|run| (run.state.seq(), run.state.claim())));
-            match before {
-                _ if !batch.admissions.is_empty() => refused.push(id),
-                Some((seq, claim)) if run.is_some() => self.quarantine_unread(id, seq, claim, why),
-                // Not even its quarantine can be journaled. The index says it, or it stays as it is.
-                Some((_, claim)) => self.change(IndexChange {
-                    run: id,
-                    claim,
-                    status: Status::Quarantined,
-                    release: true,
-                    due_at: None,
-                    note: Some(why),
-                    finished_at: None,
-                }),
-                None => {}
-            }
-        }
-        self.carry_out(Pending { then, ..Pending::default() }, &refused);
-        Ok(())
-    }
-
-    /// Takes what a run has ready out of the next write; the first of its events is returned.
-    fn forget_pending(&mut self, id: RunId) -> Option<Row> {
-        let Pending { batch, changes, then } = &mut self.pending;
-        let first = batch.events.iter().find(|(run, _)| *run == id).map(|(_, row)| row.clone());
-        batch.events.retain(|(run, _)| *run != id);
-        batch.changes.retain(|change| change.run != id);
-        *changes = batch.changes.iter().enumerate().map(|(at, change)| (change.run, at)).collect();
-        then.retain(|then| !matches!(then, Then::Leave(run, ..) if *run == id));
-        first
-    }
-
-    fn done_without_writing(&mut self) {
-        let then = std::mem::take(&mut self.pending.then);
-        self.carry_out(Pending { then, ..Pending::default() }, &[]);
     }
 
     // ---- the end ----
