@@ -2,6 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::sync::atomic::Ordering;
+use std::task::Poll;
 use std::time::Instant;
 
 use backstay_machine::{CourseAt, CourseId, Direction, Phase, Row, RunId, Status, judge, step_event};
@@ -25,6 +26,15 @@ impl Driver {
         }));
     }
 
+    /// Gets a write on its way: it does nothing until it is polled.
+    async fn send_off(&mut self) {
+        if let Some(writing) = &mut self.writing
+            && let Poll::Ready(written) = futures_util::poll!(writing)
+        {
+            self.writing = Some(Box::pin(std::future::ready(written)));
+        }
+    }
+
     /// The events are durable: now what they announce may be done.
     pub(super) async fn written(&mut self, (conn, pending, result, begun): Written) -> Result<(), ()> {
         self.conn = conn;
@@ -32,7 +42,15 @@ impl Driver {
         metrics::histogram!("backstay_batch_rows").record(pending.batch.events.len() as f64);
         metrics::counter!("backstay_events_total").increment(pending.batch.events.len() as u64);
         match result {
-            Ok(appended) => self.carry_out(pending, &appended.refused),
+            Ok(appended) => {
+                // What came together meanwhile goes out before this is carried out, so that Postgres does not wait for
+                // us; unless it holds events of a run that was refused.
+                if appended.refused.is_empty() && !self.pending.batch.is_empty() {
+                    self.write();
+                    self.send_off().await;
+                }
+                self.carry_out(pending, &appended.refused);
+            }
             Err(StoreError::Fenced) => return Err(()),
             Err(error) => {
                 tracing::error!(

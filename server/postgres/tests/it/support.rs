@@ -209,7 +209,11 @@ impl Holder {
             Signal::INT,
         )
         .unwrap();
-        self.child.wait().unwrap();
+        let deadline = std::time::Instant::now() + Duration::from_secs(20);
+        while self.child.try_wait().unwrap().is_none() {
+            assert!(std::time::Instant::now() < deadline, "Ctrl-C did not end the holder");
+            std::thread::sleep(Duration::from_millis(10));
+        }
     }
 
     pub fn wait(&mut self) {
@@ -254,5 +258,7 @@ async fn holder() {
             Some(postgres)
         }
     };
-    std::future::pending::<()>().await;
+    // Where the tests were started in the background SIGINT is ignored, and would be here as well.
+    tokio::signal::ctrl_c().await.unwrap();
+    std::process::exit(130);
 }
