@@ -5,7 +5,7 @@ use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use backstay_engine::{NodeConfig, Status, SubmitOptions};
+use backstay_engine::{NodeConfig, SubmitOptions};
 use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::{Child, ChildStdout, Command};
@@ -80,7 +80,6 @@ pub(crate) async fn worker(url: &str, args: &Args) -> anyhow::Result<()> {
     say("READY")?;
     // Until it is killed; never for ever if it is forgotten.
     tokio::time::sleep(Duration::from_secs(300)).await;
-    let _ = Status::Running;
     Ok(())
 }
 

@@ -150,6 +150,23 @@ async fn a_node_that_has_lost_its_lease_begins_a_new_life_and_finds_its_runs() -
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_learns_of_its_end_by_a_refused_write_begins_a_new_life() -> anyhow::Result<()> {
+    let lab = Lab::new().await?;
+    // The next renewal is ten seconds away: the write is the first to be told.
+    let config = backstay_engine::NodeConfig { lease: Duration::from_secs(30), ..Lab::config("a") };
+    let (engine, node) = lab.node(config).await?;
+    let plan = plans::single(&engine, json!({ "millis": 400, "saves": true }))?;
+    let run = engine.submit(&plan, SubmitOptions::default()).await?.run;
+    until("the step is under way", async || Ok(lab.world.touched("begin", "only").await? == 1)).await?;
+    let first = node.epoch();
+    let mut sql = lab.sql().await?;
+    sqlx::query("update nodes set ended_at = now(), ended_why = 'lost'").execute(&mut sql).await?;
+    assert_eq!(lab.settled(run).await?, Status::Succeeded);
+    assert!(node.epoch() > first && node.is_live());
+    lab.assert_history(run).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_run_whose_claim_got_no_answer_is_found_again() -> anyhow::Result<()> {
     let lab = Lab::new().await?;
     let plan = plans::single(&lab.engine, json!({}))?;
