@@ -311,7 +311,7 @@ impl RunHandle {
             }
             let changed = self.engine.watchers.watch(self.run);
             // Before the journal: a run that is over now has all its events there.
-            let over = self.engine.get(self.run).await?.status.is_over();
+            let over = self.engine.get(self.run).await?.status.is_end();
             self.buffer.extend(self.engine.store.journal(self.run, self.seen, 500).await?);
             if self.buffer.is_empty() {
                 if over {

@@ -1,12 +1,13 @@
 //! What happens next: from a state and a time to commands. Nothing is done here.
 
 use crate::Time;
+use crate::action::RollBack;
 use crate::event::{
     ActivityError, Answer, Applied, CourseId, Direction, Event, Outcome, StepEvent, idempotency_key,
 };
 use crate::names::StepIx;
-use crate::plan::{OnFailure, Source};
-use crate::state::{CourseAt, Phase, State};
+use crate::plan::{Ending, OnFailure, Source};
+use crate::state::{CourseAt, Phase, State, Waited};
 
 /// One thing to do.
 #[derive(Clone, Debug, PartialEq)]
@@ -48,24 +49,87 @@ pub fn decide(state: &State, now: Time, room: usize) -> Decision {
     if state.seq() == 0 || state.quarantined() {
         return decision;
     }
+    if state.paused().is_some() {
+        return decision;
+    }
     match state.phase() {
-        Phase::Forward => forward(state, now, room, &mut decision),
+        Phase::Forward | Phase::Committing => forward(state, now, room, &mut decision),
+        Phase::Succeeded => succeeded(state, now, &mut decision),
         Phase::RollingBack => back(state, now, room, &mut decision),
         Phase::Over(_) => {}
     }
     decision
 }
 
+/// Somebody commits, or nobody has in time.
+fn succeeded(state: &State, now: Time, decision: &mut Decision) {
+    let Some(commit) = &state.plan().spec().commit else { return };
+    if let Some(signal) = commit.signal.as_ref().and_then(|name| state.signal(name)) {
+        let because = format!("{} sent the signal \"{}\"", signal.who, signal.name);
+        decision.append(Event::Committing { because });
+        return;
+    }
+    let (Some(within), Some(since)) = (commit.within, state.succeeded_at()) else { return };
+    if !decision.not_before(within.after(since), now) {
+        return;
+    }
+    match commit.then {
+        Some(Ending::Commit) => {
+            let because = format!("nobody decided otherwise within {within}");
+            decision.append(Event::Committing { because });
+        }
+        Some(Ending::RollBack) => {
+            let because = format!("nobody committed it within {within}");
+            decision.append(Event::RollingBack { because, how: RollBack::default() });
+        }
+        None => {}
+    }
+}
+
 fn forward(state: &State, now: Time, mut room: usize, decision: &mut Decision) {
     if state.all_settled() {
-        decision.append(Event::Finished { outcome: Outcome::Succeeded });
+        let committed = state.phase() == Phase::Committing;
+        let outcome = if committed { Outcome::Committed } else { Outcome::Succeeded };
+        decision.append(Event::Finished { outcome });
         return;
     }
     for ix in state.open() {
         let step = state.plan().step(ix);
         let id = CourseId::forward(ix);
         let course = state.course(id);
+        if state.recalled(ix) {
+            let ready = match &state.course(CourseId::undo(ix)).at {
+                CourseAt::Untouched | CourseAt::InDoubt { .. } => true,
+                CourseAt::BackingOff { until } => decision.not_before(*until, now),
+                _ => false,
+            };
+            if ready && room > 0 {
+                room -= 1;
+                decision.append(start_of(state, CourseId::undo(ix)));
+            }
+            continue;
+        }
         let start = match &course.at {
+            CourseAt::Waiting(wait) => {
+                match state.waited(ix, wait, now) {
+                    Waited::For(what) => decision.append(step_event(state, id, *what)),
+                    Waited::Until(at) => {
+                        if let Some(at) = at {
+                            decision.not_before(at, now);
+                        }
+                    }
+                }
+                false
+            }
+            // What requires a proof comes here even before its first attempt.
+            CourseAt::Untouched => match state.is_proven(ix) {
+                true => true,
+                false => {
+                    let why = state.missing_proof(ix).unwrap_or_default();
+                    decision.append(step_event(state, id, StepEvent::Held { why }));
+                    false
+                }
+            },
             CourseAt::BackingOff { until } => decision.not_before(*until, now),
             CourseAt::InDoubt { since, not_before, settled, .. } => {
                 if not_before.is_some_and(|at| !decision.not_before(at, now)) {
@@ -105,12 +169,16 @@ fn forward(state: &State, now: Time, mut room: usize, decision: &mut Decision) {
             }
             CourseAt::Failed { error } => {
                 match step.on_failure {
+                    OnFailure::RollBack if state.phase() == Phase::Committing || state.past_no_return() => {
+                        let why = format!("failed, when nothing is rolled back any more: {}", error.message);
+                        decision.append(step_event(state, id, StepEvent::Held { why }));
+                    }
                     OnFailure::RollBack => {
                         // Nothing else is decided in this direction any more.
                         decision.commands.clear();
                         decision.wake_at = None;
                         let because = format!("step {} failed: {}", step.name, error.message);
-                        decision.append(Event::RollingBack { because });
+                        decision.append(Event::RollingBack { because, how: RollBack::default() });
                         return;
                     }
                     OnFailure::Hold => {
@@ -121,9 +189,10 @@ fn forward(state: &State, now: Time, mut room: usize, decision: &mut Decision) {
                 }
                 false
             }
-            CourseAt::Untouched | CourseAt::Running | CourseAt::Succeeded { .. } | CourseAt::Held { .. } => {
-                false
-            }
+            CourseAt::Running
+            | CourseAt::Succeeded { .. }
+            | CourseAt::Skipped { .. }
+            | CourseAt::Held { .. } => false,
         };
         if start && room > 0 {
             room -= 1;
@@ -136,7 +205,7 @@ fn forward(state: &State, now: Time, mut room: usize, decision: &mut Decision) {
 }
 
 fn back(state: &State, now: Time, mut room: usize, decision: &mut Decision) {
-    if state.all_settled() {
+    if state.all_settled() && state.is_clean() {
         decision.append(Event::Finished { outcome: Outcome::RolledBack });
         return;
     }
@@ -193,8 +262,11 @@ fn back(state: &State, now: Time, mut room: usize, decision: &mut Decision) {
     for ix in state.fresh().take(room) {
         decision.append(start_of(state, CourseId::undo(ix)));
     }
-    if state.nothing_moves() && !state.stuck() {
-        decision.append(Event::Stuck { steps: state.failed_undos() });
+    if (state.nothing_moves() || state.all_settled()) && !state.stuck() {
+        let left = state
+            .residue()
+            .map(|(ix, kind, name, _)| format!("{}: {kind} {name}", state.plan().step(ix).name));
+        decision.append(Event::Stuck { steps: state.failed_undos(), resources: left.collect() });
     }
 }
 
@@ -206,12 +278,14 @@ fn start_of(state: &State, id: CourseId) -> Event {
         (Direction::Undo, Some(undo)) => undo,
         _ => &step.forward,
     };
-    let input = (course.attempts == 0).then(|| {
+    // An operator's input takes the place of the plan's.
+    let resolve = || {
         work.input.resolve(|source| match source {
             Source::Step(ix) => state.course(CourseId::forward(*ix)).output(),
             Source::Own => state.course(CourseId::forward(id.step)).output(),
         })
-    });
+    };
+    let input = (course.attempts == 0).then(|| course.input.clone().unwrap_or_else(resolve));
     let key = idempotency_key(state.run(), &step.name, id.direction, course.generation);
     Event::Step {
         course: id,

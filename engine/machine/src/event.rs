@@ -11,6 +11,14 @@
 //!   probed        the world was asked whether an attempt in doubt had its effect
 //!   held          a step waits for an operator's decision
 //!   retried       a step begins anew: a new generation with a new idempotency key
+//!   hastened      what a step waits for is not waited for any longer
+//!   skipped       a step counts as done, with an output that an operator gave
+//!   recalled      a step is undone while the run goes forward
+//!   waived        a step may start without its proof
+//!   resource      something outside is about to be made, is there, is gone, or stays
+//!   acted         somebody asked for something, and what follows from it comes next
+//!   refused       somebody asked for something that cannot be
+//!   committing    from here on nothing can be undone; the finalizing steps run
 //!   rolling_back  from here on everything that was started is undone
 //!   stuck         an undo failed for good and nothing else can move
 //!   quarantined   the run is left alone: it cannot be read, or it kills its nodes
@@ -24,6 +32,7 @@ use serde_json::Value;
 use uuid::Uuid;
 
 use crate::Time;
+use crate::action::{Action, Fate, RollBack};
 use crate::json::Json;
 use crate::names::{ClaimNo, Epoch, RunId, Seq, StepIx};
 use crate::plan::{Plan, Span};
@@ -66,15 +75,33 @@ pub enum Event {
         /// What.
         what: StepEvent,
     },
+    /// Somebody asked for this, and it was granted.
+    Acted(Box<Action>),
+    /// Somebody asked for this, and it could not be.
+    Refused {
+        /// What was asked.
+        action: Box<Action>,
+        /// Why not.
+        because: String,
+    },
+    /// The run is made final.
+    Committing {
+        /// Why.
+        because: String,
+    },
     /// The run turned round.
     RollingBack {
         /// Why.
         because: String,
+        /// Which way.
+        how: RollBack,
     },
-    /// Nothing can move, and these undos failed for good.
+    /// Nothing can move, and this is left.
     Stuck {
         /// The steps whose undo failed.
         steps: Vec<String>,
+        /// What the run made and nobody has accounted for: "step: kind name".
+        resources: Vec<String>,
     },
     /// The run is left alone.
     Quarantined {
@@ -135,7 +162,32 @@ pub enum StepEvent {
         why: String,
     },
     /// A new generation begins.
-    Retried,
+    Retried {
+        /// In place of the plan's input.
+        input: Option<Json>,
+    },
+    /// The wait for the next attempt is over; an attempt in doubt is looked into again.
+    Hastened,
+    /// An operator says that it is done, with this output.
+    Skipped {
+        /// The output.
+        output: Json,
+    },
+    /// It is undone while the run goes forward, and held then.
+    Recalled,
+    /// It may start without its proof.
+    Waived,
+    /// Something that it makes, moves or removes.
+    Resource {
+        /// Which kind.
+        kind: String,
+        /// Which; as the run knows it before it is made.
+        name: String,
+        /// What became of it.
+        fate: Fate,
+        /// Its id out there, and whatever else helps to find it.
+        details: Option<Value>,
+    },
 }
 
 /// Forward, or back.
@@ -175,8 +227,12 @@ impl CourseId {
 pub enum Outcome {
     /// Every step came to its end.
     Succeeded,
+    /// It succeeded and was made final.
+    Committed,
     /// Everything that was started is undone.
     RolledBack,
+    /// Somebody took what is left upon himself.
+    Closed,
 }
 
 /// Why a run could be claimed.
@@ -265,14 +321,14 @@ pub struct Row {
     pub generation: i32,
     /// The attempt.
     pub attempt: i32,
-    /// The idempotency key.
+    /// The idempotency key; of an action its id.
     pub key: Option<Uuid>,
     /// The rest: the plan, an input, an output, an error.
     pub body: Option<Json>,
 }
 
 /// Every kind there is. A row of another kind comes from a newer release, or from a hand.
-pub const KINDS: [&str; 14] = [
+pub const KINDS: [&str; 22] = [
     "submitted",
     "claimed",
     "started",
@@ -283,6 +339,14 @@ pub const KINDS: [&str; 14] = [
     "probed",
     "held",
     "retried",
+    "hastened",
+    "skipped",
+    "recalled",
+    "waived",
+    "resource",
+    "acted",
+    "refused",
+    "committing",
     "rolling_back",
     "stuck",
     "quarantined",
@@ -332,8 +396,33 @@ struct WhyBody {
     why: String,
 }
 #[derive(Serialize, Deserialize)]
+struct RollingBackBody {
+    why: String,
+    #[serde(default, skip_serializing_if = "RollBack::is_plain")]
+    how: RollBack,
+}
+#[derive(Serialize, Deserialize)]
+struct RetriedBody {
+    input: Json,
+}
+#[derive(Serialize, Deserialize)]
+struct ResourceBody {
+    kind: String,
+    name: String,
+    fate: Fate,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    details: Option<Value>,
+}
+#[derive(Serialize, Deserialize)]
+struct RefusedBody {
+    because: String,
+    action: Action,
+}
+#[derive(Serialize, Deserialize)]
 struct StuckBody {
     steps: Vec<String>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    resources: Vec<String>,
 }
 #[derive(Serialize, Deserialize)]
 struct FinishedBody {
@@ -343,6 +432,19 @@ struct FinishedBody {
 /// None of these bodies can fail to serialize; if one ever did, a null body is refused when it is read.
 fn body<T: Serialize>(value: &T) -> Option<Json> {
     Some(Json::from_serialize(value).unwrap_or_else(|_| Json::null()))
+}
+
+impl Row {
+    /// An action's id stands where the idempotency key of an attempt does.
+    fn about(&mut self, action: &Action, plan: &Plan) {
+        self.key = Some(action.id);
+        if let Some((name, undo)) = action.verb.step()
+            && let Some(ix) = plan.find(name)
+        {
+            self.step = Some(plan.step(ix).name.clone());
+            self.undo = undo;
+        }
+    }
 }
 
 impl Journaled {
@@ -366,8 +468,22 @@ impl Journaled {
             Event::Claimed { node, reason } => {
                 ("claimed", body(&ClaimedBody { node: node.clone(), reason: *reason }))
             }
-            Event::RollingBack { because } => ("rolling_back", body(&WhyBody { why: because.clone() })),
-            Event::Stuck { steps } => ("stuck", body(&StuckBody { steps: steps.clone() })),
+            Event::Acted(action) => {
+                row.about(action, plan);
+                ("acted", body(action))
+            }
+            Event::Refused { action, because } => {
+                row.about(action, plan);
+                let refused = RefusedBody { because: because.clone(), action: Action::clone(action) };
+                ("refused", body(&refused))
+            }
+            Event::Committing { because } => ("committing", body(&WhyBody { why: because.clone() })),
+            Event::RollingBack { because, how } => {
+                ("rolling_back", body(&RollingBackBody { why: because.clone(), how: how.clone() }))
+            }
+            Event::Stuck { steps, resources } => {
+                ("stuck", body(&StuckBody { steps: steps.clone(), resources: resources.clone() }))
+            }
             Event::Quarantined { why } => ("quarantined", body(&WhyBody { why: why.clone() })),
             Event::Finished { outcome } => ("finished", body(&FinishedBody { outcome: *outcome })),
             Event::Step { course, generation, attempt, what } => {
@@ -394,7 +510,18 @@ impl Journaled {
                         ("probed", body(&ProbedBody { answer: answer.clone(), ask_again_at: *ask_again_at }))
                     }
                     StepEvent::Held { why } => ("held", body(&WhyBody { why: why.clone() })),
-                    StepEvent::Retried => ("retried", None),
+                    StepEvent::Retried { input: None } => ("retried", None),
+                    StepEvent::Retried { input: Some(input) } => {
+                        ("retried", body(&RetriedBody { input: input.clone() }))
+                    }
+                    StepEvent::Hastened => ("hastened", None),
+                    StepEvent::Skipped { output } => ("skipped", Some(output.clone())),
+                    StepEvent::Recalled => ("recalled", None),
+                    StepEvent::Waived => ("waived", None),
+                    StepEvent::Resource { kind, name, fate, details } => {
+                        let (kind, name, details) = (kind.clone(), name.clone(), details.clone());
+                        ("resource", body(&ResourceBody { kind, name, fate: *fate, details }))
+                    }
                 }
             }
         };
@@ -416,8 +543,19 @@ fn read(row: &Row, plan: &Plan) -> Result<Event, String> {
             let ClaimedBody { node, reason } = parsed(row)?;
             return Ok(Event::Claimed { node, reason });
         }
-        "rolling_back" => return parsed(row).map(|WhyBody { why }| Event::RollingBack { because: why }),
-        "stuck" => return parsed(row).map(|StuckBody { steps }| Event::Stuck { steps }),
+        "acted" => return parsed(row).map(|action| Event::Acted(Box::new(action))),
+        "refused" => {
+            let RefusedBody { because, action } = parsed(row)?;
+            return Ok(Event::Refused { action: Box::new(action), because });
+        }
+        "committing" => return parsed(row).map(|WhyBody { why }| Event::Committing { because: why }),
+        "rolling_back" => {
+            let RollingBackBody { why, how } = parsed(row)?;
+            return Ok(Event::RollingBack { because: why, how });
+        }
+        "stuck" => {
+            return parsed(row).map(|StuckBody { steps, resources }| Event::Stuck { steps, resources });
+        }
         "quarantined" => return parsed(row).map(|WhyBody { why }| Event::Quarantined { why }),
         "finished" => return parsed(row).map(|FinishedBody { outcome }| Event::Finished { outcome }),
         "started" => {
@@ -438,7 +576,16 @@ fn read(row: &Row, plan: &Plan) -> Result<Event, String> {
             StepEvent::Probed { answer, ask_again_at }
         }
         "held" => StepEvent::Held { why: parsed::<WhyBody>(row)?.why },
-        "retried" => StepEvent::Retried,
+        "retried" if row.body.is_none() => StepEvent::Retried { input: None },
+        "retried" => StepEvent::Retried { input: Some(parsed::<RetriedBody>(row)?.input) },
+        "hastened" => StepEvent::Hastened,
+        "skipped" => StepEvent::Skipped { output: whole(row)? },
+        "recalled" => StepEvent::Recalled,
+        "waived" => StepEvent::Waived,
+        "resource" => {
+            let ResourceBody { kind, name, fate, details } = parsed(row)?;
+            StepEvent::Resource { kind, name, fate, details }
+        }
         _ => return Err("this release knows no such event; it was written by a newer one, or by hand".into()),
     };
     let name = row.step.as_deref().ok_or("it names no step")?;

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //!   plan    what may happen?     steps, dependencies, bindings, retries, undos; checked once, then fixed
+//!   action  what is asked?       by operators, clients and other runs
 //!   event   what did happen?     one fact of a run's journal, and its form as a row
 //!   state   where are we?        a fold over events; the legal moves are one `match (state, event)`
 //!   decide  what happens next?   from a plan, a state and a time to commands
@@ -12,6 +13,8 @@
 //! what it jitters. So a new run is the replay of a short journal and a recovered run the replay of a longer
 //! one, and every property can be proven without a database.
 
+mod act;
+pub mod action;
 pub mod checker;
 pub mod decide;
 pub mod event;
@@ -21,6 +24,8 @@ mod names;
 pub mod plan;
 pub mod state;
 
+pub use act::judge_action;
+pub use action::{Action, Fate, RollBack, Verb};
 pub use decide::{Command, Decision, decide, step_event};
 pub use event::{
     ActivityError, Answer, Applied, ClaimReason, CourseId, Direction, Event, Journaled, Outcome, Row,
@@ -30,7 +35,7 @@ pub use json::{Json, canonical};
 pub use judge::{judge, judge_probe};
 pub use names::{ClaimNo, Epoch, RunId, Seq, StepIx, StepName};
 pub use plan::{ActivitySpec, Catalog, CheckError, Plan, PlanSpec, Problem};
-pub use state::{Course, CourseAt, Illegal, Phase, State, Status};
+pub use state::{Course, CourseAt, Illegal, Phase, STATUSES, Signal, State, Status, Wait};
 
 /// All times of the engine are the database's, in UTC.
 pub type Time = chrono::DateTime<chrono::Utc>;

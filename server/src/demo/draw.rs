@@ -52,7 +52,7 @@ pub(super) fn tree(view: &View, now: Time, style: &Style) -> Vec<String> {
     let name_width = plan.steps().map(|(_, step)| step.name.chars().count()).max().unwrap_or(0);
     let state = &view.state;
     let status = state.status().as_str().replace('_', " ");
-    let until = if state.status().is_over() { state.at().unwrap_or(now) } else { now };
+    let until = if state.status().is_end() { state.at().unwrap_or(now) } else { now };
     let head = format!("  {status}  {}  run {}", seconds(until - view.begun), state.run());
     let mut lines = vec![clipped(&head, style.width - 1, style.unicode)];
     if let Some(because) = &view.because {
@@ -141,7 +141,8 @@ fn look(view: &View, ix: StepIx, now: Time) -> (Look, CourseId, String) {
         format!("again in {wait}; attempt {} failed: {}", state.course(course).attempts, error(course))
     };
     match &state.course(undo).at {
-        CourseAt::Untouched => {}
+        CourseAt::Untouched | CourseAt::Waiting(_) => {}
+        CourseAt::Skipped { .. } => return (Look::Undone, undo, "by hand".into()),
         CourseAt::Running => return (Look::Undoing, undo, attempts(undo)),
         CourseAt::BackingOff { until } => return (Look::Undoing, undo, again(undo, *until)),
         CourseAt::InDoubt { .. } => return (Look::InDoubt, undo, "its undo is simply done again".into()),
@@ -160,6 +161,8 @@ fn look(view: &View, ix: StepIx, now: Time) -> (Look, CourseId, String) {
     match &state.course(forward).at {
         CourseAt::Untouched => (Look::Waits, forward, String::new()),
         CourseAt::Running => (Look::Runs, forward, attempts(forward)),
+        CourseAt::Waiting(_) => (Look::Waits, forward, state.waits_for().unwrap_or_default()),
+        CourseAt::Skipped { .. } => (Look::Done, forward, "an operator says so".into()),
         CourseAt::BackingOff { until } => (Look::Retries, forward, again(forward, *until)),
         CourseAt::InDoubt { .. } => {
             (Look::InDoubt, forward, "it began, and nobody knows whether it had its effect".into())

@@ -135,7 +135,7 @@ impl Demo<'_> {
     async fn earlier(&self, engine: &Engine) -> Result<Option<Earlier>, Trouble> {
         let id = self.stage.id();
         let Some(info) = newest(engine, &id).await? else { return Ok(None) };
-        let over = info.status.is_over();
+        let over = info.status.is_end();
         if over && !self.stage.was_left_at(info.run) {
             return Ok(None);
         }
@@ -259,7 +259,7 @@ impl Demo<'_> {
                     }
                     journal.push(entry);
                     let status = view.state.status();
-                    if status.settles() && !status.is_over() {
+                    if status.settles() && !status.is_end() {
                         return Err(self.unexpected(view, status));
                     }
                 }

@@ -61,7 +61,7 @@ impl View {
                 let ended = before.unwrap_or(journaled.at);
                 self.traces.values_mut().for_each(|trace| trace.pause(ended));
             }
-            Event::RollingBack { because } => self.because = Some(because.clone()),
+            Event::RollingBack { because, .. } => self.because = Some(because.clone()),
             Event::Step { course, what, .. } => {
                 let trace = self.traces.entry(*course).or_default();
                 match what {
@@ -113,13 +113,23 @@ impl View {
         let (course, attempt, what) = match event {
             Event::Submitted => return None,
             Event::Claimed { node, .. } => return Some(format!("{:<17} by node {node}", "taken over")),
-            Event::RollingBack { because } => return Some(format!("{:<17} {because}", "rolling back")),
-            Event::Stuck { steps } => {
-                return Some(format!("{:<17} undos failed: {}", "stuck", steps.join(", ")));
+            Event::RollingBack { because, .. } => return Some(format!("{:<17} {because}", "rolling back")),
+            Event::Committing { because } => return Some(format!("{:<17} {because}", "committing")),
+            Event::Stuck { steps, resources } => {
+                let left: Vec<_> = steps.iter().chain(resources).map(String::as_str).collect();
+                return Some(format!("{:<17} not undone: {}", "stuck", left.join(", ")));
+            }
+            Event::Acted(action) => {
+                return Some(format!("{:<17} by {}", action.verb.name(), action.who));
+            }
+            Event::Refused { action, because } => {
+                return Some(format!("{:<17} by {}: refused, {because}", action.verb.name(), action.who));
             }
             Event::Quarantined { why } => return Some(format!("{:<17} {why}", "left alone")),
             Event::Finished { outcome: Outcome::Succeeded } => return Some("succeeded".into()),
+            Event::Finished { outcome: Outcome::Committed } => return Some("committed".into()),
             Event::Finished { outcome: Outcome::RolledBack } => return Some("rolled back".into()),
+            Event::Finished { outcome: Outcome::Closed } => return Some("closed".into()),
             Event::Step { course, attempt, what, .. } => (*course, *attempt, what),
         };
         let trace = self.trace(course).cloned().unwrap_or_default();
@@ -153,7 +163,12 @@ impl View {
                 format!("attempt {attempt} was in doubt; a look at the world {found}")
             }
             StepEvent::Held { why } => format!("waits for an operator: {why}"),
-            StepEvent::Retried => "begins anew".into(),
+            StepEvent::Retried { .. } => "begins anew".into(),
+            StepEvent::Hastened => "waits no longer".into(),
+            StepEvent::Skipped { .. } => "counts as done".into(),
+            StepEvent::Recalled => "is to be undone".into(),
+            StepEvent::Waived => "may start without its proof".into(),
+            StepEvent::Resource { kind, name, fate, .. } => format!("{kind} {name}: {fate}"),
         };
         Some(format!("{:<17} {what}", self.name(course)))
     }

@@ -73,7 +73,7 @@ pub(super) fn on_failure(reading: &Reading<'_>, found: &mut Findings) {
                     StepEvent::Failed { retry_at: None, .. } if step.on_failure == OnFailure::RollBack => {
                         fatal.insert(course.step);
                     }
-                    StepEvent::Retried => {
+                    StepEvent::Retried { .. } => {
                         fatal.remove(&course.step);
                     }
                     StepEvent::Started { .. } => {
@@ -151,7 +151,7 @@ pub(super) fn held(reading: &Reading<'_>, found: &mut Findings) {
 pub(super) fn stuck(reading: &Reading<'_>, found: &mut Findings) {
     let mut ways: Option<Vec<Option<usize>>> = None;
     for (pos, journaled) in reading.events.iter().enumerate() {
-        let Event::Stuck { steps: named } = &journaled.event else { continue };
+        let Event::Stuck { steps: named, .. } = &journaled.event else { continue };
         let clear = ways.get_or_insert_with(|| reading.out_of_the_way());
         let mut wrong = |what: String| {
             let message =

@@ -47,7 +47,7 @@ pub(super) fn moves(reading: &Reading<'_>, course: &CourseLog<'_>, found: &mut F
             );
             found.add(RuleId::Grammar, step.seq, message);
         }
-        let anew = matches!(event, StepEvent::Retried);
+        let anew = matches!(event, StepEvent::Retried { .. });
         let due = (
             generation.saturating_add(u32::from(anew)),
             if anew { step.attempt } else { attempt.saturating_add(u32::from(step.is_start())) },
@@ -82,7 +82,11 @@ fn may_follow(standing: Standing, event: &StepEvent, forward: bool, last: Option
         }
         StepEvent::Probed { .. } => standing == Doubt && forward,
         StepEvent::Held { .. } => matches!(standing, Failed | Doubt) && forward,
-        StepEvent::Retried => matches!(standing, Failed | Held | BackingOff),
+        StepEvent::Retried { .. } => matches!(standing, Failed | Held | BackingOff | Doubt),
+        StepEvent::Hastened => matches!(standing, Failed | Held | BackingOff | Doubt),
+        StepEvent::Skipped { .. } => standing != Flying,
+        StepEvent::Recalled | StepEvent::Waived => forward,
+        StepEvent::Resource { .. } => true,
     }
 }
 
@@ -96,7 +100,12 @@ fn verb(event: &StepEvent) -> &'static str {
         StepEvent::Failed { .. } => "fails",
         StepEvent::Probed { .. } => "is probed",
         StepEvent::Held { .. } => "is held",
-        StepEvent::Retried => "begins anew",
+        StepEvent::Retried { .. } => "begins anew",
+        StepEvent::Hastened => "is hastened",
+        StepEvent::Skipped { .. } => "is skipped",
+        StepEvent::Recalled => "is recalled",
+        StepEvent::Waived => "is let go without its proof",
+        StepEvent::Resource { .. } => "tells of a resource",
     }
 }
 

@@ -25,7 +25,7 @@ pub(super) fn agrees(reading: &Reading<'_>, index: &Index, found: &mut Findings)
     let Some(last) = reading.events.last() else { return };
     let mut wrong = |what: String| found.add(RuleId::Index, None, what);
     // An owner that died right after its claim left no event of it; a run that is over has no such owner.
-    if index.claim < last.claim || (index.status.is_over() && index.claim != last.claim) {
+    if index.claim < last.claim || (index.status.is_end() && index.claim != last.claim) {
         wrong(format!(
             "the index is at claim {}, the journal at {}: the fence and the history have parted",
             index.claim, last.claim
@@ -58,7 +58,7 @@ pub(super) fn agrees(reading: &Reading<'_>, index: &Index, found: &mut Findings)
         people.then_some("an operator's decision"),
     ];
     let reasons: Vec<_> = reasons.into_iter().flatten().collect();
-    if index.status.is_over() {
+    if index.status.is_end() {
         if !reasons.is_empty() {
             wrong(format!("the run is over, but the index has {} for it", reasons.join(" and ")));
         }
@@ -74,7 +74,9 @@ fn expected(reading: &Reading<'_>) -> Vec<Status> {
     if let Some((_, outcome)) = reading.ended {
         return vec![match outcome {
             Outcome::Succeeded => Status::Succeeded,
+            Outcome::Committed => Status::Committed,
             Outcome::RolledBack => Status::RolledBack,
+            Outcome::Closed => Status::Closed,
         }];
     }
     let any = |is: fn(&Event) -> bool| reading.events.iter().any(|journaled| is(&journaled.event));
@@ -85,7 +87,7 @@ fn expected(reading: &Reading<'_>) -> Vec<Status> {
         // An operator's retry takes it out of there.
         let last = reading.events.iter().rev().find_map(|journaled| match &journaled.event {
             Event::Stuck { .. } => Some(Status::Stuck),
-            Event::Step { what: StepEvent::Retried, .. } => Some(Status::RollingBack),
+            Event::Step { what: StepEvent::Retried { .. }, .. } => Some(Status::RollingBack),
             _ => None,
         });
         return vec![last.unwrap_or(Status::RollingBack)];

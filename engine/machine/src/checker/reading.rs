@@ -67,7 +67,12 @@ impl<'a> Reading<'a> {
                 Event::Finished { outcome } => {
                     reading.ended = reading.ended.or(Some((pos, *outcome)));
                 }
-                Event::Submitted | Event::Stuck { .. } | Event::Quarantined { .. } => {}
+                Event::Submitted
+                | Event::Stuck { .. }
+                | Event::Quarantined { .. }
+                | Event::Acted(_)
+                | Event::Refused { .. }
+                | Event::Committing { .. } => {}
             }
         }
         reading

@@ -29,7 +29,7 @@ pub(super) fn retries(reading: &Reading<'_>, course: &CourseLog<'_>, found: &mut
     let mut count = Count::default();
     for m in &course.moves {
         match m.what {
-            What::Said(StepEvent::Retried) => count = Count::default(),
+            What::Said(StepEvent::Retried { .. }) => count = Count::default(),
             What::Said(StepEvent::Started { .. }) => {
                 if let Some(due) = count.retry_at.take().filter(|due| before(m.at, *due)) {
                     let message = format!(

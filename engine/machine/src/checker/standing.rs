@@ -174,7 +174,10 @@ pub(super) fn standing_after(direction: Direction, last: Option<&Move<'_>>) -> S
             },
             StepEvent::Probed { .. } => Standing::Doubt,
             StepEvent::Held { .. } => Standing::Held,
-            StepEvent::Retried => Standing::Fresh,
+            StepEvent::Retried { .. } | StepEvent::Waived => Standing::Fresh,
+            StepEvent::Hastened => Standing::BackingOff,
+            StepEvent::Skipped { .. } | StepEvent::Recalled => Standing::Succeeded,
+            StepEvent::Resource { .. } => Standing::Flying,
         },
     }
 }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use serde_json::{Value, json};
 
-use super::spec::{Effect, OnFailure, PlanSpec, Retry, Span, StepSpec, UndoSpec};
+use super::spec::{Commit, Effect, OnFailure, PlanSpec, Proof, Retry, Span, StepSpec, UndoSpec};
 use super::{Catalog, CheckError, Plan, binding};
 
 /// Builds a plan step by step.
@@ -64,6 +64,8 @@ impl PlanBuilder {
                 undo_retry: None,
                 timeout: None,
                 settle_within: None,
+                commit: None,
+                override_alone: false,
                 steps: Vec::new(),
             },
         }
@@ -99,6 +101,28 @@ impl PlanBuilder {
         self
     }
 
+    /// How the run becomes final once all steps are done.
+    pub fn commit(&mut self, commit: Commit) -> &mut Self {
+        self.spec.commit = Some(commit);
+        self
+    }
+
+    /// One person alone may override a proof.
+    pub fn override_alone(&mut self) -> &mut Self {
+        self.spec.override_alone = true;
+        self
+    }
+
+    /// Adds a step that waits: `for`, `until`, `signal`, `within`.
+    pub fn wait(&mut self, name: impl Into<String>, input: Value) -> StepBuilder<'_> {
+        self.step(name, "wait").input(input)
+    }
+
+    /// Adds a step that waits until people with this right have said yes.
+    pub fn approve(&mut self, name: impl Into<String>, right: impl Into<String>) -> StepBuilder<'_> {
+        self.step(name, "approve").input(json!({ "right": right.into() }))
+    }
+
     /// Adds a step. It still needs its undo, or a reason why there is nothing to undo.
     pub fn step(&mut self, name: impl Into<String>, activity: impl Into<String>) -> StepBuilder<'_> {
         self.spec.steps.push(StepSpec {
@@ -112,6 +136,9 @@ impl PlanBuilder {
             retry: None,
             timeout: None,
             on_failure: OnFailure::default(),
+            requires: Vec::new(),
+            point_of_no_return: false,
+            finalize: false,
             effect: None,
         });
         StepBuilder { plan: &mut self.spec }
@@ -190,6 +217,22 @@ impl StepBuilder<'_> {
     /// What its final failure does.
     pub fn on_failure(self, on_failure: OnFailure) -> Self {
         self.edit(|step| step.on_failure = on_failure)
+    }
+
+    /// What an earlier step's output has to say before it starts.
+    pub fn requires(self, step: &Output, at: impl Into<String>, equals: Value) -> Self {
+        let proof = Proof { step: step.name.clone(), at: at.into(), equals };
+        self.edit(|step| step.requires.push(proof))
+    }
+
+    /// Once it may have had its effect, nothing is rolled back by itself.
+    pub fn point_of_no_return(self) -> Self {
+        self.edit(|step| step.point_of_no_return = true)
+    }
+
+    /// It runs when the run is committed.
+    pub fn finalize(self) -> Self {
+        self.edit(|step| step.finalize = true)
     }
 
     /// What is known of its effect, in place of what the activity says.

@@ -16,10 +16,11 @@ use serde_json::value::RawValue;
 use sha2::{Digest, Sha256};
 
 use super::binding::{self, Bound, Source, Template};
+use super::builtin::{Kind, LITERAL, builtin, kind};
 use super::problem::{CheckError, Problems, Rule, clipped, listed, tamed};
 use super::schema::Shape;
-use super::spec::{OnFailure, PlanSpec, Retry, Span, StepSpec};
-use super::{Catalog, Plan, Step, Work, graph, limits};
+use super::spec::{Ending, OnFailure, PlanSpec, Proof, Retry, Span, StepSpec};
+use super::{ActivitySpec, Catalog, Plan, Required, Step, Work, graph, limits};
 use crate::json::{Json, canonical, unfit};
 use crate::names::{StepIx, StepName};
 
@@ -117,7 +118,7 @@ fn seal(spec: &mut PlanSpec, catalog: &dyn Catalog, problems: &mut Problems) {
     spec.timeout.get_or_insert(DEFAULT_TIMEOUT);
     spec.settle_within.get_or_insert(DEFAULT_SETTLE);
     for step in &mut spec.steps {
-        let Some(activity) = catalog.activity(&step.activity) else { continue };
+        let Some(activity) = known(catalog, &step.activity) else { continue };
         let known = activity.effect;
         let effect = step.effect.get_or_insert(known);
         if effect.probed && !known.probed {
@@ -168,6 +169,24 @@ fn form(spec: &PlanSpec, problems: &mut Problems) -> bool {
     if spec.timeout.is_some_and(|timeout| timeout.0.is_zero()) {
         problems.add(None, Rule::Patience, NO_TIME.into());
     }
+    if let Some(commit) = &spec.commit {
+        if commit.within.is_some() != commit.then.is_some() {
+            let message = "its \"commit\" states one of \"within\" and \"then\"; they belong together";
+            problems.add(None, Rule::Commit, message.into());
+        }
+        if let Some(signal) = &commit.signal {
+            named(signal, "the signal that commits", None, problems);
+        }
+        if commit.then == Some(Ending::RollBack)
+            && let Some(step) = spec.steps.iter().find(|step| step.point_of_no_return)
+        {
+            let message = "is a point of no return, but the plan's \"commit\" rolls it back by itself";
+            problems.add(Some(&step.name), Rule::Commit, message.into());
+        }
+    } else if let Some(step) = spec.steps.iter().find(|step| step.finalize) {
+        let message = "runs when the run is committed, but the plan has no \"commit\"";
+        problems.add(Some(&step.name), Rule::Commit, message.into());
+    }
     let mut fit = true;
     for step in &spec.steps {
         fit &= form_of_step(step, problems);
@@ -181,7 +200,17 @@ fn form_of_step(step: &StepSpec, problems: &mut Problems) -> bool {
     let name = Some(step.name.as_str());
     named(&step.name, "the step", name, problems);
     titled(step.title.as_deref(), "the title", name, problems);
+    // A wait leaves nothing behind, and what a commit has finished is not undone.
+    let needs_undo = kind(&step.activity) == Kind::Call && !step.finalize;
     match (&step.undo, &step.nothing_to_undo) {
+        (Some(_), None) if !needs_undo => {
+            problems.add(
+                name,
+                Rule::Undo,
+                "has an \"undo\", but there is nothing to undo in such a step".into(),
+            );
+        }
+        (None, None) if !needs_undo => {}
         (None, None) => problems.add(
             name,
             Rule::Undo,
@@ -341,6 +370,10 @@ fn link(spec: &PlanSpec, trust: Trust, problems: &mut Problems) -> Linked {
             undo,
             on_failure: step.on_failure,
             effect: step.effect.unwrap_or_default(),
+            kind: kind(&step.activity),
+            requires: bind.requires(&step.requires, problems),
+            point_of_no_return: step.point_of_no_return,
+            finalize: step.finalize,
             after,
             before,
         });
@@ -404,6 +437,30 @@ impl Bindings<'_> {
         Template::new(input.clone(), bound)
     }
 
+    /// What has to be proven, by steps that come before.
+    fn requires(&self, proofs: &[Proof], problems: &mut Problems) -> Vec<Required> {
+        let mut required = Vec::with_capacity(proofs.len());
+        for proof in proofs {
+            match self.source(&proof.step, false) {
+                Ok((Source::Step(step), rest)) if rest.is_empty() => {
+                    required.push(Required { step, at: proof.at.clone(), equals: proof.equals.clone() });
+                }
+                Ok(_) => problems.add(
+                    Some(self.name),
+                    Rule::Proof,
+                    format!(
+                        "requires a proof of \"{}\", which is no step of this plan",
+                        clipped(&proof.step)
+                    ),
+                ),
+                Err(wrong) => {
+                    problems.add(Some(self.name), Rule::Proof, format!("a proof that it requires {wrong}"));
+                }
+            }
+        }
+        required
+    }
+
     fn source(&self, text: &str, in_undo: bool) -> Result<(Source, String), String> {
         let (name, path) = binding::split(text);
         let path = path.to_owned();
@@ -429,20 +486,47 @@ impl Bindings<'_> {
     }
 }
 
+/// The activity of that name: the engine's own, or one of those there are.
+fn known<'a>(catalog: &'a dyn Catalog, name: &str) -> Option<&'a ActivitySpec> {
+    builtin(name).or_else(|| catalog.activity(name))
+}
+
+/// What waits cannot undo anything.
+fn known_of<'a>(catalog: &'a dyn Catalog, name: &str, in_undo: bool) -> Option<&'a ActivitySpec> {
+    known(catalog, name).filter(|_| !in_undo || kind(name) == Kind::Call)
+}
+
 /// What needs the activities: that they exist, and that inputs and bindings fit their schemas.
 fn against_catalog(linked: &Linked, catalog: &dyn Catalog, problems: &mut Problems) {
     let mut shapes: HashMap<&str, Shape> = HashMap::new();
-    let known = listed(&catalog.names(), ", ");
+    let there_are = listed(&catalog.names(), ", ");
     for step in &linked.steps {
+        commits(linked, step, problems);
+        for proof in &step.requires {
+            let Some(from) = linked.steps.get(proof.step.index()) else { continue };
+            let possible = known(catalog, &from.forward.activity)
+                .is_none_or(|activity| super::schema::at(&activity.output, &proof.at).possible);
+            if !possible || !(proof.at.is_empty() || proof.at.starts_with('/')) {
+                let message = format!(
+                    "requires a proof at \"{}\" of {}, whose output has no such place",
+                    clipped(&proof.at),
+                    from.name
+                );
+                problems.add(Some(&step.name), Rule::Proof, message);
+            }
+        }
+        if step.kind != Kind::Call {
+            waits(step, problems);
+        }
         let halves =
             std::iter::once((false, &step.forward)).chain(step.undo.as_ref().map(|undo| (true, undo)));
         for (in_undo, work) in halves {
             if problems.full() {
                 return;
             }
-            let Some(activity) = catalog.activity(&work.activity) else {
+            let Some(activity) = known_of(catalog, &work.activity, in_undo) else {
                 let message = format!(
-                    "its {} runs \"{}\", which is no activity here; there are {known}",
+                    "its {} runs \"{}\", which is no activity here; there are {there_are}",
                     if in_undo { "undo" } else { "step" },
                     clipped(&work.activity),
                 );
@@ -475,6 +559,56 @@ fn against_catalog(linked: &Linked, catalog: &dyn Catalog, problems: &mut Proble
     }
 }
 
+/// What runs after the commit, and what before it.
+fn commits(linked: &Linked, step: &Step, problems: &mut Problems) {
+    if step.finalize {
+        return;
+    }
+    for ix in &step.after {
+        if let Some(before) = linked.steps.get(ix.index()).filter(|before| before.finalize) {
+            let message = format!("comes after {}, which runs only when the run is committed", before.name);
+            problems.add(Some(&step.name), Rule::Commit, message);
+        }
+    }
+}
+
+/// What a wait must say in so many words: it decides who may say what to the run.
+fn waits(step: &Step, problems: &mut Problems) {
+    for bound in step.forward.input.bound() {
+        if bound.at.is_empty() || LITERAL.iter().any(|field| bound.at.starts_with(field)) {
+            let message = format!(
+                "its input at \"{}\" is read from a step; it must stand in the plan",
+                clipped(&bound.at)
+            );
+            problems.add(Some(&step.name), Rule::Binding, message);
+        }
+    }
+    let input = step.forward.input.written();
+    for field in ["for", "within"] {
+        if let Some(text) = input.get(field).and_then(serde_json::Value::as_str)
+            && let Err(error) = humantime::parse_duration(text)
+        {
+            let message = format!("its input at \"/{field}\" is no length of time such as \"30s\": {error}");
+            problems.add(Some(&step.name), Rule::Input, message);
+        }
+    }
+    if let Some(text) = input.get("until").and_then(serde_json::Value::as_str)
+        && let Err(error) = text.parse::<crate::Time>()
+    {
+        let message = format!("its input at \"/until\" is no time such as \"2026-01-31T02:00:00Z\": {error}");
+        problems.add(Some(&step.name), Rule::Input, message);
+    }
+    if let Some(schema) = input.get("schema")
+        && let Some(wrong) = Shape::new(schema).unusable()
+    {
+        problems.add(
+            Some(&step.name),
+            Rule::Input,
+            format!("its input at \"/schema\" is no schema: {wrong}"),
+        );
+    }
+}
+
 /// Why what a binding reads cannot stand where it is written.
 fn misfit(
     linked: &Linked,
@@ -490,7 +624,7 @@ fn misfit(
             (from, from.on_failure == OnFailure::Continue)
         }
     };
-    let source = catalog.activity(&from.forward.activity)?;
+    let source = known(catalog, &from.forward.activity)?;
     let output = super::schema::at(&source.output, &bound.path);
     if !output.possible {
         return Some(format!(
@@ -517,6 +651,7 @@ fn fix(spec: PlanSpec, linked: Linked, text: &str) -> Plan {
     let activities: BTreeSet<String> = steps
         .iter()
         .flat_map(|step| std::iter::once(&step.forward).chain(&step.undo))
+        .filter(|work| builtin(&work.activity).is_none())
         .map(|work| work.activity.clone())
         .collect();
     Plan {

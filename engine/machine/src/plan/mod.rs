@@ -7,6 +7,7 @@
 
 mod binding;
 mod builder;
+pub(crate) mod builtin;
 mod check;
 mod graph;
 mod picture;
@@ -25,9 +26,10 @@ use crate::names::{StepIx, StepName};
 
 pub use binding::{Bound, Source, Template};
 pub use builder::{Output, PlanBuilder, StepBuilder, output};
+pub use builtin::{Kind, builtin};
 pub use preview::{Certainty, Undoing};
 pub use problem::{CheckError, Problem, Rule};
-pub use spec::{Effect, OnFailure, PlanSpec, Retry, Span, StepSpec, UndoSpec};
+pub use spec::{Commit, Effect, Ending, OnFailure, PlanSpec, Proof, Retry, Span, StepSpec, UndoSpec};
 
 /// What a plan may not exceed, so that checking it stays O(steps + edges) and a run fits into memory.
 pub mod limits {
@@ -100,10 +102,29 @@ pub struct Step {
     pub on_failure: OnFailure,
     /// What is known of its effect.
     pub effect: Effect,
+    /// Who runs it.
+    pub kind: Kind,
+    /// What has to be proven before it starts.
+    pub requires: Vec<Required>,
+    /// Once it may have had its effect, nothing is rolled back by itself.
+    pub point_of_no_return: bool,
+    /// It runs when the run is committed.
+    pub finalize: bool,
     /// The steps that it comes after.
     pub after: Vec<StepIx>,
     /// The steps that come after it.
     pub before: Vec<StepIx>,
+}
+
+/// What a step's output has to say.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Required {
+    /// Whose.
+    pub step: StepIx,
+    /// Where, as a JSON pointer.
+    pub at: String,
+    /// What.
+    pub equals: Value,
 }
 
 /// An activity with its input and its patience: the same for a step and for its undo.
@@ -179,6 +200,27 @@ impl Plan {
     #[allow(clippy::indexing_slicing, reason = "only a plan makes a StepIx, and it never loses a step")]
     pub fn step(&self, ix: StepIx) -> &Step {
         &self.steps[ix.index()]
+    }
+
+    /// The steps that wait for a signal of this name, and what it has to bring.
+    pub fn listeners(&self, signal: &str) -> impl Iterator<Item = (StepIx, Option<&Value>)> {
+        self.steps().filter(|(_, step)| step.kind == Kind::Wait).filter_map(move |(ix, step)| {
+            let input = step.forward.input.written();
+            (input.get("signal")?.as_str()? == signal).then(|| (ix, input.get("schema")))
+        })
+    }
+
+    /// Every signal that some step waits for, or that commits the run.
+    pub fn signals(&self) -> Vec<&str> {
+        let mut names: Vec<_> = self
+            .steps()
+            .filter(|(_, step)| step.kind == Kind::Wait)
+            .filter_map(|(_, step)| step.forward.input.written().get("signal")?.as_str())
+            .chain(self.spec.commit.as_ref().and_then(|commit| commit.signal.as_deref()))
+            .collect();
+        names.sort_unstable();
+        names.dedup();
+        names
     }
 
     /// Reads the plan out of a run's first event: data that was checked when it was submitted, so only its

@@ -53,6 +53,10 @@ pub enum Rule {
     Effect,
     /// Retries and timeouts come to an end.
     Patience,
+    /// A proof is read from a step that comes before, at a place that can be there.
+    Proof,
+    /// What runs before the commit and what after it, and what happens if nobody commits.
+    Commit,
 }
 
 impl fmt::Display for Rule {
@@ -69,6 +73,8 @@ impl fmt::Display for Rule {
             Rule::Undo => "undo",
             Rule::Effect => "effect",
             Rule::Patience => "patience",
+            Rule::Proof => "proof",
+            Rule::Commit => "commit",
         };
         f.write_str(name)
     }

@@ -27,6 +27,12 @@ pub struct PlanSpec {
     /// How long a rollback waits for attempts that are still in flight.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub settle_within: Option<Span>,
+    /// What comes after the last step. Left out: nothing, and whoever wants to can roll the run back while it is kept.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub commit: Option<Commit>,
+    /// One person alone may override a proof that a step requires.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub override_alone: bool,
     /// The steps.
     pub steps: Vec<StepSpec>,
 }
@@ -67,9 +73,56 @@ pub struct StepSpec {
     /// What its final failure does.
     #[serde(default, skip_serializing_if = "is_default")]
     pub on_failure: OnFailure,
+    /// What other steps' outputs have to say before it starts. That a step was skipped, or has no output, is no proof.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub requires: Vec<Proof>,
+    /// Once it may have had its effect, nothing is rolled back by itself: what fails is held.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub point_of_no_return: bool,
+    /// It runs when the run is committed, and is never undone. If it fails for good it is held.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub finalize: bool,
     /// What is known of the effect. Left out: what the activity says of itself.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub effect: Option<Effect>,
+}
+
+/// What a step's output has to say before another one starts.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Proof {
+    /// Whose output.
+    pub step: String,
+    /// Where in it, as a JSON pointer; empty for all of it.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub at: String,
+    /// What has to stand there.
+    pub equals: Value,
+}
+
+/// How a run that has succeeded becomes final. Until then it holds its exclusive key.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Commit {
+    /// How long somebody has to decide. Left out: for ever.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub within: Option<Span>,
+    /// What happens if nobody has.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub then: Option<Ending>,
+    /// The signal that commits it; an operator can at any time.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub signal: Option<String>,
+}
+
+/// What happens to a run that nobody decided about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Ending {
+    /// It is made final.
+    Commit,
+    /// It is undone.
+    RollBack,
 }
 
 /// The undo of a step as it is written.

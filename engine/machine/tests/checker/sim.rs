@@ -177,7 +177,7 @@ impl Sim {
         let people = matches!(status, Status::Held | Status::Stuck | Status::Quarantined);
         let wake = decide(&self.state, self.now, 1).wake_at;
         let (mut owner, mut due_at) = (None, None);
-        if !status.is_over() && !people {
+        if !status.is_end() && !people {
             if let (true, Some(at)) = (self.dice.0.is_multiple_of(2), wake)
                 && self.state.running() == 0
             {
@@ -364,7 +364,10 @@ impl Sim {
                 self.claim(ClaimReason::Free);
             }
             10 if self.state.phase() == Phase::Forward => {
-                self.append(Event::RollingBack { because: "an operator said so".into() });
+                self.append(Event::RollingBack {
+                    because: "an operator said so".into(),
+                    how: Default::default(),
+                });
             }
             11 if self.dice.chance(10) => {
                 self.append(Event::Quarantined { why: "it kills its nodes".into() });
@@ -380,7 +383,10 @@ impl Sim {
         }
         let forward = self.state.phase() == Phase::Forward;
         if forward && self.dice.chance(30) {
-            self.append(Event::RollingBack { because: "an operator gave up".into() });
+            self.append(Event::RollingBack {
+                because: "an operator gave up".into(),
+                how: Default::default(),
+            });
             return true;
         }
         let waits = self.plan.steps().map(|(ix, _)| ix).find_map(|ix| {
@@ -407,7 +413,12 @@ impl Sim {
 
     pub fn retry(&mut self, id: CourseId) {
         let generation = self.state.course(id).generation + 1;
-        self.append(Event::Step { course: id, generation, attempt: 0, what: StepEvent::Retried });
+        self.append(Event::Step {
+            course: id,
+            generation,
+            attempt: 0,
+            what: StepEvent::Retried { input: None },
+        });
     }
 
     /// The journal as text, one line an event.

@@ -67,7 +67,7 @@ fn a_decision_looks_only_at_what_can_be_done() {
 fn a_rollback_that_finds_nothing_started_ends_without_recursion() {
     let plan = checked(spec(chain()));
     let mut sim = Sim::new(plan);
-    sim.append(Event::RollingBack { because: "a test".into() });
+    sim.append(Event::RollingBack { because: "a test".into(), how: Default::default() });
     assert_eq!(sim.rush(), End::RolledBack);
     assert_eq!(sim.journal.len(), 4);
 }

@@ -138,7 +138,7 @@ fn storm(plan: Arc<Plan>, weather: Weather, seed: u64) -> Sim {
     sim.blind = weather.fails;
     sim.room = [1, 2, 100][dice.pick(3)];
     for _ in 0..150 {
-        if sim.state.status().is_over() {
+        if sim.state.status().is_end() {
             break;
         }
         sim.wakes_in_time();
@@ -176,9 +176,16 @@ fn meddle(sim: &mut Sim, dice: &mut Dice) {
         CourseAt::Failed { .. } if !back && settled => {}
         CourseAt::Failed { .. } | CourseAt::Held { .. } | CourseAt::BackingOff { .. } => {
             let generation = course.generation + 1;
-            sim.append(Event::Step { course: id, generation, attempt: 0, what: StepEvent::Retried });
+            sim.append(Event::Step {
+                course: id,
+                generation,
+                attempt: 0,
+                what: StepEvent::Retried { input: None },
+            });
         }
-        _ if !back && dice.chance(10) => sim.append(Event::RollingBack { because: "so be it".into() }),
+        _ if !back && dice.chance(10) => {
+            sim.append(Event::RollingBack { because: "so be it".into(), how: Default::default() })
+        }
         _ => {}
     }
 }
@@ -233,7 +240,7 @@ proptest! {
         for cut in 1..=rows.len() {
             let state = loaded(sim.plan(), &rows[..cut], 1000);
             poke(&state);
-            if state.status().is_over() {
+            if state.status().is_end() {
                 continue;
             }
             let now = state.at().unwrap();

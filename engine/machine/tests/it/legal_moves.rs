@@ -25,7 +25,7 @@ fn moves(state: &State, id: CourseId) -> Vec<(&'static str, Event)> {
     let later = Some(state.at().unwrap() + TimeDelta::seconds(5));
     let about = |what: StepEvent| {
         let attempt = course.attempts + u32::from(matches!(what, StepEvent::Started { .. }));
-        let generation = course.generation + u32::from(what == StepEvent::Retried);
+        let generation = course.generation + u32::from(what == StepEvent::Retried { input: None });
         Event::Step { course: id, generation, attempt, what }
     };
     vec![
@@ -38,7 +38,7 @@ fn moves(state: &State, id: CourseId) -> Vec<(&'static str, Event)> {
         ("failed for good", about(failed(Applied::Maybe, None))),
         ("probed: absent", about(probed(Answer::Absent))),
         ("held", about(StepEvent::Held { why: String::new() })),
-        ("retried", about(StepEvent::Retried)),
+        ("retried", about(StepEvent::Retried { input: None })),
     ]
 }
 
@@ -81,7 +81,7 @@ fn back(of_b: &[&str], undo_of_b: &[&str], undo_of_a: &[&str]) -> Sim {
     for says in of_b {
         told(&mut sim, b, says);
     }
-    sim.append(Event::RollingBack { because: "a test".into() });
+    sim.append(Event::RollingBack { because: "a test".into(), how: Default::default() });
     for (name, path) in [("b", undo_of_b), ("a", undo_of_a)] {
         let id = of(&sim, name, Direction::Undo);
         for says in path {
@@ -208,7 +208,7 @@ fn every_event_of_a_run_is_legal_or_refused_as_this_table_says() {
     left_alone.append(Event::Quarantined { why: "a test".into() });
     let jammed = back(undone, &["started", "failed for good"], &[]);
     let mut stuck = jammed.clone();
-    stuck.append(Event::Stuck { steps: vec!["b".into()] });
+    stuck.append(Event::Stuck { steps: vec!["b".into()], resources: vec![] });
     let places = [
         ("unread", State::new(RunId(uuid::Uuid::nil()), chain(&["a"]))),
         ("new", new.state),
@@ -224,8 +224,8 @@ fn every_event_of_a_run_is_legal_or_refused_as_this_table_says() {
     let events = [
         ("submitted", Event::Submitted),
         ("claimed", Event::Claimed { node: "n".into(), reason: ClaimReason::LostLease }),
-        ("rolling_back", Event::RollingBack { because: String::new() }),
-        ("stuck", Event::Stuck { steps: vec![] }),
+        ("rolling_back", Event::RollingBack { because: String::new(), how: Default::default() }),
+        ("stuck", Event::Stuck { steps: vec![], resources: vec![] }),
         ("quarantined", Event::Quarantined { why: String::new() }),
         ("finished: succeeded", Event::Finished { outcome: Outcome::Succeeded }),
         ("finished: rolled back", Event::Finished { outcome: Outcome::RolledBack }),

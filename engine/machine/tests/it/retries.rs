@@ -101,7 +101,7 @@ fn no_time_is_too_late_to_be_reckoned_with() {
 fn nothing_is_tried_again_once_the_run_has_turned_round() {
     let mut sim = Sim::new(checked(spec(vec![step("a", &[])])));
     sim.step(&mut Dice::First);
-    sim.append(Event::RollingBack { because: "a test".into() });
+    sim.append(Event::RollingBack { because: "a test".into(), how: Default::default() });
     let a = CourseId::forward(sim.plan().find("a").unwrap());
     let judged = judge(&sim.state, a, error(true, Applied::No), sim.now);
     assert!(matches!(judged, StepEvent::Failed { retry_at: None, .. }));
@@ -111,7 +111,7 @@ fn nothing_is_tried_again_once_the_run_has_turned_round() {
 fn a_rollback_gives_up_an_attempt_that_does_not_end_and_no_sooner() {
     let mut sim = Sim::new(checked(spec(vec![step("a", &[])])));
     sim.step(&mut Dice::First);
-    sim.append(Event::RollingBack { because: "a test".into() });
+    sim.append(Event::RollingBack { because: "a test".into(), how: Default::default() });
     let turned = sim.now;
     let a = CourseId::forward(sim.plan().find("a").unwrap());
     let early = decide(&sim.state, turned + TimeDelta::seconds(59), 9);

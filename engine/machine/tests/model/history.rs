@@ -227,7 +227,7 @@ impl History {
             StepEvent::Probed { answer: Answer::Absent, ask_again_at: None } => {
                 self.seen.insert(Sight::FoundAbsent);
             }
-            StepEvent::Retried => {
+            StepEvent::Retried { .. } => {
                 self.seen.insert(Sight::Retried);
             }
             _ => {}

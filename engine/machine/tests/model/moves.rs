@@ -452,7 +452,7 @@ impl Model for Saga {
                         course,
                         generation: generation + 1,
                         attempt: 0,
-                        what: StepEvent::Retried,
+                        what: StepEvent::Retried { input: None },
                     };
                     let row = self.row(&before.journal, last.claim, 0, system.clock, event);
                     system.journal = self.library.with(&before.journal, row);

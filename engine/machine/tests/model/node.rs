@@ -56,7 +56,15 @@ impl Saga {
                 let at = goal.live()?.course(course);
                 if at.generation == generation && can_be_retried(&at.at) {
                     let generation = generation + 1;
-                    push(&mut goal, Event::Step { course, generation, attempt: 0, what: StepEvent::Retried });
+                    push(
+                        &mut goal,
+                        Event::Step {
+                            course,
+                            generation,
+                            attempt: 0,
+                            what: StepEvent::Retried { input: None },
+                        },
+                    );
                 }
             }
             for command in decide(goal.live()?, now, usize::MAX).commands {

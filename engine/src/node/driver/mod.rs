@@ -18,8 +18,8 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use backstay_machine::{
-    ClaimReason, Command, CourseId, Event, Journaled, Json, Phase, Row, RunId, State, Status, StepEvent,
-    StepIx, Time, decide, judge, judge_probe, step_event,
+    ClaimReason, Command, CourseAt, CourseId, Event, Journaled, Json, Phase, Row, RunId, State, Status,
+    StepEvent, StepIx, Time, decide, judge, judge_probe, step_event,
 };
 use sqlx::PgConnection;
 use tokio::sync::{mpsc, oneshot};
@@ -409,10 +409,16 @@ impl Driver {
             note: None,
             finished_at: None,
         };
-        if status.is_over() {
+        if run.state.is_over() {
             change.finished_at = Some(run.state.at().unwrap_or(now));
-        } else if quiet && matches!(status, Status::Held | Status::Stuck | Status::Quarantined) {
-            change.note = Some(waits_for_people(&run.state));
+        } else if quiet
+            && wake_at.is_none()
+            && let Some(what) = run.state.waits_for()
+        {
+            if status == Status::Running {
+                change.status = Status::Waiting;
+            }
+            change.note = Some(what);
         } else if quiet && draining {
             change.due_at = Some(now);
         } else if let (true, Some(at)) = (quiet && !full, wake_at.filter(|at| *at - now > park_after)) {
@@ -471,6 +477,8 @@ impl Driver {
         let row = journaled.to_row(run.state.plan());
         if let Event::Step { course, what, generation, attempt } = &journaled.event {
             match what {
+                // The engine waits by itself.
+                StepEvent::Started { .. } if run.state.course(*course).at != CourseAt::Running => {}
                 StepEvent::Started { .. } => {
                     self.calls += 1;
                     self.pending.then.push(Then::Call(id, *course, (*generation, *attempt)));
@@ -605,15 +613,5 @@ impl Driver {
                 "the lease could not be given back; it runs out by itself"
             );
         }
-    }
-}
-
-/// Why a run waits for people, for the index.
-fn waits_for_people(state: &State) -> String {
-    let (done, all) = state.progress();
-    match state.status() {
-        Status::Stuck => format!("these undos failed for good: {}", state.failed_undos().join(", ")),
-        Status::Quarantined => "it is left alone; its last event says why".into(),
-        _ => format!("{done} of {all} steps are done; an operator must decide about the held ones"),
     }
 }

@@ -55,6 +55,9 @@ pub fn step(name: impl Into<String>, after: &[&str]) -> StepSpec {
         retry: None,
         timeout: None,
         on_failure: OnFailure::RollBack,
+        requires: Vec::new(),
+        point_of_no_return: false,
+        finalize: false,
         effect: Some(Effect::default()),
     }
 }
@@ -67,6 +70,8 @@ pub fn spec(steps: Vec<StepSpec>) -> PlanSpec {
         undo_retry: Some(steady(3)),
         timeout: None,
         settle_within: Some(Span::secs(60)),
+        commit: None,
+        override_alone: false,
         steps,
     }
 }

@@ -1,0 +1,360 @@
+//! From what is asked of a run to the events that are journaled: the asking and what follows from it, or why not.
+
+use crate::action::{Action, Fate, RollBack, Verb, limits};
+use crate::event::{CourseId, Direction, Event, Outcome, StepEvent};
+use crate::json::Json;
+use crate::names::StepIx;
+use crate::plan::Kind;
+use crate::state::{CourseAt, Phase, State, Status};
+
+/// Decides about an action: the events that it comes to, or why it is refused. The first of them is the action.
+pub fn judge_action(state: &State, action: &Action) -> Result<Vec<Event>, String> {
+    if let Some(flaw) = action.flaw() {
+        return Err(flaw);
+    }
+    let step = action.verb.step().map(|(name, _)| found(state, name)).transpose()?;
+    if let Phase::Over(outcome) = state.phase() {
+        return Err(format!("the run is over: {}", over(outcome)));
+    }
+    unmoved(state, action, step)?;
+    if state.quarantined() && !matches!(action.verb, Verb::Resume | Verb::Close { .. } | Verb::Account { .. })
+    {
+        return Err("the run is left alone; its last events say why. Resume it, or close it, first".into());
+    }
+    let mut events = vec![Event::Acted(Box::new(action.clone()))];
+    events.extend(consequences(state, action)?);
+    Ok(events)
+}
+
+fn found(state: &State, name: &str) -> Result<StepIx, String> {
+    state.plan().find(name).ok_or_else(|| format!("the plan has no step \"{name}\""))
+}
+
+fn over(outcome: Outcome) -> &'static str {
+    match outcome {
+        Outcome::Succeeded => "it succeeded",
+        Outcome::Committed => "it is committed",
+        Outcome::RolledBack => "it is rolled back",
+        Outcome::Closed => "somebody closed it",
+    }
+}
+
+/// Of two who act on what they see at the same time, one wins, and the other is told by whom.
+fn unmoved(state: &State, action: &Action, step: Option<StepIx>) -> Result<(), String> {
+    let Some(seen) = action.seen else { return Ok(()) };
+    let what = step.map_or("the run".into(), |ix| state.plan().step(ix).name.to_string());
+    if let Some((seq, who, verb)) = state.last_action(step)
+        && seq > seen
+    {
+        return Err(format!("{who} has asked for \"{verb}\" of {what} since (event {seq}); look again"));
+    }
+    let moved = state.moved(step);
+    if moved > seen {
+        return Err(format!("{what} has moved on since (event {moved}); look again"));
+    }
+    Ok(())
+}
+
+fn consequences(state: &State, action: &Action) -> Result<Vec<Event>, String> {
+    let who = &action.who;
+    match &action.verb {
+        Verb::Retry { step, undo, input, in_doubt } => retry(state, step, *undo, input.as_ref(), *in_doubt),
+        Verb::Skip { step, undo, output } => skip(state, step, *undo, output),
+        Verb::UndoStep { step, cascade } => undo_step(state, step, *cascade),
+        Verb::Override { step } => waive(state, step, who),
+        Verb::Approve { step, right, plan } => {
+            votes(state, step, right, who)?;
+            if plan != state.plan().hash() {
+                return Err(format!(
+                    "what was looked at has the hash {plan}; the run's plan has {}",
+                    state.plan().hash()
+                ));
+            }
+            Ok(Vec::new())
+        }
+        Verb::Reject { step, right } => votes(state, step, right, who).map(|()| Vec::new()),
+        Verb::Signal { name, payload } => signal(state, name, payload).map(|()| Vec::new()),
+        Verb::Pause => match state.paused() {
+            Some(by) => Err(format!("{by} has paused it already")),
+            None if state.phase() == Phase::Succeeded => Err("all its steps are done".into()),
+            None => Ok(Vec::new()),
+        },
+        Verb::Resume if state.paused().is_some() || state.quarantined() => Ok(Vec::new()),
+        Verb::Resume => Err("nobody has paused it".into()),
+        Verb::RollBack(how) => roll_back(state, action, how),
+        Verb::Commit => match state.phase() {
+            Phase::Succeeded => Ok(vec![Event::Committing { because: format!("{who} committed it") }]),
+            Phase::Committing => Err("it is being committed already".into()),
+            Phase::RollingBack => Err("it is rolling back".into()),
+            _ => Err("not all its steps are done; what is committed cannot be undone any more".into()),
+        },
+        Verb::Close { .. } => match state.status() {
+            Status::Stuck | Status::Quarantined if state.running() == 0 => {
+                Ok(vec![Event::Finished { outcome: Outcome::Closed }])
+            }
+            _ => Err("only a run that is stuck or left alone is closed; roll it back first".into()),
+        },
+        Verb::Account { step, kind, name, became } => account(state, step, kind, name, *became),
+    }
+}
+
+/// An event about a step's present beginning.
+fn about(state: &State, id: CourseId, what: StepEvent) -> Event {
+    let course = state.course(id);
+    let attempt = if matches!(what, StepEvent::Resource { .. }) { 0 } else { course.attempts };
+    Event::Step { course: id, generation: course.generation, attempt, what }
+}
+
+fn retry(
+    state: &State,
+    step: &str,
+    undo: bool,
+    input: Option<&serde_json::Value>,
+    in_doubt: bool,
+) -> Result<Vec<Event>, String> {
+    let ix = found(state, step)?;
+    let id = if undo { CourseId::undo(ix) } else { CourseId::forward(ix) };
+    let course = state.course(id);
+    if undo && state.plan().step(ix).undo.is_none() {
+        return Err(format!("{step} has nothing to undo"));
+    }
+    if !undo && !matches!(state.phase(), Phase::Forward | Phase::Committing) {
+        return Err("the run does not go forward: a rollback begins no step anew".into());
+    }
+    let anew = || {
+        let what = StepEvent::Retried { input: input.map(Json::of) };
+        vec![Event::Step { course: id, generation: course.generation + 1, attempt: 0, what }]
+    };
+    let sooner = || vec![about(state, id, StepEvent::Hastened)];
+    let doubtful = !undo && course.doubtful_since.is_some();
+    let unsure = || {
+        format!(
+            "attempt {} of {step} may have had its effect. Retry it as it is, and the world is asked first; or say \"in_doubt\": true",
+            course.attempts
+        )
+    };
+    match &course.at {
+        CourseAt::BackingOff { .. } if input.is_none() => Ok(sooner()),
+        CourseAt::InDoubt { .. } if input.is_none() && !in_doubt => Ok(sooner()),
+        CourseAt::Held { .. } | CourseAt::Failed { .. } if doubtful && input.is_none() && !in_doubt => {
+            Ok(sooner())
+        }
+        CourseAt::Held { .. }
+        | CourseAt::Failed { .. }
+        | CourseAt::BackingOff { .. }
+        | CourseAt::InDoubt { .. }
+            if doubtful && !in_doubt =>
+        {
+            Err(unsure())
+        }
+        CourseAt::Held { .. } | CourseAt::Failed { .. } | CourseAt::BackingOff { .. } => Ok(anew()),
+        CourseAt::InDoubt { .. } if !undo => Ok(anew()),
+        CourseAt::InDoubt { .. } => Err(format!("{step} is being undone already")),
+        CourseAt::Running => Err(format!("an attempt of {step} is running{}", by_whom(state, ix))),
+        CourseAt::Waiting(_) => Err(format!("{step} waits, and has not failed")),
+        CourseAt::Untouched => Err(format!("{step} has not been tried yet")),
+        CourseAt::Succeeded { .. } | CourseAt::Skipped { .. } if !undo && state.may_restart(ix) => Ok(anew()),
+        CourseAt::Succeeded { .. } | CourseAt::Skipped { .. } => {
+            Err(format!("{step} is done, and others have gone on from it{}", by_whom(state, ix)))
+        }
+    }
+}
+
+fn by_whom(state: &State, ix: StepIx) -> String {
+    state
+        .last_action(Some(ix))
+        .map_or(String::new(), |(seq, who, verb)| format!("; {who} asked for \"{verb}\" (event {seq})"))
+}
+
+fn skip(state: &State, step: &str, undo: bool, output: &serde_json::Value) -> Result<Vec<Event>, String> {
+    let ix = found(state, step)?;
+    let id = if undo { CourseId::undo(ix) } else { CourseId::forward(ix) };
+    let declared = state.plan().step(ix);
+    match &state.course(id).at {
+        CourseAt::Running => return Err(format!("an attempt of {step} is running; wait for its end")),
+        CourseAt::Succeeded { .. } | CourseAt::Skipped { .. } => return Err(format!("{step} is done")),
+        _ => {}
+    }
+    match id.direction {
+        Direction::Undo if declared.undo.is_none() => return Err(format!("{step} has nothing to undo")),
+        Direction::Undo if state.phase() != Phase::RollingBack && !state.recalled(ix) => {
+            return Err("nothing is being undone".into());
+        }
+        Direction::Undo if !state.course(CourseId::forward(ix)).may_be_applied => {
+            return Err(format!("{step} never had an effect, so there is nothing to undo"));
+        }
+        Direction::Undo if state.course(CourseId::forward(ix)).at == CourseAt::Running => {
+            return Err(format!("an attempt of {step} is running; wait for its end"));
+        }
+        Direction::Forward if !matches!(state.phase(), Phase::Forward | Phase::Committing) => {
+            return Err("the run does not go forward".into());
+        }
+        Direction::Forward if declared.finalize && state.phase() == Phase::Forward => {
+            return Err(format!("{step} runs when the run is committed"));
+        }
+        Direction::Forward if state.recalled(ix) => return Err(format!("{step} is being undone")),
+        _ => {}
+    }
+    Ok(vec![about(state, id, StepEvent::Skipped { output: Json::of(output) })])
+}
+
+fn undo_step(state: &State, step: &str, cascade: bool) -> Result<Vec<Event>, String> {
+    let first = found(state, step)?;
+    if state.phase() != Phase::Forward {
+        return Err("single steps are undone while the run goes forward; roll back the run instead".into());
+    }
+    // Everything behind it that may be there, the step itself last.
+    let plan = state.plan();
+    let mut behind = vec![false; plan.len()];
+    let mut all = Vec::new();
+    for &ix in plan.order() {
+        let follows = ix == first
+            || plan.step(ix).after.iter().any(|before| behind.get(before.index()).copied().unwrap_or(false));
+        if let Some(mark) = behind.get_mut(ix.index()) {
+            *mark = follows;
+        }
+        if follows {
+            all.push(ix);
+        }
+    }
+    let mut events = Vec::new();
+    let mut live = Vec::new();
+    for ix in all.into_iter().rev() {
+        let id = CourseId::forward(ix);
+        let course = state.course(id);
+        let name = &plan.step(ix).name;
+        match &course.at {
+            CourseAt::Running
+            | CourseAt::Waiting(_)
+            | CourseAt::InDoubt { .. }
+            | CourseAt::BackingOff { .. } => {
+                return Err(format!("{name} is under way; pause the run and wait for it"));
+            }
+            _ if state.recalled(ix) => return Err(format!("{name} is being undone already")),
+            _ if !course.may_be_applied => {
+                if ix == first {
+                    return Err(format!("{name} never had an effect, so there is nothing to undo"));
+                }
+                continue;
+            }
+            _ if plan.step(ix).undo.is_none() => {
+                if ix == first {
+                    return Err(format!("{name} has no undo"));
+                }
+                continue;
+            }
+            _ => {}
+        }
+        if ix != first {
+            live.push(name.to_string());
+        }
+        events.push(about(state, id, StepEvent::Recalled));
+    }
+    if !cascade && !live.is_empty() {
+        return Err(format!(
+            "these came after it and would stand on nothing: {}. Say \"cascade\": true to undo them too",
+            live.join(", ")
+        ));
+    }
+    Ok(events)
+}
+
+fn waive(state: &State, step: &str, who: &str) -> Result<Vec<Event>, String> {
+    let ix = found(state, step)?;
+    let id = CourseId::forward(ix);
+    if state.is_proven(ix) {
+        return Err(format!("{step} lacks no proof"));
+    }
+    if !matches!(state.course(id).at, CourseAt::Held { .. }) {
+        return Err(format!("{step} is not held for want of a proof"));
+    }
+    let before = state.overrides(ix);
+    if before.iter().any(|other| other == who) {
+        return Err(format!("{who} has said so already; it takes a second person"));
+    }
+    if before.is_empty() && !state.plan().spec().override_alone {
+        return Ok(Vec::new());
+    }
+    Ok(vec![about(state, id, StepEvent::Waived)])
+}
+
+fn votes(state: &State, step: &str, right: &str, who: &str) -> Result<(), String> {
+    let ix = found(state, step)?;
+    if state.plan().step(ix).kind != Kind::Approve {
+        return Err(format!("{step} does not wait for anybody to say yes"));
+    }
+    let CourseAt::Waiting(wait) = &state.course(CourseId::forward(ix)).at else {
+        return Err(format!("{step} does not wait at present"));
+    };
+    match &wait.approval {
+        Some((needed, _)) if needed != right => {
+            return Err(format!("it takes the right \"{needed}\", not \"{right}\""));
+        }
+        _ => {}
+    }
+    if state.approvals(ix).iter().any(|other| other == who) || state.rejected(ix).is_some() {
+        return Err(format!("{who} has said so already, or somebody said no"));
+    }
+    Ok(())
+}
+
+fn signal(state: &State, name: &str, payload: &serde_json::Value) -> Result<(), String> {
+    let plan = state.plan();
+    if !matches!(state.phase(), Phase::Forward | Phase::Succeeded) {
+        return Err("the run does not go forward any more: nothing reads signals".into());
+    }
+    if !plan.signals().contains(&name) {
+        let known = plan.signals().join(", ");
+        let known = if known.is_empty() { "none".into() } else { known };
+        return Err(format!("nothing in this run waits for a signal \"{name}\"; it knows: {known}"));
+    }
+    if state.signals().count() >= limits::SIGNALS {
+        return Err(format!("{} signals wait to be read; no more are taken", limits::SIGNALS));
+    }
+    for (ix, schema) in plan.listeners(name) {
+        let Some(schema) = schema else { continue };
+        // The plan's check has compiled it once; if this release cannot, it is not the sender's fault.
+        let Ok(validator) = jsonschema::validator_for(schema) else { continue };
+        if let Some(error) = validator.iter_errors(payload).next() {
+            let step = &plan.step(ix).name;
+            return Err(format!("{step} takes no such payload: at \"{}\" {error}", error.instance_path()));
+        }
+    }
+    Ok(())
+}
+
+fn roll_back(state: &State, action: &Action, how: &RollBack) -> Result<Vec<Event>, String> {
+    match state.phase() {
+        Phase::Forward | Phase::Succeeded => {}
+        Phase::RollingBack => return Err("it is rolling back already".into()),
+        _ => return Err("it is being committed: nothing can be undone any more".into()),
+    }
+    for name in &how.leave {
+        found(state, name)?;
+    }
+    if state.past_no_return() && !how.past_no_return {
+        return Err(
+            "the run is past its point of no return. Say \"past_no_return\": true if it is to be undone all the same"
+                .into(),
+        );
+    }
+    let because = if action.why.is_empty() {
+        format!("{} asked for it", action.who)
+    } else {
+        format!("{} asked for it: {}", action.who, action.why)
+    };
+    Ok(vec![Event::RollingBack { because, how: how.clone() }])
+}
+
+fn account(state: &State, step: &str, kind: &str, name: &str, became: Fate) -> Result<Vec<Event>, String> {
+    let ix = found(state, step)?;
+    if !became.is_settled() {
+        return Err("an operator says that it is gone, or that it is kept".into());
+    }
+    let id = CourseId::forward(ix);
+    if !state.resources().any(|(at, k, n, _)| at == ix && k == kind && n == name) {
+        return Err(format!("{step} has no {kind} \"{name}\""));
+    }
+    let what = StepEvent::Resource { kind: kind.into(), name: name.into(), fate: became, details: None };
+    Ok(vec![about(state, id, what)])
+}

@@ -1,0 +1,103 @@
+//! What a step waits for, once it has begun to wait.
+
+use serde_json::json;
+
+use crate::Time;
+use crate::event::StepEvent;
+use crate::json::Json;
+use crate::names::StepIx;
+use crate::plan::builtin::{ApproveInput, Kind, WaitInput};
+use crate::state::{Signal, State};
+
+/// What a step waits for.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Wait {
+    /// It is done then.
+    pub until: Option<Time>,
+    /// It has failed then.
+    pub expires: Option<Time>,
+    /// It is done once this signal comes.
+    pub signal: Option<String>,
+    /// It is done once so many people with this right have said yes.
+    pub approval: Option<(String, u32)>,
+    /// Its input made no sense.
+    pub wrong: Option<String>,
+}
+
+impl Wait {
+    /// What an input, resolved at this time, means.
+    pub(super) fn new(kind: Kind, input: &Json, at: Time) -> Self {
+        let nothing = Self { until: None, expires: None, signal: None, approval: None, wrong: None };
+        let wrong = |error: serde_json::Error| Self { wrong: Some(error.to_string()), ..nothing.clone() };
+        match kind {
+            Kind::Approve => match input.read::<ApproveInput>() {
+                Err(error) => wrong(error),
+                Ok(input) => Self {
+                    expires: input.within.map(|span| span.after(at)),
+                    approval: Some((input.right, input.people)),
+                    ..nothing
+                },
+            },
+            Kind::Wait | Kind::Call => match input.read::<WaitInput>() {
+                Err(error) => wrong(error),
+                Ok(input) => Self {
+                    until: input.length.map(|span| span.after(at)).into_iter().chain(input.until).min(),
+                    expires: input.within.map(|span| span.after(at)),
+                    signal: input.signal,
+                    ..nothing
+                },
+            },
+        }
+    }
+}
+
+/// What a wait has come to.
+pub(crate) enum Waited {
+    /// This.
+    For(Box<StepEvent>),
+    /// Nothing yet; look again then.
+    Until(Option<Time>),
+}
+
+impl State {
+    /// What a wait has come to by now. What was said comes before what time brings: somebody may have been just in time.
+    pub(crate) fn waited(&self, ix: StepIx, wait: &Wait, now: Time) -> Waited {
+        let done = |output: serde_json::Value| {
+            Waited::For(Box::new(StepEvent::Succeeded { output: Json::of(&output) }))
+        };
+        if let Some(wrong) = &wait.wrong {
+            return failed("input", format!("what it is to wait for is not understood: {wrong}"));
+        }
+        if let Some(Signal { id, who, payload, .. }) = wait.signal.as_ref().and_then(|name| self.signal(name))
+        {
+            return done(json!({ "by": "signal", "signal": { "id": id, "who": who, "payload": payload } }));
+        }
+        if let Some((right, people)) = &wait.approval {
+            if let Some(who) = self.rejected(ix) {
+                return failed("rejected", format!("{who} said no, by the right \"{right}\""));
+            }
+            let yes = self.approvals(ix);
+            if yes.len() >= *people as usize {
+                return done(json!({ "by": yes }));
+            }
+        }
+        match (wait.until, wait.expires) {
+            (Some(at), _) if at <= now => done(json!({ "by": "time", "signal": null })),
+            (_, Some(at)) if at <= now => failed("expired", "nothing came in time".into()),
+            (until, expires) => Waited::Until(until.into_iter().chain(expires).min()),
+        }
+    }
+}
+
+fn failed(code: &str, message: String) -> Waited {
+    use crate::event::{ActivityError, Applied};
+    let error = ActivityError {
+        code: code.into(),
+        message,
+        retryable: false,
+        retry_after: None,
+        applied: Applied::No,
+        details: None,
+    };
+    Waited::For(Box::new(StepEvent::Failed { error, retry_at: None }))
+}
