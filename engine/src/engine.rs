@@ -70,6 +70,14 @@ pub enum EngineError {
     /// There is no such run.
     #[error("there is no run {0}")]
     NoSuchRun(RunId),
+    /// Its journal makes no sense to this release.
+    #[error("the journal of run {run} cannot be read by this release: {why}")]
+    Unreadable {
+        /// The run.
+        run: RunId,
+        /// What is wrong.
+        why: String,
+    },
 }
 
 /// A run that was accepted: it is durable.

@@ -2,12 +2,11 @@
 
 use backstay_engine::machine::checker::{Case, Checker, Index, Violation};
 use backstay_engine::machine::{Row, RunId};
-use backstay_engine::{Engine, EngineError, Registry, RunFilter, RunInfo};
+use backstay_engine::{Engine, EngineError, RunFilter, RunInfo};
 use serde_json::json;
 
 use crate::config::Config;
-use crate::database::{self, Database};
-use crate::db::{print, with_database};
+use crate::db::{print, with_engine};
 use crate::interrupt::Interrupt;
 use crate::trouble::Trouble;
 
@@ -20,21 +19,8 @@ pub(crate) async fn run(
     only: Option<&str>,
     as_json: bool,
 ) -> Result<(), Trouble> {
-    let only = only.map(|text| text.parse::<RunId>()).transpose().map_err(|_| {
-        Trouble::usage("A run is named by its id, as in 01a1fc20-324d-77f1-9755-eac4a11cc462.")
-    })?;
-    database::must_exist(config)?;
-    let work = async |database: &Database| {
-        let store = database.store().await?;
-        if !store.schema().await?.pending.is_empty() {
-            return Err(Trouble::failed("The schema is behind: run \"backstay db migrate\" first."));
-        }
-        let engine = Engine::open(store, Registry::new()).await?;
-        let checked = check(&engine, only, as_json).await;
-        engine.store().close().await;
-        checked
-    };
-    with_database(config, interrupt, async |database| interrupt.or(work(database)).await).await
+    let only = only.map(crate::run::id).transpose()?;
+    with_engine(config, interrupt, async |engine: &Engine| check(engine, only, as_json).await).await
 }
 
 async fn check(engine: &Engine, only: Option<RunId>, as_json: bool) -> Result<(), Trouble> {

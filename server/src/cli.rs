@@ -61,6 +61,12 @@ pub(crate) enum Command {
     /// Checks the journals of all runs, or of one, against the rules that every history obeys
     #[command(after_help = EXIT_CODES, long_about = CHECK)]
     Check(CheckArgs),
+    /// Says why a run does not move, since when, and what will unblock it
+    #[command(after_help = EXIT_CODES)]
+    Explain(RunArgs),
+    /// Writes a run as a page (Markdown): what is done, what is left, how to undo it; to go on by hand
+    #[command(after_help = EXIT_CODES, long_about = EXPORT)]
+    Export(ExportArgs),
     /// The database's schema
     #[command(subcommand, after_help = EXIT_CODES)]
     Db(DbCommand),
@@ -95,6 +101,14 @@ Checks the journals of all runs, or of one, against the rules that every history
 It reads and changes nothing, and may run while nodes work. It is a second reading of the journal, written apart from \
 the engine. Exit code 1 if a rule is broken.";
 
+const EXPORT: &str = "\
+Writes a run as a page (Markdown), so that a person could finish it by hand, or undo it, if nothing else were left.
+
+What may have happened and nobody knows comes first; then what the run made, what is done with its inputs and outputs, \
+what is left to do in order, and how to undo it in order, with the values as they are now.
+
+  backstay export 01a1fc20-324d-77f1-9755-eac4a11cc462 > runbook.md";
+
 const CONFIG: &str = "\
 Each setting comes from the last of these that states it:
   1. the default
@@ -119,6 +133,23 @@ pub(crate) struct NodeArgs {
     /// The node's name, unique in the database [default: the name of this machine]
     #[arg(long, value_name = "NAME")]
     pub name: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct RunArgs {
+    /// The run's id
+    #[arg(value_name = "RUN")]
+    pub run: String,
+    /// For programs
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ExportArgs {
+    /// The run's id
+    #[arg(value_name = "RUN")]
+    pub run: String,
 }
 
 #[derive(Debug, Args)]

@@ -2,6 +2,7 @@
 
 use std::io::Write;
 
+use backstay_engine::{Engine, Registry};
 use serde_json::json;
 
 use crate::config::Config;
@@ -76,6 +77,26 @@ pub(crate) async fn with_database<T>(
     let done = done?;
     closed?;
     Ok(done)
+}
+
+/// Does this with an engine that has no activities, on a database that is there and up to date.
+pub(crate) async fn with_engine<T>(
+    config: &Config,
+    interrupt: &Interrupt,
+    work: impl AsyncFnOnce(&Engine) -> Result<T, Trouble>,
+) -> Result<T, Trouble> {
+    database::must_exist(config)?;
+    let on_database = async |database: &Database| {
+        let store = database.store().await?;
+        if !store.schema().await?.pending.is_empty() {
+            return Err(Trouble::failed("The schema is behind: run \"backstay db migrate\" first."));
+        }
+        let engine = Engine::open(store, Registry::new()).await?;
+        let done = work(&engine).await;
+        engine.store().close().await;
+        done
+    };
+    with_database(config, interrupt, async |database| interrupt.or(on_database(database)).await).await
 }
 
 /// To stdout. If nobody reads it any more there is nobody to tell.

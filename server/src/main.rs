@@ -4,7 +4,7 @@
 //!   cli        the command line
 //!   config     defaults < file < environment < flags
 //!   database   the one of DATABASE_URL, or one of our own
-//!   demo, node, check, db, config   what the commands do
+//!   demo, node, check, run, db, config   what the commands do
 //!   trouble    how a command fails: a sentence and an exit code
 //! ```
 
@@ -17,6 +17,7 @@ mod demo;
 mod interrupt;
 mod log;
 mod node;
+mod run;
 mod trouble;
 
 use std::process::ExitCode;
@@ -39,7 +40,7 @@ fn main() -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    let done = runtime.block_on(run(&cli));
+    let done = runtime.block_on(command(&cli));
     runtime.shutdown_timeout(Duration::from_secs(1));
     match done {
         Ok(()) => ExitCode::SUCCESS,
@@ -52,7 +53,7 @@ fn main() -> ExitCode {
     }
 }
 
-async fn run(cli: &Cli) -> Result<(), Trouble> {
+async fn command(cli: &Cli) -> Result<(), Trouble> {
     let node_name = match &cli.command {
         Command::Node(node) => node.name.clone().map(|name| ("--name", "node.name", name)),
         _ => None,
@@ -64,6 +65,8 @@ async fn run(cli: &Cli) -> Result<(), Trouble> {
         Command::Demo(demo) => demo::run(demo, config, &interrupt).await,
         Command::Node(_) => node::run(config, &interrupt).await,
         Command::Check(check) => check::run(config, &interrupt, check.run.as_deref(), check.json).await,
+        Command::Explain(args) => run::explain(config, &interrupt, &args.run, args.json).await,
+        Command::Export(args) => run::export(config, &interrupt, &args.run).await,
         Command::Db(DbCommand::Migrate) => db::migrate(config, &interrupt).await,
         Command::Db(DbCommand::Status { json }) => db::status(config, &interrupt, *json).await,
         Command::Config(ConfigCommand::Show { json }) => {

@@ -4,7 +4,7 @@ use crate::action::{Action, Fate, RollBack, Verb, limits};
 use crate::event::{CourseId, Direction, Event, Outcome, StepEvent};
 use crate::json::Json;
 use crate::names::StepIx;
-use crate::plan::Kind;
+use crate::plan::{Fit, Kind};
 use crate::state::{CourseAt, Phase, State, Status};
 
 /// Decides about an action: the events that it comes to, or why it is refused. The first of them is the action.
@@ -314,10 +314,8 @@ fn signal(state: &State, name: &str, payload: &serde_json::Value) -> Result<(), 
     for (ix, schema) in plan.listeners(name) {
         let Some(schema) = schema else { continue };
         // The plan's check has compiled it once; if this release cannot, it is not the sender's fault.
-        let Ok(validator) = jsonschema::validator_for(schema) else { continue };
-        if let Some(error) = validator.iter_errors(payload).next() {
-            let step = &plan.step(ix).name;
-            return Err(format!("{step} takes no such payload: at \"{}\" {error}", error.instance_path()));
+        if let Some(wrong) = Fit::to(schema).and_then(|fit| fit.misfit(payload)) {
+            return Err(format!("{} takes no such payload: {wrong}", plan.step(ix).name));
         }
     }
     Ok(())

@@ -18,10 +18,12 @@ pub mod action;
 pub mod checker;
 pub mod decide;
 pub mod event;
+mod explain;
 mod json;
 mod judge;
 mod names;
 pub mod plan;
+mod runbook;
 pub mod state;
 
 pub use act::judge_action;
@@ -31,10 +33,12 @@ pub use event::{
     ActivityError, Answer, Applied, ClaimReason, CourseId, Direction, Event, Journaled, Outcome, Row,
     StepEvent, Undecodable, idempotency_key,
 };
+pub use explain::{Driven, Explanation, Forecast, explain, forecast};
 pub use json::{Json, canonical};
 pub use judge::{judge, judge_probe};
 pub use names::{ClaimNo, Epoch, RunId, Seq, StepIx, StepName};
 pub use plan::{ActivitySpec, Catalog, CheckError, Plan, PlanSpec, Problem};
+pub use runbook::runbook;
 pub use state::{Course, CourseAt, Illegal, Phase, STATUSES, Signal, State, Status, Wait};
 
 /// All times of the engine are the database's, in UTC.

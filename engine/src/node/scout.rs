@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
-use backstay_machine::{Journaled, Plan, Row, RunId, State};
+use backstay_machine::{Plan, Row, RunId, State};
 use sha2::{Digest, Sha256};
 use sqlx::PgConnection;
 use sqlx::postgres::PgListener;
@@ -237,10 +237,5 @@ fn fold(run: RunId, rows: &[Row], plans: &mut Plans) -> Result<State, String> {
             plan
         }
     };
-    let mut state = State::new(run, Arc::clone(&plan));
-    for row in rows {
-        let event = Journaled::from_row(row, &plan).map_err(|error| error.to_string())?;
-        state.apply(&event).map_err(|error| error.to_string())?;
-    }
-    Ok(state)
+    State::from_rows_under(run, plan, rows)
 }

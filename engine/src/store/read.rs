@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use backstay_machine::event::kind;
-use backstay_machine::{Json, Row, RunId, Seq, Status, Time};
+use backstay_machine::{Driven, Json, Row, RunId, Seq, Status, Time};
 use sqlx::PgConnection;
 
 use super::{Store, StoreError};
@@ -48,6 +48,8 @@ pub struct RunFilter {
     pub status: Option<Status>,
     /// Only of this workflow.
     pub workflow: Option<String>,
+    /// Only those that are not over.
+    pub live: bool,
     /// Only older ones than this (ids are ordered by time): the last of the page before.
     pub before: Option<RunId>,
     /// At most so many; 0 means 100.
@@ -190,12 +192,13 @@ impl Store {
                     due_at, note, submitted_at, finished_at
              from runs
              where ($1::text is null or status = $1) and ($2::text is null or workflow = $2)
-               and ($3::uuid is null or run_id < $3)
+               and ($3::uuid is null or run_id < $3) and ($5::bool is not true or finished_at is null)
              order by run_id desc limit $4",
             filter.status.map(Status::as_str),
             filter.workflow.as_deref(),
             filter.before.map(|run| run.0),
-            limit
+            limit,
+            filter.live
         )
         .fetch_all(&self.pool)
         .await
@@ -228,5 +231,48 @@ impl Store {
         .await
         .map_err(StoreError::database("count runs"))?;
         Ok(rows.into_iter().map(|row| (row.status, row.count)).collect())
+    }
+
+    /// Who moves a run, and the database's time.
+    pub(crate) async fn driven(&self, run: RunId) -> Result<Option<(Driven, Time)>, StoreError> {
+        let row = sqlx::query!(
+            r#"select n.name as "name?", n.ended_at is not null as "ended!", r.owner, r.due_at,
+                      clock_timestamp() as "now!"
+               from runs r left join nodes n on n.epoch = r.owner where r.run_id = $1"#,
+            run.0
+        )
+        .fetch_optional(&self.pool)
+        .await
+        .map_err(StoreError::database("look who drives a run"))?;
+        Ok(row.map(|row| {
+            let driven = match (row.owner, row.name, row.due_at) {
+                (Some(_), Some(name), _) if row.ended => Driven::Orphaned(name),
+                (Some(_), Some(name), _) => Driven::By(name),
+                // A life that ended long ago is forgotten.
+                (Some(epoch), None, _) => Driven::Orphaned(format!("of life {epoch}")),
+                (None, _, Some(at)) => Driven::From(at),
+                (None, _, None) => Driven::ByNobody,
+            };
+            (driven, row.now)
+        }))
+    }
+
+    /// How long each step, and each undo, of a workflow took in its last runs: the median, in seconds.
+    pub(crate) async fn durations(&self, workflow: &str) -> Result<Vec<(String, bool, f64)>, StoreError> {
+        let rows = sqlx::query!(
+            r#"select done.step as "step!", done.undo,
+                      percentile_disc(0.5) within group (order by extract(epoch from done.at - began.at))::float8 as "took!"
+               from (select run_id from runs where workflow = $1 and finished_at is not null
+                     order by run_id desc limit 20) as lately
+               join journal done using (run_id)
+               join journal began using (run_id, step, undo, generation, attempt)
+               where done.kind = 'succeeded' and began.kind = 'started'
+               group by done.step, done.undo"#,
+            workflow
+        )
+        .fetch_all(&self.pool)
+        .await
+        .map_err(StoreError::database("look how long steps took before"))?;
+        Ok(rows.into_iter().map(|row| (row.step, row.undo, row.took)).collect())
     }
 }

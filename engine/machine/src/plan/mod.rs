@@ -29,6 +29,7 @@ pub use builder::{Output, PlanBuilder, StepBuilder, output};
 pub use builtin::{Kind, builtin};
 pub use preview::{Certainty, Undoing};
 pub use problem::{CheckError, Problem, Rule};
+pub use schema::Fit;
 pub use spec::{Commit, Effect, Ending, OnFailure, PlanSpec, Proof, Retry, Span, StepSpec, UndoSpec};
 
 /// What a plan may not exceed, so that checking it stays O(steps + edges) and a run fits into memory.

@@ -174,6 +174,23 @@ impl<'a> Shape<'a> {
     }
 }
 
+/// A schema, for judging values by it.
+#[derive(Debug)]
+pub struct Fit(jsonschema::Validator);
+
+impl Fit {
+    /// `None` if it is no schema.
+    pub fn to(schema: &Value) -> Option<Self> {
+        jsonschema::validator_for(schema).ok().map(Self)
+    }
+
+    /// Why a value does not fit.
+    pub fn misfit(&self, value: &Value) -> Option<String> {
+        let error = self.0.iter_errors(value).next()?;
+        Some(tamed(&format!("at \"{}\" {error}", error.instance_path())))
+    }
+}
+
 fn lists_fields(node: &Map<String, Value>) -> bool {
     node.contains_key("properties") || node.get("additionalProperties") == Some(&Value::Bool(false))
 }

@@ -22,7 +22,7 @@ use std::sync::Arc;
 
 use crate::Time;
 use crate::action::Fate;
-use crate::event::{ActivityError, Answer, CourseId, Direction, Journaled, Outcome};
+use crate::event::{ActivityError, Answer, CourseId, Direction, Journaled, Outcome, Row};
 use crate::json::Json;
 use crate::names::{ClaimNo, RunId, Seq, StepIx};
 use crate::plan::Plan;
@@ -307,6 +307,24 @@ impl State {
         }
     }
 
+    /// Folds a journal as it lies in the store, the plan from its first row.
+    pub fn from_rows(run: RunId, rows: &[Row]) -> Result<Self, String> {
+        let first = rows.first().ok_or("its journal is empty")?;
+        let body = first.body.as_ref().ok_or("its first event has no plan")?;
+        let plan = Plan::from_submitted(body).map_err(|error| error.to_string())?;
+        Self::from_rows_under(run, plan, rows)
+    }
+
+    /// The same, with the plan known.
+    pub fn from_rows_under(run: RunId, plan: Arc<Plan>, rows: &[Row]) -> Result<Self, String> {
+        let mut state = Self::new(run, Arc::clone(&plan));
+        for row in rows {
+            let event = Journaled::from_row(row, &plan).map_err(|error| error.to_string())?;
+            state.apply(&event).map_err(|error| error.to_string())?;
+        }
+        Ok(state)
+    }
+
     /// Folds a whole journal.
     pub fn replay<'a>(
         run: RunId,
@@ -408,6 +426,11 @@ impl State {
     /// The last event about a step, or about the run as a whole.
     pub(crate) fn moved(&self, step: Option<StepIx>) -> Seq {
         step.map_or(self.moved, |ix| self.step(ix).moved)
+    }
+
+    /// Whether it stands in nobody's way any more, in the direction the run goes.
+    pub(crate) fn settled(&self, ix: StepIx) -> bool {
+        self.step(ix).settled
     }
 
     pub(crate) fn recalled(&self, ix: StepIx) -> bool {

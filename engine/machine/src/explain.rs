@@ -1,0 +1,214 @@
+//! Why a run does not move, since when, what will unblock it, and how long it is likely to take: for people.
+
+use serde::Serialize;
+
+use crate::Time;
+use crate::event::{CourseId, Direction, Outcome};
+use crate::names::StepIx;
+use crate::plan::{Kind, Span};
+use crate::state::{CourseAt, Phase, State, Status};
+
+/// Who moves a run, as the index knows it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Driven {
+    /// This node.
+    By(String),
+    /// This node had it, and is gone.
+    Orphaned(String),
+    /// Nobody yet; a node may claim it from then on.
+    From(Time),
+    /// Nobody.
+    ByNobody,
+}
+
+/// A run in a few words.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Explanation {
+    /// Why it is where it is.
+    pub why: String,
+    /// Since when.
+    pub since: Option<Time>,
+    /// What moves it on.
+    pub unblocked_by: String,
+    /// How long the rest is likely to take once it moves, where the past tells.
+    pub remaining: Option<Forecast>,
+}
+
+/// How long the rest is likely to take: the longest chain of what is left, each step as long as it took before.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Forecast {
+    /// So long, at least.
+    pub time: Span,
+    /// The steps of that chain.
+    pub path: Vec<String>,
+    /// Steps that nobody has timed yet; they count as nothing.
+    pub unknown: usize,
+}
+
+/// Explains a run.
+pub fn explain(state: &State, driven: &Driven, now: Time, remaining: Option<Forecast>) -> Explanation {
+    let (why, unblocked_by) = words(state, driven, now);
+    Explanation { why, since: state.at(), unblocked_by, remaining }
+}
+
+fn words(state: &State, driven: &Driven, now: Time) -> (String, String) {
+    let nothing = || "nothing: it is over".to_owned();
+    match (state.phase(), driven) {
+        (Phase::Over(outcome), _) => {
+            let how = match outcome {
+                Outcome::Succeeded => "it has succeeded",
+                Outcome::Committed => "it has succeeded and is committed",
+                Outcome::RolledBack => "it is rolled back",
+                Outcome::Closed => "somebody has closed it, with a list of what is left",
+            };
+            return (how.into(), nothing());
+        }
+        (Phase::Succeeded, _) if state.is_over() => {
+            return (
+                "it has succeeded".into(),
+                "nothing: it is over; it can be rolled back or committed yet".into(),
+            );
+        }
+        (_, Driven::Orphaned(node)) => {
+            let why = format!("node {node}, which had it, is gone");
+            return (why, "the next free node goes on with it by itself, within seconds".into());
+        }
+        _ => {}
+    }
+    if let Some(waits) = state.waits_for() {
+        let by = match state.status() {
+            Status::Held => "an operator: retry, skip, undo or override the held step, or roll the run back",
+            Status::Stuck => {
+                "an operator: retry the failed undo, skip it with evidence, account for what is left, or close the run"
+            }
+            Status::Paused => "an operator: resume it",
+            Status::Quarantined => "an operator: look at its last events, then resume or close it",
+            Status::Succeeded => "an operator or a signal: commit it or roll it back; or the end of its time",
+            _ => "what it waits for, or an operator",
+        };
+        return (waits, by.into());
+    }
+    let moving: Vec<_> =
+        state.plan().order().iter().filter_map(|ix| course_in_words(state, *ix, now)).collect();
+    let more = moving.len().saturating_sub(5);
+    let said = moving.iter().take(5).map(|(why, _)| why.as_str()).collect::<Vec<_>>().join("; ");
+    let more = if more > 0 { format!("; and {more} more") } else { String::new() };
+    match (moving.first(), driven) {
+        (Some((_, by)), Driven::By(node)) => (format!("{said}{more} (node {node})"), by.clone()),
+        (Some((_, by)), Driven::From(at)) if *at > now => (format!("{said}{more}"), by.clone()),
+        (_, Driven::From(at)) if *at > now => (format!("it waits until {at}"), "that time".into()),
+        (_, Driven::From(_)) => {
+            let needs = state.plan().activities().join(", ");
+            let why = "it may go on, and no node has claimed it yet".to_owned();
+            (why, format!("a free node that has its activities: {needs}"))
+        }
+        (_, Driven::By(node)) => {
+            (format!("node {node} is about to move it"), "nothing: it moves by itself".into())
+        }
+        (_, Driven::ByNobody | Driven::Orphaned(_)) => (
+            "nobody has it, and nothing will wake it: that must not be".into(),
+            "an operator: run \"backstay check\"".into(),
+        ),
+    }
+}
+
+/// What a step, or its undo, is at.
+fn course_in_words(state: &State, ix: StepIx, now: Time) -> Option<(String, String)> {
+    let step = state.plan().step(ix);
+    let [forward, undo] = [CourseId::forward(ix), CourseId::undo(ix)].map(|id| (id, state.course(id)));
+    let (id, course) = if undo.1.at == CourseAt::Untouched { forward } else { undo };
+    let (name, work) = match id.direction {
+        Direction::Forward => (step.name.to_string(), &step.forward),
+        Direction::Undo => (format!("the undo of {}", step.name), step.undo.as_ref()?),
+    };
+    let attempt = course.attempts;
+    match &course.at {
+        CourseAt::Running => {
+            let why = format!("attempt {attempt} of {name} runs");
+            Some((why, format!("its end; it is given up after {}", work.timeout)))
+        }
+        CourseAt::BackingOff { until } if *until > now => Some((
+            format!("{name} failed and is tried again at {until}"),
+            "that time, or an operator's retry".into(),
+        )),
+        CourseAt::InDoubt { not_before, .. } => {
+            let when = not_before.filter(|at| *at > now).map_or("now".into(), |at| format!("at {at}"));
+            let why = format!(
+                "whether attempt {attempt} of {name} had its effect is not known; it is looked into {when}"
+            );
+            Some((why, "what is found".into()))
+        }
+        CourseAt::Waiting(wait) => {
+            let at = wait.until.into_iter().chain(wait.expires).min()?;
+            Some((format!("{name} waits until {at}"), "that time".into()))
+        }
+        _ => None,
+    }
+}
+
+/// How long the rest is likely to take, from how long each step, or its undo, took before.
+pub fn forecast(state: &State, now: Time, took: impl Fn(CourseId) -> Option<Span>) -> Option<Forecast> {
+    let plan = state.plan();
+    let back = match state.phase() {
+        Phase::Forward | Phase::Committing => false,
+        Phase::RollingBack => true,
+        Phase::Succeeded | Phase::Over(_) => return None,
+    };
+    let mut unknown = 0;
+    // For each step the longest chain that ends with it, and the step before it on that chain.
+    let mut chains: Vec<(Span, Option<StepIx>)> = vec![(Span::default(), None); plan.len()];
+    let mut longest: Option<StepIx> = None;
+    let order: Vec<StepIx> =
+        if back { plan.order().iter().rev().copied().collect() } else { plan.order().to_vec() };
+    for ix in order {
+        let step = plan.step(ix);
+        let id = if back { CourseId::undo(ix) } else { CourseId::forward(ix) };
+        let course = state.course(id);
+        let left = !state.settled(ix)
+            && (state.phase() == Phase::Committing || !step.finalize)
+            && (!back || step.undo.is_some());
+        let own = match (left, took(id)) {
+            (false, _) => Span::default(),
+            (true, _) if step.kind != Kind::Call && !back => match &course.at {
+                CourseAt::Waiting(wait) => wait.until.map_or(Span::default(), |at| span(at - now)),
+                _ => Span::default(),
+            },
+            (true, None) => {
+                unknown += 1;
+                Span::default()
+            }
+            (true, Some(took)) => match (&course.at, course.first_started) {
+                (CourseAt::Running, Some(since)) => span(took.delta() - (now - since)),
+                _ => took,
+            },
+        };
+        let before = if back { &step.before } else { &step.after };
+        let from = before.iter().max_by_key(|ix| chains.get(ix.index()).map(|chain| chain.0)).copied();
+        let base = from.and_then(|ix| chains.get(ix.index())).map_or(Span::default(), |chain| chain.0);
+        let whole = Span(base.0.saturating_add(own.0));
+        if let Some(chain) = chains.get_mut(ix.index()) {
+            *chain = (whole, from);
+        }
+        let best = longest.and_then(|ix| chains.get(ix.index())).map_or(Span::default(), |chain| chain.0);
+        if left && whole >= best {
+            longest = Some(ix);
+        }
+    }
+    let time = longest.and_then(|ix| chains.get(ix.index())).map_or(Span::default(), |chain| chain.0);
+    let mut path = Vec::new();
+    let mut at = longest;
+    while let Some(ix) = at {
+        if !state.settled(ix) {
+            path.push(plan.step(ix).name.to_string());
+        }
+        at = chains.get(ix.index()).and_then(|chain| chain.1);
+    }
+    path.reverse();
+    // Parts of a second of a guess say nothing.
+    let time = Span::secs(time.0.as_secs_f64().ceil() as u64);
+    Some(Forecast { time, path, unknown })
+}
+
+fn span(delta: chrono::TimeDelta) -> Span {
+    Span(delta.to_std().unwrap_or_default())
+}
