@@ -6,11 +6,13 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use backstay_machine::plan::{Effect, Span};
-use backstay_machine::{ActivityError, ActivitySpec, Applied, Catalog, Direction, Json, RunId, Time};
+use backstay_machine::{
+    ActivityError, ActivitySpec, Applied, Catalog, Direction, Fate, Json, RunId, StepEvent, Time,
+};
 use schemars::JsonSchema;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use serde_json::Value;
+use serde_json::{Value, json};
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
@@ -158,6 +160,8 @@ pub struct Undone {
     pub output: Option<Json>,
     /// What the step saved last.
     pub checkpoint: Option<Json>,
+    /// What the step made, moved or was about to.
+    pub resources: Vec<backstay_machine::Resource>,
 }
 
 impl Context {
@@ -226,6 +230,12 @@ impl Context {
         durable.await.map_err(|_| gone())
     }
 
+    /// Something outside that this step makes, moves or removes. Say so before it is made, and what became of it:
+    /// a run is only rolled back once everything it made is gone or stays on purpose.
+    pub fn resource(&self, kind: impl Into<String>, name: impl Into<String>) -> Resource<'_> {
+        Resource { context: self, kind: storable(&kind.into()), name: storable(&name.into()) }
+    }
+
     /// Says how far it is. Cheap: what comes too often is left out.
     pub fn progress(&self, percent: f64, note: impl Into<String>) {
         const OFTEN: std::time::Duration = std::time::Duration::from_millis(50);
@@ -255,6 +265,71 @@ impl Context {
     /// Whether this attempt should stop.
     pub fn is_cancelled(&self) -> bool {
         self.cancel.is_cancelled()
+    }
+}
+
+/// Something outside that a step makes, moves or removes.
+#[derive(Debug)]
+pub struct Resource<'a> {
+    context: &'a Context,
+    kind: String,
+    name: String,
+}
+
+impl Resource<'_> {
+    /// It is about to be made. Once this returns that is durable.
+    pub async fn planned(&self) -> Result<(), Failure> {
+        self.tell(Fate::Planned, None).await
+    }
+
+    /// It is there; the details help to find it again.
+    pub async fn present(&self, details: Value) -> Result<(), Failure> {
+        self.tell(Fate::Present, Some(details)).await
+    }
+
+    /// It is gone, or never came to be.
+    pub async fn gone(&self) -> Result<(), Failure> {
+        self.tell(Fate::Gone, None).await
+    }
+
+    /// It stays, on purpose.
+    pub async fn kept(&self, why: impl Into<String>) -> Result<(), Failure> {
+        self.tell(Fate::Kept, Some(json!({ "why": storable(&why.into()) }))).await
+    }
+
+    /// What became of it is not known.
+    pub async fn unproven(&self, why: impl Into<String>) -> Result<(), Failure> {
+        self.tell(Fate::Unproven, Some(json!({ "why": storable(&why.into()) }))).await
+    }
+
+    async fn tell(&self, fate: Fate, details: Option<Value>) -> Result<(), Failure> {
+        use backstay_machine::plan::limits;
+        let bytes = details.as_ref().map_or(0, |details| details.to_string().len());
+        if bytes > limits::INPUT_BYTES {
+            let most = limits::INPUT_BYTES;
+            let message = format!(
+                "the details of {} {} have {bytes} bytes; at most {most} are kept",
+                self.kind, self.name
+            );
+            return Err(Failure::permanent("resource_too_large", message));
+        }
+        if details.as_ref().is_some_and(has_nul) {
+            return Err(Failure::permanent(
+                "resource",
+                "its details hold the character U+0000, which cannot be kept",
+            ));
+        }
+        let (done, durable) = oneshot::channel();
+        let message = Message::Resource {
+            run: self.context.run,
+            course: self.context.course,
+            attempt: (self.context.generation, self.context.attempt),
+            what: StepEvent::Resource { kind: self.kind.clone(), name: self.name.clone(), fate, details },
+            done,
+        };
+        let gone = || Failure::retryable("node_stopped", "the node stopped before this was durable");
+        self.context.node.send(message).map_err(|_| gone())?;
+        durable.await.map_err(|_| gone())
     }
 }
 

@@ -350,7 +350,8 @@ fn account(state: &State, step: &str, kind: &str, name: &str, became: Fate) -> R
         return Err("an operator says that it is gone, or that it is kept".into());
     }
     let id = CourseId::forward(ix);
-    if !state.resources().any(|(at, k, n, _)| at == ix && k == kind && n == name) {
+    let known = |one: &crate::Resource| one.step.as_ref() == step && one.kind == kind && one.name == name;
+    if !state.resources().any(known) {
         return Err(format!("{step} has no {kind} \"{name}\""));
     }
     let what = StepEvent::Resource { kind: kind.into(), name: name.into(), fate: became, details: None };

@@ -263,9 +263,7 @@ fn back(state: &State, now: Time, mut room: usize, decision: &mut Decision) {
         decision.append(start_of(state, CourseId::undo(ix)));
     }
     if (state.nothing_moves() || state.all_settled()) && !state.stuck() {
-        let left = state
-            .residue()
-            .map(|(ix, kind, name, _)| format!("{}: {kind} {name}", state.plan().step(ix).name));
+        let left = state.residue().map(|one| format!("{}: {} {}", one.step, one.kind, one.name));
         decision.append(Event::Stuck { steps: state.failed_undos(), resources: left.collect() });
     }
 }

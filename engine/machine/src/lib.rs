@@ -39,7 +39,7 @@ pub use judge::{judge, judge_probe};
 pub use names::{ClaimNo, Epoch, RunId, Seq, StepIx, StepName};
 pub use plan::{ActivitySpec, Catalog, CheckError, Plan, PlanSpec, Problem};
 pub use runbook::runbook;
-pub use state::{Course, CourseAt, Illegal, Phase, STATUSES, Signal, State, Status, Wait};
+pub use state::{Course, CourseAt, Illegal, Phase, Resource, STATUSES, Signal, State, Status, Wait};
 
 /// All times of the engine are the database's, in UTC.
 pub type Time = chrono::DateTime<chrono::Utc>;

@@ -73,21 +73,22 @@ fn unknown(state: &State, page: &mut String) {
 
 fn made(state: &State, page: &mut String) {
     let mut first = true;
-    for (ix, kind, which, fate) in state.resources() {
+    for one in state.resources() {
         if std::mem::take(&mut first) {
             let _ = writeln!(
                 page,
                 "\n## What it made, moved, or was about to\n\n| what | by | is |\n|---|---|---|"
             );
         }
-        let fate = match fate {
+        let fate = match one.fate {
             Fate::Planned => "planned: look whether it is there",
             Fate::Present => "there",
             Fate::Gone => "gone",
             Fate::Kept => "there, and stays",
             Fate::Unproven => "not known: look whether it is there",
         };
-        let _ = writeln!(page, "| {kind} {which} | {} | {fate} |", state.plan().step(ix).name);
+        let details = one.details.as_ref().map_or(String::new(), |details| format!(" `{details}`"));
+        let _ = writeln!(page, "| {} {}{details} | {} | {fate} |", one.kind, one.name, one.step);
     }
 }
 

@@ -129,6 +129,7 @@ fn prepare<'a>(
                 input: forward.input.clone(),
                 output: forward.output().cloned(),
                 checkpoint: forward.checkpoint.clone(),
+                resources: state.resources().filter(|resource| resource.step == step.name).cloned().collect(),
             };
             (undo, Some(undone))
         }

@@ -19,7 +19,7 @@ use std::sync::atomic::AtomicUsize;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use backstay_machine::{ActivityError, Answer, CourseId, Json, RunId, State, StepIx, Time};
+use backstay_machine::{ActivityError, Answer, CourseId, Json, RunId, State, StepEvent, StepIx, Time};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio_util::sync::{CancellationToken, DropGuard};
@@ -124,6 +124,8 @@ pub(crate) enum Message {
     },
     /// An activity saves something.
     Checkpoint { run: RunId, course: CourseId, attempt: (u32, u32), value: Json, done: oneshot::Sender<()> },
+    /// An activity says what became of something outside.
+    Resource { run: RunId, course: CourseId, attempt: (u32, u32), what: StepEvent, done: oneshot::Sender<()> },
     /// An activity says how far it is.
     Progress { run: RunId, course: CourseId, attempt: (u32, u32), percent: f64, note: String },
     /// Which of these runs, owned by this life, the driver does not have: the answer to a claim was lost.

@@ -4,9 +4,9 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use super::wait::Wait;
-use super::{Course, CourseAt, Illegal, Phase, State, Turned};
+use super::{Course, CourseAt, Illegal, Phase, Resource, State, Turned};
 use crate::Time;
-use crate::action::{Fate, RollBack};
+use crate::action::RollBack;
 use crate::event::{
     Answer, Applied, CourseId, Direction, Event, Journaled, Outcome, StepEvent, idempotency_key,
 };
@@ -347,8 +347,25 @@ impl State {
                 course.at = Untouched;
                 self.step_mut(id.step).waived = true;
             }
-            (_, StepEvent::Resource { kind, name, fate, .. }) => {
-                self.resources.insert((id.step, kind.as_str().into(), name.as_str().into()), *fate);
+            (_, StepEvent::Resource { kind, name, fate, details }) => {
+                let known =
+                    |one: &&mut Resource| one.step == declared.name && one.kind == *kind && one.name == *name;
+                match self.resources.iter_mut().find(known) {
+                    Some(one) => {
+                        one.fate = *fate;
+                        // That it is gone says nothing of what it was.
+                        if details.is_some() {
+                            one.details.clone_from(details);
+                        }
+                    }
+                    None => self.resources.push(Resource {
+                        step: declared.name.clone(),
+                        kind: kind.clone(),
+                        name: name.clone(),
+                        fate: *fate,
+                        details: details.clone(),
+                    }),
+                }
                 if fate.is_settled() {
                     self.stuck = false;
                 }
@@ -463,17 +480,18 @@ impl State {
     }
 
     /// Everything that the run made, moved or was about to.
-    pub fn resources(&self) -> impl Iterator<Item = (StepIx, &str, &str, Fate)> {
-        self.resources.iter().map(|((ix, kind, name), fate)| (*ix, &**kind, &**name, *fate))
+    pub fn resources(&self) -> impl Iterator<Item = &Resource> {
+        self.resources.iter()
     }
 
     /// What the run made and nobody has accounted for.
-    pub fn residue(&self) -> impl Iterator<Item = (StepIx, &str, &str, Fate)> {
+    pub fn residue(&self) -> impl Iterator<Item = &Resource> {
         let left = self.turned.as_ref().map(|turned| &turned.left);
-        self.resources
-            .iter()
-            .filter(move |((ix, ..), fate)| !fate.is_settled() && left.is_none_or(|left| !left.contains(ix)))
-            .map(|((ix, kind, name), fate)| (*ix, &**kind, &**name, *fate))
+        let is_left = move |one: &Resource| {
+            let ix = self.plan.find(&one.step);
+            ix.zip(left).is_some_and(|(ix, left)| left.contains(&ix))
+        };
+        self.resources.iter().filter(move |one| !one.fate.is_settled() && !is_left(one))
     }
 }
 

@@ -17,14 +17,14 @@ mod fold;
 mod settle;
 mod wait;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use crate::Time;
 use crate::action::Fate;
 use crate::event::{ActivityError, Answer, CourseId, Direction, Journaled, Outcome, Row};
 use crate::json::Json;
-use crate::names::{ClaimNo, RunId, Seq, StepIx};
+use crate::names::{ClaimNo, RunId, Seq, StepIx, StepName};
 use crate::plan::Plan;
 
 pub use desk::Signal;
@@ -48,7 +48,8 @@ pub struct State {
     /// The last event that was about the run as a whole.
     moved: Seq,
     desk: Option<Box<desk::Desk>>,
-    resources: BTreeMap<(StepIx, Box<str>, Box<str>), Fate>,
+    /// Sorted by step, kind and name.
+    resources: Vec<Resource>,
     steps: Vec<StepState>,
     /// The steps that need nothing but a free hand: a first attempt of them, or of their undo, may start. This and
     /// `open` are derived from `steps`, and kept so that a decision in a run of ten thousand steps looks at three.
@@ -58,6 +59,21 @@ pub struct State {
     /// Steps that are not settled, in the direction the run goes.
     unsettled: usize,
     running: usize,
+}
+
+/// Something outside that a run made, moved, or was about to.
+#[derive(Clone, Debug, PartialEq, serde::Serialize)]
+pub struct Resource {
+    /// The step that it belongs to.
+    pub step: StepName,
+    /// Which kind.
+    pub kind: String,
+    /// Which.
+    pub name: String,
+    /// What became of it.
+    pub fate: Fate,
+    /// What helps to find it.
+    pub details: Option<serde_json::Value>,
 }
 
 /// How the run turned round.
@@ -298,7 +314,7 @@ impl State {
             past_no_return: false,
             moved: 0,
             desk: None,
-            resources: BTreeMap::new(),
+            resources: Vec::new(),
             steps,
             fresh: BTreeSet::new(),
             open: BTreeSet::new(),
@@ -503,10 +519,8 @@ impl State {
         let why = match self.status() {
             Status::Stuck => {
                 let undos = self.failed_undos();
-                let left: Vec<_> = self
-                    .residue()
-                    .map(|(ix, kind, name, _)| format!("{kind} {name} of {}", self.plan.step(ix).name))
-                    .collect();
+                let left: Vec<_> =
+                    self.residue().map(|one| format!("{} {} of {}", one.kind, one.name, one.step)).collect();
                 let undos =
                     (!undos.is_empty()).then(|| format!("these undos failed for good: {}", undos.join(", ")));
                 let left =

@@ -221,6 +221,14 @@ impl Driver {
                     self.pending.then.push(Then::Tell(done));
                 }
             }
+            Message::Resource { run: id, course, attempt, what, done } => {
+                let Some(run) = self.runs.get(&id) else { return };
+                if run.calls.get(&course).is_some_and(|call| call.attempt == attempt) {
+                    let generation = run.state.course(course).generation;
+                    self.append(id, Event::Step { course, generation, attempt: 0, what });
+                    self.pending.then.push(Then::Tell(done));
+                }
+            }
             Message::Progress { run: id, course, attempt, percent, note } => {
                 let every = self.shared.config.progress_every;
                 let Some(run) = self.runs.get_mut(&id) else { return };
