@@ -1,7 +1,7 @@
 //! From what is asked of a run to the events that are journaled: the asking and what follows from it, or why not.
 
 use crate::action::{Action, Fate, RollBack, Verb, limits};
-use crate::event::{CourseId, Direction, Event, Outcome, StepEvent};
+use crate::event::{ActivityError, Applied, CourseId, Direction, Event, Outcome, StepEvent};
 use crate::json::Json;
 use crate::names::StepIx;
 use crate::plan::{Fit, Kind};
@@ -94,6 +94,7 @@ fn consequences(state: &State, action: &Action) -> Result<Vec<Event>, String> {
             }
             _ => Err("only a run that is stuck or left alone is closed; roll it back first".into()),
         },
+        Verb::Ended { step, run, outcome } => ended(state, step, *run, *outcome),
         Verb::Account { step, kind, name, became } => account(state, step, kind, name, *became),
     }
 }
@@ -172,6 +173,9 @@ fn skip(state: &State, step: &str, undo: bool, output: &serde_json::Value) -> Re
     let declared = state.plan().step(ix);
     match &state.course(id).at {
         CourseAt::Running => return Err(format!("an attempt of {step} is running; wait for its end")),
+        CourseAt::Waiting(wait) if wait.run.is_some() && !undo => {
+            return Err(format!("{step} is a run, and under way; act on that run"));
+        }
         CourseAt::Succeeded { .. } | CourseAt::Skipped { .. } => return Err(format!("{step} is done")),
         _ => {}
     }
@@ -342,6 +346,38 @@ fn roll_back(state: &State, action: &Action, how: &RollBack) -> Result<Vec<Event
         format!("{} asked for it: {}", action.who, action.why)
     };
     Ok(vec![Event::RollingBack { because, how: how.clone() }])
+}
+
+/// A run that is a step of this one has come to an end, forward or back.
+fn ended(state: &State, step: &str, run: crate::RunId, outcome: Outcome) -> Result<Vec<Event>, String> {
+    let ix = found(state, step)?;
+    if state.run_of(ix) != Some(run) {
+        return Err(format!("run {run} is not, or no longer, the run of {step}"));
+    }
+    let [forward, undo] = [CourseId::forward(ix), CourseId::undo(ix)];
+    let waits = |id| matches!(&state.course(id).at, CourseAt::Waiting(wait) if wait.run == Some(run));
+    let failed = |applied| {
+        let error = ActivityError {
+            code: "run_ended".into(),
+            message: format!("its run {run} ended: {}", over(outcome)),
+            retryable: false,
+            retry_after: None,
+            applied,
+            details: None,
+        };
+        StepEvent::Failed { error, retry_at: None }
+    };
+    let done =
+        || StepEvent::Succeeded { output: Json::of(&serde_json::json!({ "run": run, "outcome": outcome })) };
+    let (id, what) = match outcome {
+        Outcome::RolledBack if waits(undo) => (undo, done()),
+        Outcome::Closed | Outcome::Committed if waits(undo) => (undo, failed(Applied::Maybe)),
+        Outcome::Succeeded | Outcome::Committed if waits(forward) && !waits(undo) => (forward, done()),
+        Outcome::RolledBack if waits(forward) => (forward, failed(Applied::No)),
+        Outcome::Closed if waits(forward) => (forward, failed(Applied::Maybe)),
+        _ => return Err(format!("{step} does not wait for that")),
+    };
+    Ok(vec![about(state, id, what)])
 }
 
 fn account(state: &State, step: &str, kind: &str, name: &str, became: Fate) -> Result<Vec<Event>, String> {

@@ -5,8 +5,9 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use uuid::Uuid;
 
+use crate::event::Outcome;
 use crate::json::unfit;
-use crate::names::Seq;
+use crate::names::{RunId, Seq};
 
 /// What actions may not exceed.
 pub mod limits {
@@ -117,6 +118,15 @@ pub enum Verb {
         /// What is left, and who sees to it.
         manifest: Value,
     },
+    /// A run that is a step of this one has come to an end. It says so itself.
+    Ended {
+        /// The step.
+        step: String,
+        /// The run.
+        run: RunId,
+        /// Which end.
+        outcome: Outcome,
+    },
     /// Say what became of a resource.
     Account {
         /// The step that it belongs to.
@@ -224,6 +234,7 @@ impl Verb {
             | Verb::Override { step }
             | Verb::Approve { step, .. }
             | Verb::Reject { step, .. }
+            | Verb::Ended { step, .. }
             | Verb::Account { step, .. } => Some((step, false)),
             Verb::Signal { .. }
             | Verb::Pause
@@ -254,6 +265,7 @@ impl Verb {
             Verb::RollBack(_) => "roll_back",
             Verb::Commit => "commit",
             Verb::Close { .. } => "close",
+            Verb::Ended { .. } => "ended",
             Verb::Account { .. } => "account",
         }
     }

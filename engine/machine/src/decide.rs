@@ -6,7 +6,7 @@ use crate::event::{
     ActivityError, Answer, Applied, CourseId, Direction, Event, Outcome, StepEvent, idempotency_key,
 };
 use crate::names::StepIx;
-use crate::plan::{Ending, OnFailure, Source};
+use crate::plan::{Ending, OnFailure, Source, Span};
 use crate::state::{CourseAt, Phase, State, Waited};
 
 /// One thing to do.
@@ -42,6 +42,9 @@ impl Decision {
         false
     }
 }
+
+/// How often a rollback that waits for another run's is looked at.
+const LOOK_AGAIN: Span = Span::secs(60);
 
 /// Decides. At most `room` attempts are started: the caller has no more hands.
 pub fn decide(state: &State, now: Time, room: usize) -> Decision {
@@ -252,6 +255,11 @@ fn back(state: &State, now: Time, mut room: usize, decision: &mut Decision) {
         let start = match &undo.at {
             CourseAt::Untouched | CourseAt::InDoubt { .. } => true,
             CourseAt::BackingOff { until } => decision.not_before(*until, now),
+            // It says so itself when it is rolled back. A rollback never sleeps for good, so it is looked after.
+            CourseAt::Waiting(_) => {
+                decision.not_before(LOOK_AGAIN.after(now), now);
+                false
+            }
             _ => false,
         };
         if start && room > 0 {

@@ -4,12 +4,14 @@ use std::collections::BTreeMap;
 
 use serde_json::Value;
 
-use super::limits;
+use super::{PlanSpec, limits};
 use crate::json::{Go, Json, walk};
 use crate::names::StepIx;
 
-/// The one reserved key of an input.
+/// The reserved keys of an input: what another step gives, and in the plan of a step that is a run, what that step is
+/// given.
 pub(crate) const OUTPUT: &str = "$output";
+pub(crate) const GIVEN: &str = "$given";
 
 /// An input with its bindings found and their sources known.
 #[derive(Debug)]
@@ -84,6 +86,8 @@ impl Template {
 pub(crate) struct Written {
     pub at: String,
     pub text: Result<String, String>,
+    /// It reads what the step of the run above is given.
+    pub given: bool,
 }
 
 /// Every binding of an input, and every misuse of the reserved key. If there are too many, that is all there is
@@ -91,20 +95,23 @@ pub(crate) struct Written {
 pub(crate) fn find(input: &Value) -> Vec<Written> {
     let mut found = Vec::new();
     walk(input, |path, value| {
-        let Some((map, reserved)) = value.as_object().and_then(|map| Some((map, map.get(OUTPUT)?))) else {
+        let reserved = |map: &serde_json::Map<String, Value>| {
+            [(OUTPUT, false), (GIVEN, true)].into_iter().find(|(key, _)| map.contains_key(*key))
+        };
+        let Some((map, (key, given))) = value.as_object().and_then(|map| Some((map, reserved(map)?))) else {
             return Go::In;
         };
         let at = path.pointer();
         if found.len() == limits::BINDINGS {
             let wrong = format!("there are too many bindings; an input has at most {}", limits::BINDINGS);
-            found = vec![Written { at, text: Err(wrong) }];
+            found = vec![Written { at, text: Err(wrong), given }];
             return Go::Stop;
         }
-        let text = match reserved {
-            Value::String(text) if map.len() == 1 => Ok(text.clone()),
-            _ => Err(format!("\"{OUTPUT}\" stands alone in its object, with a text such as \"step/field\"")),
+        let text = match map.get(key) {
+            Some(Value::String(text)) if map.len() == 1 => Ok(text.clone()),
+            _ => Err(format!("\"{key}\" stands alone in its object, with a text such as \"step/field\"")),
         };
-        found.push(Written { at, text });
+        found.push(Written { at, text, given });
         Go::Past
     });
     found
@@ -116,4 +123,21 @@ pub(crate) fn split(text: &str) -> (&str, &str) {
         Some(slash) => text.split_at(slash),
         None => (text, ""),
     }
+}
+
+/// A plan with every `$given` replaced by what is given.
+pub(crate) fn give(plan: &PlanSpec, given: &Value) -> PlanSpec {
+    let mut plan = plan.clone();
+    for step in &mut plan.steps {
+        let undo = step.undo.as_mut().map(|undo| &mut undo.input);
+        for input in std::iter::once(&mut step.input).chain(undo) {
+            for written in find(input).into_iter().filter(|written| written.given) {
+                let value = written.text.ok().and_then(|path| given.pointer(&path).cloned());
+                if let Some(place) = input.pointer_mut(&written.at) {
+                    *place = value.unwrap_or(Value::Null);
+                }
+            }
+        }
+    }
+    plan
 }

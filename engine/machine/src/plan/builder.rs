@@ -65,6 +65,7 @@ impl PlanBuilder {
                 timeout: None,
                 settle_within: None,
                 commit: None,
+                parent: None,
                 override_alone: false,
                 steps: Vec::new(),
             },
@@ -123,6 +124,11 @@ impl PlanBuilder {
         self.step(name, "approve").input(json!({ "right": right.into() }))
     }
 
+    /// Adds a step that is a run of its own; its undo is that run's rollback.
+    pub fn run(&mut self, name: impl Into<String>, plan: PlanBuilder) -> StepBuilder<'_> {
+        self.step(name, "run").edit(|step| step.plan = Some(Box::new(plan.spec)))
+    }
+
     /// Adds a step. It still needs its undo, or a reason why there is nothing to undo.
     pub fn step(&mut self, name: impl Into<String>, activity: impl Into<String>) -> StepBuilder<'_> {
         self.spec.steps.push(StepSpec {
@@ -130,6 +136,7 @@ impl PlanBuilder {
             title: None,
             activity: activity.into(),
             input: json!({}),
+            plan: None,
             after: Vec::new(),
             undo: None,
             nothing_to_undo: None,

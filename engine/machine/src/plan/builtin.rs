@@ -3,6 +3,7 @@
 //! ```text
 //!   wait      until a time, for a while, for a signal, or for whichever comes first
 //!   approve   until people with the right to say so have said yes
+//!   run       until a run of its own has come to its end; its undo is that run's rollback
 //! ```
 
 use std::sync::LazyLock;
@@ -22,6 +23,8 @@ pub enum Kind {
     Wait,
     /// The engine waits for people to agree.
     Approve,
+    /// The engine waits for another run.
+    Run,
 }
 
 /// The input of `wait`.
@@ -71,6 +74,7 @@ pub(crate) fn kind(activity: &str) -> Kind {
     match activity {
         "wait" => Kind::Wait,
         "approve" => Kind::Approve,
+        "run" => Kind::Run,
         _ => Kind::Call,
     }
 }
@@ -81,6 +85,7 @@ pub fn builtin(activity: &str) -> Option<&'static ActivitySpec> {
         Kind::Call => None,
         Kind::Wait => Some(&WAIT),
         Kind::Approve => Some(&APPROVE),
+        Kind::Run => Some(&RUN),
     }
 }
 
@@ -130,6 +135,17 @@ static APPROVE: LazyLock<ActivitySpec> = LazyLock::new(|| ActivitySpec {
         "type": "object",
         "properties": { "by": { "type": "array", "items": { "type": "string" } } },
         "required": ["by"],
+    }),
+    effect: Effect::default(),
+});
+
+static RUN: LazyLock<ActivitySpec> = LazyLock::new(|| ActivitySpec {
+    name: "run".into(),
+    input: json!({ "type": "object", "additionalProperties": true }),
+    output: json!({
+        "type": "object",
+        "properties": { "run": { "type": "string" }, "outcome": { "type": "string" } },
+        "required": ["run", "outcome"],
     }),
     effect: Effect::default(),
 });

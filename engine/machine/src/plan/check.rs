@@ -19,7 +19,7 @@ use super::binding::{self, Bound, Source, Template};
 use super::builtin::{Kind, LITERAL, builtin, kind};
 use super::problem::{CheckError, Problems, Rule, clipped, listed, tamed};
 use super::schema::Shape;
-use super::spec::{Ending, OnFailure, PlanSpec, Proof, Retry, Span, StepSpec};
+use super::spec::{Ending, OnFailure, Parent, PlanSpec, Proof, Retry, Span, StepSpec};
 use super::{ActivitySpec, Catalog, Plan, Required, Step, Work, graph, limits};
 use crate::json::{Json, canonical, unfit};
 use crate::names::{StepIx, StepName};
@@ -31,7 +31,33 @@ const DEFAULT_SETTLE: Span = Span::secs(60);
 
 impl Plan {
     /// Checks a plan against the activities there are, and fixes it. All problems are named at once.
-    pub fn check(mut spec: PlanSpec, catalog: &dyn Catalog) -> Result<Arc<Plan>, CheckError> {
+    pub fn check(spec: PlanSpec, catalog: &dyn Catalog) -> Result<Arc<Plan>, CheckError> {
+        if spec.parent.is_some() {
+            let message = "names a \"parent\"; the engine does that for runs that are steps".into();
+            return Err(CheckError::one(Rule::Form, message));
+        }
+        check_at(spec, catalog, 0)
+    }
+
+    /// The plan of a step that is a run, with what the step is given filled in.
+    pub fn of_step(
+        step: &Step,
+        given: &Json,
+        parent: Parent,
+        catalog: &dyn Catalog,
+    ) -> Result<Arc<Plan>, CheckError> {
+        let Some(plan) = &step.plan else {
+            return Err(CheckError::one(Rule::Form, format!("step {} is no run", step.name)));
+        };
+        let mut plan = binding::give(plan, &given.value());
+        plan.parent = Some(parent);
+        check_at(plan, catalog, 0)
+    }
+}
+
+/// Checks a plan that stands so deep in others.
+fn check_at(mut spec: PlanSpec, catalog: &dyn Catalog, depth: usize) -> Result<Arc<Plan>, CheckError> {
+    {
         let mut problems = Problems::default();
         if !within_limits(&spec, &mut problems) {
             return problems.into_result(None);
@@ -40,7 +66,9 @@ impl Plan {
         if !form(&spec, &mut problems) {
             return problems.into_result(None);
         }
-        let linked = link(&spec, Trust::Nothing, &mut problems);
+        plans_within(&mut spec, catalog, depth, &mut problems);
+        let trust = if depth == 0 { Trust::Nothing } else { Trust::Given };
+        let linked = link(&spec, trust, &mut problems);
         against_catalog(&linked, catalog, &mut problems);
         if problems.any() {
             return problems.into_result(None);
@@ -61,7 +89,45 @@ impl Plan {
         };
         problems.into_result(plan)
     }
+}
 
+/// The plans of steps that are runs: each is checked as any other, and fixed with the plan it stands in.
+fn plans_within(spec: &mut PlanSpec, catalog: &dyn Catalog, depth: usize, problems: &mut Problems) {
+    for step in &mut spec.steps {
+        let is_run = kind(&step.activity) == Kind::Run;
+        let Some(plan) = step.plan.take() else {
+            if is_run {
+                problems.add(Some(&step.name), Rule::Form, "is a run, but has no \"plan\"".into());
+            }
+            continue;
+        };
+        if !is_run {
+            let message = "has a \"plan\", but its activity is not \"run\"";
+            problems.add(Some(&step.name), Rule::Form, message.into());
+        } else if plan.parent.is_some() {
+            problems.add(
+                Some(&step.name),
+                Rule::Form,
+                "its plan names a \"parent\"; the engine does that".into(),
+            );
+        } else if depth + 1 >= limits::NESTING {
+            let message =
+                format!("is a run within runs, {} deep; at most {} are taken", depth + 2, limits::NESTING);
+            problems.add(Some(&step.name), Rule::Limit, message);
+        } else {
+            match check_at(*plan, catalog, depth + 1) {
+                Ok(checked) => step.plan = Some(Box::new(checked.spec().clone())),
+                Err(error) => {
+                    for problem in error.problems {
+                        problems.add(Some(&step.name), problem.rule, format!("in its run: {problem}"));
+                    }
+                }
+            }
+        }
+    }
+}
+
+impl Plan {
     /// Reads a plan from JSON text and checks it.
     pub fn check_json(text: &str, catalog: &dyn Catalog) -> Result<Arc<Plan>, CheckError> {
         if text.len() > limits::BYTES {
@@ -319,6 +385,8 @@ struct Linked {
 #[derive(Clone, Copy, PartialEq)]
 enum Trust {
     Nothing,
+    /// What is read from the run above: it is filled in when the run is made.
+    Given,
     /// Bindings read steps that come before: the hash says that it was checked.
     Order,
 }
@@ -342,13 +410,18 @@ fn link(spec: &PlanSpec, trust: Trust, problems: &mut Problems) -> Linked {
             (Vec::new(), false)
         }
     };
-    let reach = (in_order && trust == Trust::Nothing).then(|| graph::Reach::new(&after, &order));
+    let reach = (in_order && trust != Trust::Order).then(|| graph::Reach::new(&after, &order));
 
     let before = graph::turned(&after);
     let mut steps = Vec::with_capacity(spec.steps.len());
     for (n, (step, (after, before))) in spec.steps.iter().zip(after.into_iter().zip(before)).enumerate() {
-        let bind =
-            Bindings { by_name: &by_name, reach: reach.as_ref(), step: StepIx(n as u32), name: &step.name };
+        let bind = Bindings {
+            by_name: &by_name,
+            reach: reach.as_ref(),
+            step: StepIx(n as u32),
+            name: &step.name,
+            given: trust != Trust::Nothing,
+        };
         let retry = step.retry.or(spec.retry).unwrap_or_default();
         let timeout = step.timeout.or(spec.timeout).unwrap_or(DEFAULT_TIMEOUT);
         let forward = Work {
@@ -357,6 +430,13 @@ fn link(spec: &PlanSpec, trust: Trust, problems: &mut Problems) -> Linked {
             retry,
             timeout,
         };
+        // The undo of a run is its rollback.
+        let rollback = (kind(&step.activity) == Kind::Run && !step.finalize).then(|| Work {
+            activity: step.activity.clone(),
+            input: Template::new(serde_json::json!({}), Vec::new()),
+            retry: Retry::never(),
+            timeout,
+        });
         let undo = step.undo.as_ref().map(|undo| Work {
             activity: undo.activity.clone(),
             input: bind.template(&undo.input, true, problems),
@@ -367,10 +447,11 @@ fn link(spec: &PlanSpec, trust: Trust, problems: &mut Problems) -> Linked {
             name: step.name.as_str().into(),
             title: step.title.clone(),
             forward,
-            undo,
+            undo: undo.or(rollback),
             on_failure: step.on_failure,
             effect: step.effect.unwrap_or_default(),
             kind: kind(&step.activity),
+            plan: step.plan.as_deref().cloned(),
             requires: bind.requires(&step.requires, problems),
             point_of_no_return: step.point_of_no_return,
             finalize: step.finalize,
@@ -420,12 +501,24 @@ struct Bindings<'a> {
     reach: Option<&'a graph::Reach>,
     step: StepIx,
     name: &'a str,
+    given: bool,
 }
 
 impl Bindings<'_> {
     fn template(&self, input: &serde_json::Value, in_undo: bool, problems: &mut Problems) -> Template {
         let mut bound = Vec::new();
         for written in binding::find(input) {
+            if written.given {
+                if !self.given || written.text.is_err() {
+                    let message = format!(
+                        "its {} at \"{}\" reads \"$given\", which stands alone, in the plan of a step that is a run",
+                        half(in_undo),
+                        clipped(&written.at)
+                    );
+                    problems.add(Some(self.name), Rule::Binding, message);
+                }
+                continue;
+            }
             match written.text.and_then(|text| self.source(&text, in_undo)) {
                 Ok((source, path)) => bound.push(Bound { at: written.at, source, path }),
                 Err(wrong) => {
@@ -515,11 +608,11 @@ fn against_catalog(linked: &Linked, catalog: &dyn Catalog, problems: &mut Proble
                 problems.add(Some(&step.name), Rule::Proof, message);
             }
         }
-        if step.kind != Kind::Call {
+        if matches!(step.kind, Kind::Wait | Kind::Approve) {
             waits(step, problems);
         }
-        let halves =
-            std::iter::once((false, &step.forward)).chain(step.undo.as_ref().map(|undo| (true, undo)));
+        let undo = step.undo.as_ref().filter(|_| step.kind != Kind::Run);
+        let halves = std::iter::once((false, &step.forward)).chain(undo.map(|undo| (true, undo)));
         for (in_undo, work) in halves {
             if problems.full() {
                 return;
@@ -653,6 +746,7 @@ fn fix(spec: PlanSpec, linked: Linked, text: &str) -> Plan {
         .flat_map(|step| std::iter::once(&step.forward).chain(&step.undo))
         .filter(|work| builtin(&work.activity).is_none())
         .map(|work| work.activity.clone())
+        .chain(steps.iter().filter_map(|step| step.plan.as_ref()).flat_map(needed))
         .collect();
     Plan {
         spec,
@@ -664,6 +758,16 @@ fn fix(spec: PlanSpec, linked: Linked, text: &str) -> Plan {
         submitted,
         activities: activities.into_iter().collect(),
     }
+}
+
+/// What the runs within a plan need: whoever has the run above begins them.
+fn needed(plan: &PlanSpec) -> Vec<String> {
+    let own = plan.steps.iter().flat_map(|step| {
+        std::iter::once(&step.activity).chain(step.undo.as_ref().map(|undo| &undo.activity))
+    });
+    let own = own.filter(|name| builtin(name).is_none()).cloned();
+    let within = plan.steps.iter().filter_map(|step| step.plan.as_deref()).flat_map(needed);
+    own.chain(within).collect()
 }
 
 fn hash(text: &str) -> String {

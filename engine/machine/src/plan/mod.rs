@@ -30,7 +30,7 @@ pub use builtin::{Kind, builtin};
 pub use preview::{Certainty, Undoing};
 pub use problem::{CheckError, Problem, Rule};
 pub use schema::Fit;
-pub use spec::{Commit, Effect, Ending, OnFailure, PlanSpec, Proof, Retry, Span, StepSpec, UndoSpec};
+pub use spec::{Commit, Effect, Ending, OnFailure, Parent, PlanSpec, Proof, Retry, Span, StepSpec, UndoSpec};
 
 /// What a plan may not exceed, so that checking it stays O(steps + edges) and a run fits into memory.
 pub mod limits {
@@ -44,6 +44,8 @@ pub mod limits {
     pub const INPUT_BYTES: usize = 256 << 10;
     /// Nesting of one step's input.
     pub const DEPTH: usize = 32;
+    /// Runs within runs.
+    pub const NESTING: usize = 4;
     /// Bindings of one step's input: each copies what it reads.
     pub const BINDINGS: usize = 1_000;
     /// Characters of a name.
@@ -105,6 +107,8 @@ pub struct Step {
     pub effect: Effect,
     /// Who runs it.
     pub kind: Kind,
+    /// The plan of a step that is a run.
+    pub plan: Option<PlanSpec>,
     /// What has to be proven before it starts.
     pub requires: Vec<Required>,
     /// Once it may have had its effect, nothing is rolled back by itself.

@@ -6,6 +6,8 @@ use std::time::Duration;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::Value;
 
+use crate::names::RunId;
+
 /// A plan as it is written. What is left out is filled in when the plan is checked.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -30,6 +32,9 @@ pub struct PlanSpec {
     /// What comes after the last step. Left out: nothing, and whoever wants to can roll the run back while it is kept.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub commit: Option<Commit>,
+    /// The run of which this one is a step. The engine writes it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub parent: Option<Parent>,
     /// One person alone may override a proof that a step requires.
     #[serde(default, skip_serializing_if = "is_default")]
     pub override_alone: bool,
@@ -55,6 +60,10 @@ pub struct StepSpec {
         deserialize_with = "crate::json::strict"
     )]
     pub input: Value,
+    /// The plan of a step that is a run of its own; `{"$given": "/pointer"}` in its inputs stands for a value of this
+    /// step's input.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub plan: Option<Box<PlanSpec>>,
     /// The steps that it comes after.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub after: Vec<String>,
@@ -85,6 +94,16 @@ pub struct StepSpec {
     /// What is known of the effect. Left out: what the activity says of itself.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub effect: Option<Effect>,
+}
+
+/// The run of which another one is a step.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Parent {
+    /// The run.
+    pub run: RunId,
+    /// Its step.
+    pub step: String,
 }
 
 /// What a step's output has to say before another one starts.

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use super::wait::Wait;
+use super::wait::{Wait, run_of_step};
 use super::{Course, CourseAt, Illegal, Phase, Resource, State, Turned};
 use crate::Time;
 use crate::action::RollBack;
@@ -188,6 +188,7 @@ impl State {
             Phase::Committing => true,
             _ => false,
         };
+        let of_step = self.run_of(id.step);
         let course = self.course_mut(id);
         if generation != course.generation + u32::from(begins_anew) {
             return Err(format!("it is of generation {generation}, the step is at {}", course.generation));
@@ -232,6 +233,16 @@ impl State {
                     (Direction::Forward, kind @ (Kind::Wait | Kind::Approve), Some(input)) => {
                         course.at = Waiting(Box::new(Wait::new(kind, input, at)));
                     }
+                    (Direction::Forward, Kind::Run, _) => {
+                        course.at = Waiting(Box::new(Wait::for_run(run_of_step(at, *key))));
+                        course.may_be_applied = true;
+                    }
+                    (Direction::Undo, Kind::Run, _) => {
+                        let Some(of_step) = of_step else {
+                            return Err("there is no run to roll back".into());
+                        };
+                        course.at = Waiting(Box::new(Wait::for_run(of_step)));
+                    }
                     _ => {
                         course.at = Running;
                         self.running += 1;
@@ -244,7 +255,7 @@ impl State {
                 let ran = *from == Running;
                 let waited = matches!(from, Waiting(_));
                 course.at = Succeeded { output: output.clone() };
-                course.may_be_applied |= !waited;
+                course.may_be_applied |= !waited || declared.kind == Kind::Run;
                 self.running -= usize::from(ran);
                 if waited && let Some(signal) = signal_of(output) {
                     self.read_signal(signal)?;
@@ -256,6 +267,9 @@ impl State {
                 if error.applied == Applied::Maybe {
                     course.may_be_applied = true;
                     course.doubtful_since = Some(at);
+                } else if declared.kind == Kind::Run && id.direction == Direction::Forward {
+                    // It is rolled back, or never was.
+                    course.may_be_applied = false;
                 }
                 course.at = match (retry_at, error.applied, id.direction) {
                     (None, _, _) => Failed { error: error.clone() },
@@ -477,6 +491,17 @@ impl State {
     /// Whether nothing is left that a rolled back run may not leave.
     pub(crate) fn is_clean(&self) -> bool {
         self.residue().next().is_none() && self.failed_undos().is_empty()
+    }
+
+    /// The run that a step is, once it has begun.
+    pub fn run_of(&self, ix: StepIx) -> Option<crate::RunId> {
+        let step = self.plan.step(ix);
+        if step.kind != Kind::Run {
+            return None;
+        }
+        let course = &self.step(ix).forward;
+        let key = idempotency_key(self.run, &step.name, Direction::Forward, course.generation);
+        Some(run_of_step(course.first_started?, key))
     }
 
     /// Everything that the run made, moved or was about to.

@@ -28,8 +28,8 @@ use crate::names::{ClaimNo, RunId, Seq, StepIx, StepName};
 use crate::plan::Plan;
 
 pub use desk::Signal;
-pub use wait::Wait;
 pub(crate) use wait::Waited;
+pub use wait::{Wait, run_of_step};
 
 /// Everything that follows from a run's journal.
 #[derive(Clone, Debug)]
@@ -556,6 +556,9 @@ impl State {
     fn waiting_step(&self, ix: StepIx) -> Option<String> {
         let name = &self.plan.step(ix).name;
         let CourseAt::Waiting(wait) = &self.step(ix).forward.at else { return None };
+        if let Some(run) = wait.run {
+            return Some(format!("{name} waits for its run {run}"));
+        }
         match (&wait.signal, &wait.approval) {
             (Some(signal), _) => Some(format!("{name} waits for the signal \"{signal}\"")),
             (_, Some((right, people))) => {

@@ -1,11 +1,12 @@
 //! What a step waits for, once it has begun to wait.
 
 use serde_json::json;
+use uuid::Uuid;
 
 use crate::Time;
 use crate::event::StepEvent;
 use crate::json::Json;
-use crate::names::StepIx;
+use crate::names::{RunId, StepIx};
 use crate::plan::builtin::{ApproveInput, Kind, WaitInput};
 use crate::state::{Signal, State};
 
@@ -20,6 +21,8 @@ pub struct Wait {
     pub signal: Option<String>,
     /// It is done once so many people with this right have said yes.
     pub approval: Option<(String, u32)>,
+    /// It is done once this run has come to its end.
+    pub run: Option<RunId>,
     /// Its input made no sense.
     pub wrong: Option<String>,
 }
@@ -27,7 +30,8 @@ pub struct Wait {
 impl Wait {
     /// What an input, resolved at this time, means.
     pub(super) fn new(kind: Kind, input: &Json, at: Time) -> Self {
-        let nothing = Self { until: None, expires: None, signal: None, approval: None, wrong: None };
+        let nothing =
+            Self { until: None, expires: None, signal: None, approval: None, run: None, wrong: None };
         let wrong = |error: serde_json::Error| Self { wrong: Some(error.to_string()), ..nothing.clone() };
         match kind {
             Kind::Approve => match input.read::<ApproveInput>() {
@@ -38,7 +42,7 @@ impl Wait {
                     ..nothing
                 },
             },
-            Kind::Wait | Kind::Call => match input.read::<WaitInput>() {
+            Kind::Wait | Kind::Call | Kind::Run => match input.read::<WaitInput>() {
                 Err(error) => wrong(error),
                 Ok(input) => Self {
                     until: input.length.map(|span| span.after(at)).into_iter().chain(input.until).min(),
@@ -49,6 +53,23 @@ impl Wait {
             },
         }
     }
+}
+
+impl Wait {
+    /// For the end of a run.
+    pub(super) fn for_run(run: RunId) -> Self {
+        Self { until: None, expires: None, signal: None, approval: None, run: Some(run), wrong: None }
+    }
+}
+
+/// The run that a step's generation is: found again by whoever knows when it started, and in the order of time like
+/// every other.
+pub fn run_of_step(started: Time, key: Uuid) -> RunId {
+    let millis = u64::try_from(started.timestamp_millis()).unwrap_or_default();
+    let [_, _, _, _, _, _, a, b, rest @ ..] = key.into_bytes();
+    let [c, d, e, f, g, h, i, j] = rest;
+    let bytes = [a, b, c, d, e, f, g, h, i, j];
+    RunId(uuid::Builder::from_unix_timestamp_millis(millis, &bytes).into_uuid())
 }
 
 /// What a wait has come to.

@@ -44,6 +44,7 @@ pub fn step(name: impl Into<String>, after: &[&str]) -> StepSpec {
         title: None,
         activity: "do".into(),
         input: json!({}),
+        plan: None,
         after: after.iter().map(|name| (*name).to_owned()).collect(),
         undo: Some(UndoSpec {
             activity: "undo".into(),
@@ -71,6 +72,7 @@ pub fn spec(steps: Vec<StepSpec>) -> PlanSpec {
         timeout: None,
         settle_within: Some(Span::secs(60)),
         commit: None,
+        parent: None,
         override_alone: false,
         steps,
     }
