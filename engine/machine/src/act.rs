@@ -1,5 +1,6 @@
 //! From what is asked of a run to the events that are journaled: the asking and what follows from it, or why not.
 
+use crate::Time;
 use crate::action::{Action, Fate, RollBack, Verb, limits};
 use crate::event::{ActivityError, Applied, CourseId, Direction, Event, Outcome, StepEvent};
 use crate::json::Json;
@@ -8,7 +9,7 @@ use crate::plan::{Fit, Kind};
 use crate::state::{CourseAt, Phase, State, Status};
 
 /// Decides about an action: the events that it comes to, or why it is refused. The first of them is the action.
-pub fn judge_action(state: &State, action: &Action) -> Result<Vec<Event>, String> {
+pub fn judge_action(state: &State, action: &Action, now: Time) -> Result<Vec<Event>, String> {
     if let Some(flaw) = action.flaw() {
         return Err(flaw);
     }
@@ -22,7 +23,7 @@ pub fn judge_action(state: &State, action: &Action) -> Result<Vec<Event>, String
         return Err("the run is left alone; its last events say why. Resume it, or close it, first".into());
     }
     let mut events = vec![Event::Acted(Box::new(action.clone()))];
-    events.extend(consequences(state, action)?);
+    events.extend(consequences(state, action, now)?);
     Ok(events)
 }
 
@@ -55,7 +56,7 @@ fn unmoved(state: &State, action: &Action, step: Option<StepIx>) -> Result<(), S
     Ok(())
 }
 
-fn consequences(state: &State, action: &Action) -> Result<Vec<Event>, String> {
+fn consequences(state: &State, action: &Action, now: Time) -> Result<Vec<Event>, String> {
     let who = &action.who;
     match &action.verb {
         Verb::Retry { step, undo, input, in_doubt } => retry(state, step, *undo, input.as_ref(), *in_doubt),
@@ -79,9 +80,13 @@ fn consequences(state: &State, action: &Action) -> Result<Vec<Event>, String> {
             None if state.phase() == Phase::Succeeded => Err("all its steps are done".into()),
             None => Ok(Vec::new()),
         },
+        Verb::Resume if state.paused().is_some() && state.needs_check(now) => {
+            let because = format!("{who} resumes it after a long time");
+            Ok(vec![Event::Checking { then: None, because }])
+        }
         Verb::Resume if state.paused().is_some() || state.quarantined() => Ok(Vec::new()),
         Verb::Resume => Err("nobody has paused it".into()),
-        Verb::RollBack(how) => roll_back(state, action, how),
+        Verb::RollBack(how) => roll_back(state, action, how, now),
         Verb::Commit => match state.phase() {
             Phase::Succeeded => Ok(vec![Event::Committing { because: format!("{who} committed it") }]),
             Phase::Committing => Err("it is being committed already".into()),
@@ -325,7 +330,7 @@ fn signal(state: &State, name: &str, payload: &serde_json::Value) -> Result<(), 
     Ok(())
 }
 
-fn roll_back(state: &State, action: &Action, how: &RollBack) -> Result<Vec<Event>, String> {
+fn roll_back(state: &State, action: &Action, how: &RollBack, now: Time) -> Result<Vec<Event>, String> {
     match state.phase() {
         Phase::Forward | Phase::Succeeded => {}
         Phase::RollingBack => return Err("it is rolling back already".into()),
@@ -345,6 +350,12 @@ fn roll_back(state: &State, action: &Action, how: &RollBack) -> Result<Vec<Event
     } else {
         format!("{} asked for it: {}", action.who, action.why)
     };
+    if state.check().is_some() {
+        return Err("the world is being looked at; ask again once that is done".into());
+    }
+    if state.needs_check(now) {
+        return Ok(vec![Event::Checking { then: Some(how.clone()), because }]);
+    }
     Ok(vec![Event::RollingBack { because, how: how.clone() }])
 }
 

@@ -7,7 +7,7 @@ use crate::event::{
 };
 use crate::names::StepIx;
 use crate::plan::{Ending, OnFailure, Source, Span};
-use crate::state::{CourseAt, Phase, State, Waited};
+use crate::state::{Check, CourseAt, Phase, State, Waited};
 
 /// One thing to do.
 #[derive(Clone, Debug, PartialEq)]
@@ -55,6 +55,10 @@ pub fn decide(state: &State, now: Time, room: usize) -> Decision {
     if state.paused().is_some() {
         return decision;
     }
+    if let Some(check) = state.check() {
+        look(check, &mut decision);
+        return decision;
+    }
     match state.phase() {
         Phase::Forward | Phase::Committing => forward(state, now, room, &mut decision),
         Phase::Succeeded => succeeded(state, now, &mut decision),
@@ -62,6 +66,22 @@ pub fn decide(state: &State, now: Time, room: usize) -> Decision {
         Phase::Over(_) => {}
     }
     decision
+}
+
+/// How many steps are looked at side by side.
+const LOOKS: usize = 16;
+
+/// The world is looked at before the run goes on.
+fn look(check: &Check, decision: &mut Decision) {
+    if !check.todo.is_empty() {
+        decision.commands.extend(check.todo.iter().take(LOOKS).map(|ix| Command::Probe(*ix)));
+    } else if !check.differences.is_empty() {
+        decision.append(Event::Drifted { differences: check.differences.clone() });
+    } else if let Some(how) = &check.then {
+        decision.append(Event::RollingBack { because: check.because.clone(), how: how.clone() });
+    } else {
+        decision.append(Event::Checked);
+    }
 }
 
 /// Somebody commits, or nobody has in time.
@@ -80,6 +100,10 @@ fn succeeded(state: &State, now: Time, decision: &mut Decision) {
         Some(Ending::Commit) => {
             let because = format!("nobody decided otherwise within {within}");
             decision.append(Event::Committing { because });
+        }
+        Some(Ending::RollBack) if state.needs_check(now) => {
+            let because = format!("nobody committed it within {within}");
+            decision.append(Event::Checking { then: Some(RollBack::default()), because });
         }
         Some(Ending::RollBack) => {
             let because = format!("nobody committed it within {within}");

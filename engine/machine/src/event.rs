@@ -18,6 +18,10 @@
 //!   resource      something outside is about to be made, is there, is gone, or stays
 //!   acted         somebody asked for something, and what follows from it comes next
 //!   refused       somebody asked for something that cannot be
+//!   checking      the world is looked at before the run goes on: it has been a long time
+//!   compared      whether what a step did is still as it was
+//!   checked       it is, and the run goes on
+//!   drifted       it is not, and somebody must decide
 //!   committing    from here on nothing can be undone; the finalizing steps run
 //!   rolling_back  from here on everything that was started is undone
 //!   stuck         an undo failed for good and nothing else can move
@@ -83,6 +87,20 @@ pub enum Event {
         action: Box<Action>,
         /// Why not.
         because: String,
+    },
+    /// The world is looked at before the run goes on.
+    Checking {
+        /// The rollback that comes then; `None`: it goes on.
+        then: Option<RollBack>,
+        /// Why.
+        because: String,
+    },
+    /// The world is as it was left.
+    Checked,
+    /// The world has changed.
+    Drifted {
+        /// In a sentence for each step.
+        differences: Vec<String>,
     },
     /// The run is made final.
     Committing {
@@ -177,6 +195,11 @@ pub enum StepEvent {
     Recalled,
     /// It may start without its proof.
     Waived,
+    /// What it did was looked at again.
+    Compared {
+        /// How it is now, if it is not as it was.
+        difference: Option<String>,
+    },
     /// Something that it makes, moves or removes.
     Resource {
         /// Which kind.
@@ -328,7 +351,7 @@ pub struct Row {
 }
 
 /// Every kind there is. A row of another kind comes from a newer release, or from a hand.
-pub const KINDS: [&str; 22] = [
+pub const KINDS: [&str; 26] = [
     "submitted",
     "claimed",
     "started",
@@ -346,6 +369,10 @@ pub const KINDS: [&str; 22] = [
     "resource",
     "acted",
     "refused",
+    "checking",
+    "compared",
+    "checked",
+    "drifted",
     "committing",
     "rolling_back",
     "stuck",
@@ -400,6 +427,19 @@ struct RollingBackBody {
     why: String,
     #[serde(default, skip_serializing_if = "RollBack::is_plain")]
     how: RollBack,
+}
+#[derive(Serialize, Deserialize)]
+struct CheckingBody {
+    why: String,
+    then: Option<RollBack>,
+}
+#[derive(Serialize, Deserialize)]
+struct DriftedBody {
+    differences: Vec<String>,
+}
+#[derive(Serialize, Deserialize)]
+struct ComparedBody {
+    difference: Option<String>,
 }
 #[derive(Serialize, Deserialize)]
 struct RetriedBody {
@@ -477,6 +517,13 @@ impl Journaled {
                 let refused = RefusedBody { because: because.clone(), action: Action::clone(action) };
                 ("refused", body(&refused))
             }
+            Event::Checking { then, because } => {
+                ("checking", body(&CheckingBody { why: because.clone(), then: then.clone() }))
+            }
+            Event::Checked => ("checked", None),
+            Event::Drifted { differences } => {
+                ("drifted", body(&DriftedBody { differences: differences.clone() }))
+            }
             Event::Committing { because } => ("committing", body(&WhyBody { why: because.clone() })),
             Event::RollingBack { because, how } => {
                 ("rolling_back", body(&RollingBackBody { why: because.clone(), how: how.clone() }))
@@ -518,6 +565,9 @@ impl Journaled {
                     StepEvent::Skipped { output } => ("skipped", Some(output.clone())),
                     StepEvent::Recalled => ("recalled", None),
                     StepEvent::Waived => ("waived", None),
+                    StepEvent::Compared { difference } => {
+                        ("compared", body(&ComparedBody { difference: difference.clone() }))
+                    }
                     StepEvent::Resource { kind, name, fate, details } => {
                         let (kind, name, details) = (kind.clone(), name.clone(), details.clone());
                         ("resource", body(&ResourceBody { kind, name, fate: *fate, details }))
@@ -547,6 +597,14 @@ fn read(row: &Row, plan: &Plan) -> Result<Event, String> {
         "refused" => {
             let RefusedBody { because, action } = parsed(row)?;
             return Ok(Event::Refused { action: Box::new(action), because });
+        }
+        "checking" => {
+            let CheckingBody { why, then } = parsed(row)?;
+            return Ok(Event::Checking { then, because: why });
+        }
+        "checked" => return Ok(Event::Checked),
+        "drifted" => {
+            return parsed(row).map(|DriftedBody { differences }| Event::Drifted { differences });
         }
         "committing" => return parsed(row).map(|WhyBody { why }| Event::Committing { because: why }),
         "rolling_back" => {
@@ -582,6 +640,7 @@ fn read(row: &Row, plan: &Plan) -> Result<Event, String> {
         "skipped" => StepEvent::Skipped { output: whole(row)? },
         "recalled" => StepEvent::Recalled,
         "waived" => StepEvent::Waived,
+        "compared" => StepEvent::Compared { difference: parsed::<ComparedBody>(row)?.difference },
         "resource" => {
             let ResourceBody { kind, name, fate, details } = parsed(row)?;
             StepEvent::Resource { kind, name, fate, details }

@@ -78,6 +78,9 @@ pub fn judge_probe(
 ) -> Vec<StepEvent> {
     let plan = state.plan();
     let effect = plan.step(step).effect;
+    if let Some(compared) = compare(state, step, &answer, output.as_ref()) {
+        return vec![compared];
+    }
     let CourseAt::InDoubt { since, unknowns, .. } = state.course(CourseId::forward(step)).at else {
         return Vec::new();
     };
@@ -107,4 +110,24 @@ pub fn judge_probe(
             }
         }
     }
+}
+
+/// Whether what a step did is still as it was, if that is what was asked.
+fn compare(state: &State, step: StepIx, answer: &Answer, output: Option<&Json>) -> Option<StepEvent> {
+    state.check().filter(|check| check.todo.contains(&step))?;
+    let CourseAt::Succeeded { output: before } = &state.course(CourseId::forward(step)).at else {
+        return None;
+    };
+    let difference = match (answer, output) {
+        (Answer::Present, Some(now)) if now.value() == before.value() => None,
+        (Answer::Present, Some(now)) => {
+            let clipped: String = now.as_str().chars().take(200).collect();
+            Some(format!("is there, but not as it was: {clipped}"))
+        }
+        (Answer::Present, None) => Some("is there, but cannot be compared".into()),
+        (Answer::Absent, _) => Some("is not there any more".into()),
+        (Answer::Partial, _) => Some("is there only in part".into()),
+        (Answer::Unknown { why }, _) => Some(format!("cannot be looked at: {why}")),
+    };
+    Some(StepEvent::Compared { difference })
 }

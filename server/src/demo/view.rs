@@ -114,6 +114,11 @@ impl View {
             Event::Submitted => return None,
             Event::Claimed { node, .. } => return Some(format!("{:<17} by node {node}", "taken over")),
             Event::RollingBack { because, .. } => return Some(format!("{:<17} {because}", "rolling back")),
+            Event::Checking { because, .. } => return Some(format!("{:<17} {because}", "looking")),
+            Event::Checked => return Some(format!("{:<17} nothing has changed", "looked")),
+            Event::Drifted { differences } => {
+                return Some(format!("{:<17} {}", "changed", differences.join("; ")));
+            }
             Event::Committing { because } => return Some(format!("{:<17} {because}", "committing")),
             Event::Stuck { steps, resources } => {
                 let left: Vec<_> = steps.iter().chain(resources).map(String::as_str).collect();
@@ -167,6 +172,8 @@ impl View {
             StepEvent::Hastened => "waits no longer".into(),
             StepEvent::Skipped { .. } => "counts as done".into(),
             StepEvent::Recalled => "is to be undone".into(),
+            StepEvent::Compared { difference: None } => "is as it was".into(),
+            StepEvent::Compared { difference: Some(how) } => how.clone(),
             StepEvent::Waived => "may start without its proof".into(),
             StepEvent::Resource { kind, name, fate, .. } => format!("{kind} {name}: {fate}"),
         };

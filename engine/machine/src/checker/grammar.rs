@@ -87,6 +87,7 @@ fn may_follow(standing: Standing, event: &StepEvent, forward: bool, last: Option
         StepEvent::Skipped { .. } => standing != Flying,
         StepEvent::Recalled | StepEvent::Waived => forward,
         StepEvent::Resource { .. } => true,
+        StepEvent::Compared { .. } => standing == Standing::Succeeded,
     }
 }
 
@@ -106,6 +107,7 @@ fn verb(event: &StepEvent) -> &'static str {
         StepEvent::Recalled => "is recalled",
         StepEvent::Waived => "is let go without its proof",
         StepEvent::Resource { .. } => "tells of a resource",
+        StepEvent::Compared { .. } => "is looked at again",
     }
 }
 

@@ -72,6 +72,9 @@ impl<'a> Reading<'a> {
                 | Event::Quarantined { .. }
                 | Event::Acted(_)
                 | Event::Refused { .. }
+                | Event::Checking { .. }
+                | Event::Checked
+                | Event::Drifted { .. }
                 | Event::Committing { .. } => {}
             }
         }

@@ -176,7 +176,9 @@ pub(super) fn standing_after(direction: Direction, last: Option<&Move<'_>>) -> S
             StepEvent::Held { .. } => Standing::Held,
             StepEvent::Retried { .. } | StepEvent::Waived => Standing::Fresh,
             StepEvent::Hastened => Standing::BackingOff,
-            StepEvent::Skipped { .. } | StepEvent::Recalled => Standing::Succeeded,
+            StepEvent::Skipped { .. } | StepEvent::Recalled | StepEvent::Compared { .. } => {
+                Standing::Succeeded
+            }
             StepEvent::Resource { .. } => Standing::Flying,
         },
     }

@@ -65,6 +65,7 @@ impl PlanBuilder {
                 timeout: None,
                 settle_within: None,
                 commit: None,
+                drift_after: None,
                 parent: None,
                 override_alone: false,
                 steps: Vec::new(),
@@ -105,6 +106,12 @@ impl PlanBuilder {
     /// How the run becomes final once all steps are done.
     pub fn commit(&mut self, commit: Commit) -> &mut Self {
         self.spec.commit = Some(commit);
+        self
+    }
+
+    /// After how long a rollback or a resumption first looks whether the world has changed.
+    pub fn drift_after(&mut self, span: impl Into<Span>) -> &mut Self {
+        self.spec.drift_after = Some(span.into());
         self
     }
 

@@ -32,6 +32,10 @@ pub struct PlanSpec {
     /// What comes after the last step. Left out: nothing, and whoever wants to can roll the run back while it is kept.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub commit: Option<Commit>,
+    /// Before a rollback or a resumption that comes so long after the last event, the steps that are done and can be
+    /// probed are: where the world has changed, the run is held and the difference shown. Left out: never.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub drift_after: Option<Span>,
     /// The run of which this one is a step. The engine writes it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub parent: Option<Parent>,

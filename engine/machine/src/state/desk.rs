@@ -55,7 +55,7 @@ impl State {
             }
             (Verb::Override { .. }, Some(step)) => desk.overrides.entry(step).or_default().push(who),
             (Verb::Pause, _) => desk.paused = Some(who),
-            (Verb::Resume, _) => desk.paused = None,
+            (Verb::Resume | Verb::RollBack(_), _) => desk.paused = None,
             _ => {}
         }
         if !matches!(action.verb, Verb::Signal { .. }) {
@@ -66,6 +66,11 @@ impl State {
     /// Takes note of what was refused.
     pub(super) fn refuse(&mut self, action: &Action) {
         self.desk.get_or_insert_default().known.insert(action.id);
+    }
+
+    /// Nothing starts until somebody has looked.
+    pub(super) fn pause_by_engine(&mut self) {
+        self.desk.get_or_insert_default().paused = Some("the engine".into());
     }
 
     /// A step has read a signal.

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use super::wait::{Wait, run_of_step};
-use super::{Course, CourseAt, Illegal, Phase, Resource, State, Turned};
+use super::{Check, Course, CourseAt, Illegal, Phase, Resource, State, Turned};
 use crate::Time;
 use crate::action::RollBack;
 use crate::event::{
@@ -92,6 +92,36 @@ impl State {
                 }
                 self.refuse(action);
             }
+            Event::Checking { then, because } => {
+                if !matches!(self.phase, Phase::Forward | Phase::Succeeded | Phase::RollingBack)
+                    || self.check.is_some()
+                {
+                    return Err("the world is not looked at now".into());
+                }
+                let todo = self.checkable().collect();
+                self.check = Some(Box::new(Check {
+                    then: then.clone(),
+                    because: because.clone(),
+                    todo,
+                    differences: Vec::new(),
+                }));
+                self.moved = seq;
+            }
+            Event::Checked => {
+                let check = self.check.take();
+                if !check.is_some_and(|check| check.todo.is_empty() && check.differences.is_empty()) {
+                    return Err("the world was not found as it was".into());
+                }
+            }
+            Event::Drifted { differences } => {
+                let check = self.check.take();
+                if !check.is_some_and(|check| check.todo.is_empty() && check.differences == *differences) {
+                    return Err("the world was not found so".into());
+                }
+                self.drifted = Some(Box::new((at, differences.clone())));
+                self.pause_by_engine();
+                self.moved = seq;
+            }
             Event::Committing { .. } => {
                 if self.phase != Phase::Succeeded {
                     return Err("only a run that has succeeded is made final".into());
@@ -107,6 +137,7 @@ impl State {
                 if self.past_no_return && !how.past_no_return {
                     return Err("the run is past its point of no return".into());
                 }
+                self.check = None;
                 self.turn_round(at, how)?;
                 self.moved = seq;
             }
@@ -175,7 +206,9 @@ impl State {
         let begins_anew = matches!(what, StepEvent::Retried { .. });
         let about_world = matches!(what, StepEvent::Resource { .. });
         // Others have gone on from it: it cannot become unsettled again, unless that is what is asked for.
-        let asked = matches!(what, StepEvent::Recalled) || (begins_anew && may_restart) || about_world;
+        let asked = matches!(what, StepEvent::Recalled | StepEvent::Compared { .. })
+            || (begins_anew && may_restart)
+            || about_world;
         if id.direction == Direction::Forward && forward && step.settled && !asked {
             return Err("the step is settled".into());
         }
@@ -356,6 +389,15 @@ impl State {
                 }
                 self.step_mut(id.step).recalled = true;
                 self.rebuild();
+            }
+            (Succeeded { .. }, StepEvent::Compared { difference }) if id.direction == Direction::Forward => {
+                let name = &declared.name;
+                let Some(check) = self.check.as_mut().filter(|check| check.todo.contains(&id.step)) else {
+                    return Err("nobody looks at it".into());
+                };
+                check.todo.remove(&id.step);
+                check.differences.extend(difference.as_ref().map(|how| format!("{name} {how}")));
+                return Ok(());
             }
             (Held { .. }, StepEvent::Waived) if id.direction == Direction::Forward && !proven => {
                 course.at = Untouched;

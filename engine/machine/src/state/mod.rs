@@ -21,7 +21,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use crate::Time;
-use crate::action::Fate;
+use crate::action::{Fate, RollBack};
 use crate::event::{ActivityError, Answer, CourseId, Direction, Journaled, Outcome, Row};
 use crate::json::Json;
 use crate::names::{ClaimNo, RunId, Seq, StepIx, StepName};
@@ -45,6 +45,9 @@ pub struct State {
     turned: Option<Box<Turned>>,
     succeeded_at: Option<Time>,
     past_no_return: bool,
+    check: Option<Box<Check>>,
+    /// When somebody was told that the world had changed, and how.
+    drifted: Option<Box<(Time, Vec<String>)>>,
     /// The last event that was about the run as a whole.
     moved: Seq,
     desk: Option<Box<desk::Desk>>,
@@ -74,6 +77,15 @@ pub struct Resource {
     pub fate: Fate,
     /// What helps to find it.
     pub details: Option<serde_json::Value>,
+}
+
+/// A look at the world before the run goes on.
+#[derive(Clone, Debug)]
+pub(crate) struct Check {
+    pub then: Option<RollBack>,
+    pub because: String,
+    pub todo: BTreeSet<StepIx>,
+    pub differences: Vec<String>,
 }
 
 /// How the run turned round.
@@ -312,6 +324,8 @@ impl State {
             turned: None,
             succeeded_at: None,
             past_no_return: false,
+            check: None,
+            drifted: None,
             moved: 0,
             desk: None,
             resources: Vec::new(),
@@ -432,6 +446,31 @@ impl State {
 
     pub(crate) fn succeeded_at(&self) -> Option<Time> {
         self.succeeded_at
+    }
+
+    /// The look at the world that is under way.
+    pub(crate) fn check(&self) -> Option<&Check> {
+        self.check.as_deref()
+    }
+
+    /// Whether so much time has passed that the world has to be looked at before the run goes on. Once somebody was told
+    /// how it is, it goes on.
+    pub(crate) fn needs_check(&self, now: Time) -> bool {
+        let (Some(after), Some(at)) = (self.plan.spec().drift_after, self.at) else { return false };
+        let fresh = |since: Time| after.after(since) > now;
+        !fresh(at)
+            && !self.drifted.as_ref().is_some_and(|drifted| fresh(drifted.0))
+            && self.checkable().next().is_some()
+    }
+
+    /// The steps that are done and can be looked at.
+    pub(crate) fn checkable(&self) -> impl Iterator<Item = StepIx> {
+        self.plan
+            .steps()
+            .filter(|(ix, step)| {
+                step.effect.probed && matches!(self.step(*ix).forward.at, CourseAt::Succeeded { .. })
+            })
+            .map(|(ix, _)| ix)
     }
 
     /// Whether the point of no return is behind it.

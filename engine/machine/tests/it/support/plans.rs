@@ -72,6 +72,7 @@ pub fn spec(steps: Vec<StepSpec>) -> PlanSpec {
         timeout: None,
         settle_within: Some(Span::secs(60)),
         commit: None,
+        drift_after: None,
         parent: None,
         override_alone: false,
         steps,
