@@ -13,9 +13,18 @@ async fn main() -> anyhow::Result<()> {
     let mut config = Lab::config(&name);
     config.lease = std::time::Duration::from_millis(lease.parse()?);
     config.rejoin = false;
+    if let Ok(most) = std::env::var("BACKSTAY_MAX_CRASHES") {
+        config.max_crashes = most.parse()?;
+    }
     let (_engine, node) = lab.node(config).await?;
     println!("UP");
-    node.ended().await;
-    println!("LOST");
+    let mut terminated = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
+    tokio::select! {
+        () = node.ended() => println!("LOST"),
+        _ = terminated.recv() => {
+            node.drain(std::time::Duration::from_millis(300)).await;
+            println!("DRAINED");
+        }
+    }
     Ok(())
 }

@@ -11,29 +11,42 @@ use serde_json::json;
 use tokio::io::{AsyncBufReadExt, BufReader, Lines};
 use tokio::process::{Child, ChildStdout, Command};
 
-struct Process {
-    child: Child,
+/// A node in a process of its own.
+pub(crate) struct Process {
+    pub(crate) child: Child,
     lines: Lines<BufReader<ChildStdout>>,
 }
 
 impl Process {
-    async fn node(lab: &Lab, name: &str, lease: Duration, crash_at: Option<&str>) -> anyhow::Result<Self> {
+    pub(crate) async fn node(
+        lab: &Lab,
+        name: &str,
+        lease: Duration,
+        crash_at: Option<&str>,
+    ) -> anyhow::Result<Self> {
+        Self::node_with(lab, name, lease, crash_at.map(|at| ("BACKSTAY_CRASH_AT", at))).await
+    }
+
+    pub(crate) async fn node_with(
+        lab: &Lab,
+        name: &str,
+        lease: Duration,
+        setting: Option<(&str, &str)>,
+    ) -> anyhow::Result<Self> {
         let mut command = Command::new(env!("CARGO_BIN_EXE_lab-node"));
         command.args([lab.url.as_str(), name, &lease.as_millis().to_string()]);
-        if let Some(at) = crash_at {
-            command.env("BACKSTAY_CRASH_AT", at);
-        }
+        command.envs(setting);
         let mut child = command.stdout(Stdio::piped()).stderr(Stdio::null()).kill_on_drop(true).spawn()?;
         let lines = BufReader::new(child.stdout.take().unwrap()).lines();
         Ok(Self { child, lines })
     }
 
-    async fn says(&mut self, word: &str) -> bool {
+    pub(crate) async fn says(&mut self, word: &str) -> bool {
         let line = tokio::time::timeout(Duration::from_secs(20), self.lines.next_line()).await;
         matches!(line, Ok(Ok(Some(line))) if line == word)
     }
 
-    fn signal(&self, signal: Signal) {
+    pub(crate) fn signal(&self, signal: Signal) {
         let pid = Pid::from_raw(self.child.id().unwrap() as i32).unwrap();
         kill_process(pid, signal).unwrap();
     }
