@@ -6,10 +6,12 @@
 
 mod floor;
 mod growth;
+mod history;
 mod host;
 mod idle;
 mod load;
 mod recovery;
+mod takeover;
 mod work;
 
 use std::time::Duration;
@@ -25,8 +27,8 @@ struct Args {
     /// A database server to use; its databases `backstay_bench_*` are made and dropped. Left out: a private one.
     #[arg(long, env = "BENCH_DATABASE_URL")]
     database_url: Option<String>,
-    /// Workflows in flight (sequential, fanout), or runs (recovery, idle).
-    #[arg(long)]
+    /// Workflows in flight (sequential, fanout), or runs (recovery, idle, takeover).
+    #[arg(long, alias = "runs")]
     concurrency: Option<usize>,
     /// Steps of a workflow; for growth the events of the largest journal.
     #[arg(long)]
@@ -37,9 +39,12 @@ struct Args {
     /// One JSON object instead of a table.
     #[arg(long)]
     json: bool,
-    /// Used by `recovery` and `idle` for the process that is measured.
+    /// Used for the processes that are measured.
     #[arg(long, hide = true)]
     worker: Option<String>,
+    /// The node's name in such a process.
+    #[arg(long, hide = true)]
+    name: Option<String>,
 }
 
 #[derive(ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,6 +59,10 @@ enum Scenario {
     Idle,
     /// What a step costs with a long journal.
     Growth,
+    /// Three nodes, one of them killed: how soon the others go on with its runs.
+    Takeover,
+    /// How long it takes to open the history of one long run.
+    History,
     /// What the same database does without an engine.
     Floor,
     /// Floor, sequential and fanout at the documented sizes, with their ratios.
@@ -70,6 +79,7 @@ async fn run(args: Args) -> anyhow::Result<()> {
     if let Some(url) = &args.worker {
         return match args.scenario {
             Scenario::Recovery => recovery::worker(url, &args).await,
+            Scenario::Takeover => takeover::worker(url, &args).await,
             _ => idle::worker(url, &args).await,
         };
     }
@@ -80,6 +90,8 @@ async fn run(args: Args) -> anyhow::Result<()> {
         Scenario::Recovery => recovery::measure(&host, &args).await?,
         Scenario::Idle => idle::measure(&host, &args).await?,
         Scenario::Growth => growth::measure(&host, &args).await?,
+        Scenario::Takeover => takeover::measure(&host, &args).await?,
+        Scenario::History => history::measure(&host, &args).await?,
         Scenario::Floor => floor::measure(&host, &args).await?,
         Scenario::All => all(&host, &args).await?,
     };

@@ -92,6 +92,16 @@ pub(crate) fn say(word: &str) -> anyhow::Result<()> {
 pub(crate) type Lines = tokio::io::Lines<BufReader<ChildStdout>>;
 
 pub(crate) fn spawn(url: &str, args: &Args, runs: usize, scenario: &str) -> anyhow::Result<(Child, Lines)> {
+    spawn_named(url, args, runs, scenario, "bench")
+}
+
+pub(crate) fn spawn_named(
+    url: &str,
+    args: &Args,
+    runs: usize,
+    scenario: &str,
+    name: &str,
+) -> anyhow::Result<(Child, Lines)> {
     let mut child = Command::new(std::env::current_exe()?)
         .args([
             scenario,
@@ -101,6 +111,8 @@ pub(crate) fn spawn(url: &str, args: &Args, runs: usize, scenario: &str) -> anyh
             &runs.to_string(),
             "--seconds",
             &args.seconds.to_string(),
+            "--name",
+            name,
         ])
         .stdout(Stdio::piped())
         .kill_on_drop(true)
