@@ -114,7 +114,8 @@ impl State {
                 if self.phase != Phase::RollingBack || self.stuck {
                     return Err("only a run that is rolling back gets stuck, once".into());
                 }
-                if !self.nothing_moves() && !(self.all_settled() && !self.is_clean()) {
+                let left_over = self.all_settled() && !self.is_clean();
+                if !(self.nothing_moves() || left_over) {
                     return Err("something can move yet".into());
                 }
                 self.stuck = true;
