@@ -5,13 +5,19 @@ use crate::action::{Action, Fate, RollBack, Verb, limits};
 use crate::event::{ActivityError, Applied, CourseId, Direction, Event, Outcome, StepEvent};
 use crate::json::Json;
 use crate::names::StepIx;
-use crate::plan::{Fit, Kind};
+use crate::plan::{Fit, Kind, LITERAL, Step};
 use crate::state::{CourseAt, Phase, State, Status};
 
 /// Decides about an action: the events that it comes to, or why it is refused. The first of them is the action.
+///
+/// An action that the journal knows was answered before: whoever asks again gets that answer, and nothing is journaled.
+/// One that has a flaw is turned away where it comes in: it may not fit into a journal at all.
 pub fn judge_action(state: &State, action: &Action, now: Time) -> Result<Vec<Event>, String> {
     if let Some(flaw) = action.flaw() {
         return Err(flaw);
+    }
+    if state.knows(action.id) {
+        return Err("it was granted or refused before".into());
     }
     let step = action.verb.step().map(|(name, _)| found(state, name)).transpose()?;
     if let Phase::Over(outcome) = state.phase() {
@@ -94,9 +100,10 @@ fn consequences(state: &State, action: &Action, now: Time) -> Result<Vec<Event>,
             _ => Err("not all its steps are done; what is committed cannot be undone any more".into()),
         },
         Verb::Close { .. } => match state.status() {
-            Status::Stuck | Status::Quarantined if state.running() == 0 => {
-                Ok(vec![Event::Finished { outcome: Outcome::Closed }])
+            Status::Stuck | Status::Quarantined if state.running() > 0 => {
+                Err("an attempt is in flight; wait for its end".into())
             }
+            Status::Stuck | Status::Quarantined => Ok(vec![Event::Finished { outcome: Outcome::Closed }]),
             _ => Err("only a run that is stuck or left alone is closed; roll it back first".into()),
         },
         Verb::Ended { step, run, outcome } => ended(state, step, *run, *outcome),
@@ -132,7 +139,16 @@ fn retry(
         vec![Event::Step { course: id, generation: course.generation + 1, attempt: 0, what }]
     };
     let sooner = || vec![about(state, id, StepEvent::Hastened)];
-    let doubtful = !undo && course.doubtful_since.is_some();
+    if !undo && state.recalled(ix) {
+        return Err(format!("{step} is being undone"));
+    }
+    if !undo && state.settled(ix) && !state.may_restart(ix) {
+        return Err(format!("{step} is done, and others have gone on from it{}", by_whom(state, ix)));
+    }
+    if let Some(input) = input.filter(|_| !undo) {
+        keeps_its_words(state.plan().step(ix), input)?;
+    }
+    let doubtful = !undo && course.doubtful_since.is_some() && course.attempts > 0;
     let unsure = || {
         format!(
             "attempt {} of {step} may have had its effect. Retry it as it is, and the world is asked first; or say \"in_doubt\": true",
@@ -142,7 +158,9 @@ fn retry(
     match &course.at {
         CourseAt::BackingOff { .. } if input.is_none() => Ok(sooner()),
         CourseAt::InDoubt { .. } if input.is_none() && !in_doubt => Ok(sooner()),
-        CourseAt::Held { .. } | CourseAt::Failed { .. } if doubtful && input.is_none() && !in_doubt => {
+        CourseAt::Held { .. } | CourseAt::Failed { .. }
+            if doubtful && input.is_none() && !in_doubt && state.is_proven(ix) =>
+        {
             Ok(sooner())
         }
         CourseAt::Held { .. }
@@ -161,8 +179,20 @@ fn retry(
         CourseAt::Untouched => Err(format!("{step} has not been tried yet")),
         CourseAt::Succeeded { .. } | CourseAt::Skipped { .. } if !undo && state.may_restart(ix) => Ok(anew()),
         CourseAt::Succeeded { .. } | CourseAt::Skipped { .. } => {
-            Err(format!("{step} is done, and others have gone on from it{}", by_whom(state, ix)))
+            Err(format!("{step} is done{}", by_whom(state, ix)))
         }
+    }
+}
+
+/// Another input of a step that waits says for how long, never for whom: who may say what to a run stands in its plan.
+fn keeps_its_words(step: &Step, input: &serde_json::Value) -> Result<(), String> {
+    if step.kind == Kind::Call {
+        return Ok(());
+    }
+    let planned = step.forward.input.written();
+    match LITERAL.iter().find(|field| planned.pointer(field) != input.pointer(field)) {
+        Some(field) => Err(format!("its input at \"{field}\" stands in the plan, and cannot be another")),
+        None => Ok(()),
     }
 }
 
@@ -182,6 +212,9 @@ fn skip(state: &State, step: &str, undo: bool, output: &serde_json::Value) -> Re
             return Err(format!("{step} is a run, and under way; act on that run"));
         }
         CourseAt::Succeeded { .. } | CourseAt::Skipped { .. } => return Err(format!("{step} is done")),
+        _ if !undo && state.settled(ix) => {
+            return Err(format!("{step} failed, and the run went on without it"));
+        }
         _ => {}
     }
     match id.direction {
@@ -240,22 +273,16 @@ fn undo_step(state: &State, step: &str, cascade: bool) -> Result<Vec<Event>, Str
                 return Err(format!("{name} is under way; pause the run and wait for it"));
             }
             _ if state.recalled(ix) => return Err(format!("{name} is being undone already")),
-            _ if !course.may_be_applied => {
-                if ix == first {
-                    return Err(format!("{name} never had an effect, so there is nothing to undo"));
-                }
-                continue;
+            _ if ix == first && !course.may_be_applied => {
+                return Err(format!("{name} never had an effect, so there is nothing to undo"));
             }
-            _ if plan.step(ix).undo.is_none() => {
-                if ix == first {
-                    return Err(format!("{name} has no undo"));
-                }
-                continue;
-            }
-            _ => {}
-        }
-        if ix != first {
-            live.push(name.to_string());
+            _ if ix == first && plan.step(ix).undo.is_none() => return Err(format!("{name} has no undo")),
+            _ if ix == first => {}
+            _ if course.may_be_applied && plan.step(ix).undo.is_some() => live.push(name.to_string()),
+            // What only looked or waited, or was skipped, or was gone on without, comes again when its turn comes: what it
+            // found was found on ground that goes away.
+            _ if state.settled(ix) => {}
+            _ => continue,
         }
         events.push(about(state, id, StepEvent::Recalled));
     }
@@ -271,10 +298,11 @@ fn undo_step(state: &State, step: &str, cascade: bool) -> Result<Vec<Event>, Str
 fn waive(state: &State, step: &str, who: &str) -> Result<Vec<Event>, String> {
     let ix = found(state, step)?;
     let id = CourseId::forward(ix);
+    goes_forward(state)?;
     if state.is_proven(ix) {
         return Err(format!("{step} lacks no proof"));
     }
-    if !matches!(state.course(id).at, CourseAt::Held { .. }) {
+    if !matches!(state.course(id).at, CourseAt::Held { .. }) || state.course(id).attempts > 0 {
         return Err(format!("{step} is not held for want of a proof"));
     }
     let before = state.overrides(ix);
@@ -289,6 +317,7 @@ fn waive(state: &State, step: &str, who: &str) -> Result<Vec<Event>, String> {
 
 fn votes(state: &State, step: &str, right: &str, who: &str) -> Result<(), String> {
     let ix = found(state, step)?;
+    goes_forward(state)?;
     if state.plan().step(ix).kind != Kind::Approve {
         return Err(format!("{step} does not wait for anybody to say yes"));
     }
@@ -301,21 +330,43 @@ fn votes(state: &State, step: &str, right: &str, who: &str) -> Result<(), String
         }
         _ => {}
     }
-    if state.approvals(ix).iter().any(|other| other == who) || state.rejected(ix).is_some() {
-        return Err(format!("{who} has said so already, or somebody said no"));
+    if let Some(other) = state.rejected(ix) {
+        return Err(format!("{other} said no already"));
+    }
+    if state.approvals(ix).iter().any(|other| other == who) {
+        return Err(format!("{who} said yes already"));
     }
     Ok(())
 }
 
+fn goes_forward(state: &State) -> Result<(), String> {
+    match state.phase() {
+        Phase::Forward | Phase::Committing => Ok(()),
+        _ => Err("the run does not go forward".into()),
+    }
+}
+
 fn signal(state: &State, name: &str, payload: &serde_json::Value) -> Result<(), String> {
     let plan = state.plan();
-    if !matches!(state.phase(), Phase::Forward | Phase::Succeeded) {
-        return Err("the run does not go forward any more: nothing reads signals".into());
-    }
+    // After the last step only the commit reads signals, and what comes after it.
+    let committer = plan.spec().commit.as_ref().and_then(|commit| commit.signal.as_deref());
+    let finalizes = || plan.listeners(name).any(|(ix, _)| plan.step(ix).finalize);
+    let read = match state.phase() {
+        Phase::Forward => true,
+        Phase::Succeeded => committer == Some(name) || finalizes(),
+        Phase::Committing => finalizes(),
+        Phase::RollingBack | Phase::Over(_) => false,
+    };
     if !plan.signals().contains(&name) {
         let known = plan.signals().join(", ");
         let known = if known.is_empty() { "none".into() } else { known };
         return Err(format!("nothing in this run waits for a signal \"{name}\"; it knows: {known}"));
+    }
+    if !read {
+        return Err(match state.phase() {
+            Phase::Succeeded => "the run is over: it succeeded".into(),
+            _ => "the run does not go forward any more: nothing reads this signal".into(),
+        });
     }
     if state.signals().count() >= limits::SIGNALS {
         return Err(format!("{} signals wait to be read; no more are taken", limits::SIGNALS));
@@ -393,6 +444,9 @@ fn ended(state: &State, step: &str, run: crate::RunId, outcome: Outcome) -> Resu
 
 fn account(state: &State, step: &str, kind: &str, name: &str, became: Fate) -> Result<Vec<Event>, String> {
     let ix = found(state, step)?;
+    if state.phase() == Phase::Succeeded && !state.quarantined() {
+        return Err("all its steps are done; roll it back first".into());
+    }
     if !became.is_settled() {
         return Err("an operator says that it is gone, or that it is kept".into());
     }

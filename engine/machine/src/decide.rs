@@ -120,17 +120,13 @@ fn forward(state: &State, now: Time, mut room: usize, decision: &mut Decision) {
         decision.append(Event::Finished { outcome });
         return;
     }
+    let mut taken = Vec::new();
     for ix in state.open() {
         let step = state.plan().step(ix);
         let id = CourseId::forward(ix);
         let course = state.course(id);
         if state.recalled(ix) {
-            let ready = match &state.course(CourseId::undo(ix)).at {
-                CourseAt::Untouched | CourseAt::InDoubt { .. } => true,
-                CourseAt::BackingOff { until } => decision.not_before(*until, now),
-                _ => false,
-            };
-            if ready && room > 0 {
+            if may_undo(state, ix, now, decision) && room > 0 {
                 room -= 1;
                 decision.append(start_of(state, CourseId::undo(ix)));
             }
@@ -138,7 +134,7 @@ fn forward(state: &State, now: Time, mut room: usize, decision: &mut Decision) {
         }
         let start = match &course.at {
             CourseAt::Waiting(wait) => {
-                match state.waited(ix, wait, now) {
+                match state.waited(ix, wait, &mut taken, now) {
                     Waited::For(what) => decision.append(step_event(state, id, *what)),
                     Waited::Until(at) => {
                         if let Some(at) = at {
@@ -196,6 +192,12 @@ fn forward(state: &State, now: Time, mut room: usize, decision: &mut Decision) {
             }
             CourseAt::Failed { error } => {
                 match step.on_failure {
+                    // An attempt at the point of no return is in flight. Its end says whether there is a way back;
+                    // nothing is begun before.
+                    OnFailure::RollBack if state.phase() == Phase::Forward && state.at_no_return() => {
+                        *decision = Decision::default();
+                        return;
+                    }
                     OnFailure::RollBack if state.phase() == Phase::Committing || state.past_no_return() => {
                         let why = format!("failed, when nothing is rolled back any more: {}", error.message);
                         decision.append(step_event(state, id, StepEvent::Held { why }));
@@ -239,7 +241,6 @@ fn back(state: &State, now: Time, mut room: usize, decision: &mut Decision) {
     for ix in state.open() {
         let step = state.plan().step(ix);
         let forward = state.course(CourseId::forward(ix));
-        let undo = state.course(CourseId::undo(ix));
         let ready = match &forward.at {
             CourseAt::Running => {
                 let settle = state.plan().spec().settle_within.unwrap_or_default();
@@ -267,26 +268,9 @@ fn back(state: &State, now: Time, mut room: usize, decision: &mut Decision) {
                 }
                 false
             }
-            // An effect that lands after its undo would stay; also that of an attempt in doubt before the one that
-            // succeeded.
-            _ => forward
-                .doubtful_since
-                .is_none_or(|since| decision.not_before(step.effect.longest_delay.after(since), now)),
+            _ => true,
         };
-        if !ready {
-            continue;
-        }
-        let start = match &undo.at {
-            CourseAt::Untouched | CourseAt::InDoubt { .. } => true,
-            CourseAt::BackingOff { until } => decision.not_before(*until, now),
-            // It says so itself when it is rolled back. A rollback never sleeps for good, so it is looked after.
-            CourseAt::Waiting(_) => {
-                decision.not_before(LOOK_AGAIN.after(now), now);
-                false
-            }
-            _ => false,
-        };
-        if start && room > 0 {
+        if ready && may_undo(state, ix, now, decision) && room > 0 {
             room -= 1;
             decision.append(start_of(state, CourseId::undo(ix)));
         }
@@ -297,6 +281,26 @@ fn back(state: &State, now: Time, mut room: usize, decision: &mut Decision) {
     if (state.nothing_moves() || state.all_settled()) && !state.stuck() {
         let left = state.residue().map(|one| format!("{}: {} {}", one.step, one.kind, one.name));
         decision.append(Event::Stuck { steps: state.failed_undos(), resources: left.collect() });
+    }
+}
+
+/// Whether an attempt to undo a step, whose own attempts are over, is due.
+fn may_undo(state: &State, ix: StepIx, now: Time, decision: &mut Decision) -> bool {
+    // An effect that lands after its undo would stay; also that of an attempt in doubt before the one that succeeded.
+    let longest = state.plan().step(ix).effect.longest_delay;
+    let quiet = state.course(CourseId::forward(ix)).doubtful_since.map(|since| longest.after(since));
+    if !quiet.is_none_or(|at| decision.not_before(at, now)) {
+        return false;
+    }
+    match &state.course(CourseId::undo(ix)).at {
+        CourseAt::Untouched | CourseAt::InDoubt { .. } => true,
+        CourseAt::BackingOff { until } => decision.not_before(*until, now),
+        // It says so itself when it is rolled back. A rollback never sleeps for good, so it is looked after.
+        CourseAt::Waiting(_) if state.phase() == Phase::RollingBack => {
+            decision.not_before(LOOK_AGAIN.after(now), now);
+            false
+        }
+        _ => false,
     }
 }
 

@@ -31,7 +31,8 @@ fn next_attempt(state: &State, id: CourseId, error: &ActivityError, now: Time) -
     if id.direction == Direction::Forward {
         // No forward attempt starts once the run has turned round, nor a second one of what may be there.
         let maybe = error.applied == Applied::Maybe;
-        if state.phase() != Phase::Forward || (maybe && step.effect.at_most_once) {
+        if !matches!(state.phase(), Phase::Forward | Phase::Committing) || (maybe && step.effect.at_most_once)
+        {
             return None;
         }
     }

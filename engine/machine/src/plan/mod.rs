@@ -26,6 +26,7 @@ use crate::names::{StepIx, StepName};
 
 pub use binding::{Bound, Source, Template};
 pub use builder::{Output, PlanBuilder, StepBuilder, output};
+pub(crate) use builtin::LITERAL;
 pub use builtin::{Kind, builtin};
 pub use preview::{Certainty, Undoing};
 pub use problem::{CheckError, Problem, Rule};

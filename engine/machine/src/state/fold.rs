@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::wait::{Wait, run_of_step};
 use super::{Check, Course, CourseAt, Illegal, Phase, Resource, State, Turned};
 use crate::Time;
-use crate::action::RollBack;
+use crate::action::{Fate, RollBack};
 use crate::event::{
     Answer, Applied, CourseId, Direction, Event, Journaled, Outcome, StepEvent, idempotency_key,
 };
@@ -126,6 +126,12 @@ impl State {
                 if self.phase != Phase::Succeeded {
                     return Err("only a run that has succeeded is made final".into());
                 }
+                // The signal that commits has said what it had to, whoever was faster.
+                let plan = Arc::clone(&self.plan);
+                let committer = plan.spec().commit.as_ref().and_then(|commit| commit.signal.as_deref());
+                if let Some(id) = committer.and_then(|name| self.signal(name)).map(|signal| signal.id) {
+                    self.read_signal(id)?;
+                }
                 self.phase = Phase::Committing;
                 self.moved = seq;
                 self.rebuild();
@@ -134,7 +140,7 @@ impl State {
                 if !matches!(self.phase, Phase::Forward | Phase::Succeeded) {
                     return Err(format!("a run that is {:?} does not turn round", self.phase));
                 }
-                if self.past_no_return && !how.past_no_return {
+                if self.past_no_return() && !how.past_no_return {
                     return Err("the run is past its point of no return".into());
                 }
                 self.check = None;
@@ -145,13 +151,17 @@ impl State {
                 if self.phase != Phase::RollingBack || self.stuck {
                     return Err("only a run that is rolling back gets stuck, once".into());
                 }
-                if !self.nothing_moves() && !(self.all_settled() && !self.is_clean()) {
+                let left_over = self.all_settled() && !self.is_clean();
+                if !(self.nothing_moves() || left_over) {
                     return Err("something can move yet".into());
                 }
                 self.stuck = true;
                 self.moved = seq;
             }
             Event::Quarantined { .. } => {
+                if self.is_over() {
+                    return Err("the run is over".into());
+                }
                 self.quarantined = true;
                 self.moved = seq;
             }
@@ -201,13 +211,19 @@ impl State {
         }
         let proven = self.is_proven(id.step);
         let may_restart = self.may_restart(id.step);
+        if matches!(what, StepEvent::Recalled)
+            && let Some(name) = self.stands_on(id.step)
+        {
+            return Err(format!("{name} stands on it"));
+        }
         let no_recalled_behind = !declared.before.iter().any(|ix| self.step(*ix).recalled);
         let step = self.step(id.step);
         let begins_anew = matches!(what, StepEvent::Retried { .. });
         let about_world = matches!(what, StepEvent::Resource { .. });
         // Others have gone on from it: it cannot become unsettled again, unless that is what is asked for.
+        let again = begins_anew || matches!(what, StepEvent::Hastened);
         let asked = matches!(what, StepEvent::Recalled | StepEvent::Compared { .. })
-            || (begins_anew && may_restart)
+            || (again && may_restart)
             || about_world;
         if id.direction == Direction::Forward && forward && step.settled && !asked {
             return Err("the step is settled".into());
@@ -294,6 +310,11 @@ impl State {
                     self.read_signal(signal)?;
                 }
             }
+            (Waiting(_), StepEvent::Failed { error, retry_at })
+                if retry_at.is_some() || error.applied == Applied::Maybe =>
+            {
+                return Err("a wait does nothing, and is not tried again by itself".into());
+            }
             (from @ (Running | InDoubt { .. } | Waiting(_)), StepEvent::Failed { error, retry_at }) => {
                 let ran = *from == Running;
                 course.failures += 1;
@@ -333,7 +354,7 @@ impl State {
                 course.at = Held { why: why.clone() };
             }
             (Untouched, StepEvent::Held { why })
-                if id.direction == Direction::Forward && belongs && !proven =>
+                if id.direction == Direction::Forward && belongs && blockers == 0 && !recalled && !proven =>
             {
                 course.at = Held { why: why.clone() };
             }
@@ -341,10 +362,13 @@ impl State {
             (from, StepEvent::Retried { input })
                 if matches!(from, Failed { .. } | Held { .. } | BackingOff { .. })
                     || (matches!(from, InDoubt { .. }) && forward)
-                    || (may_restart && matches!(from, Succeeded { .. })) =>
+                    || (id.direction == Direction::Forward && may_restart) =>
             {
                 if id.direction == Direction::Forward && !forward {
                     return Err("a rollback begins no step anew".into());
+                }
+                if id.direction == Direction::Forward && recalled {
+                    return Err("it is being undone".into());
                 }
                 let may_be_applied = course.may_be_applied;
                 let doubtful_since = course.doubtful_since;
@@ -354,25 +378,31 @@ impl State {
                 if id.direction == Direction::Forward {
                     self.step_mut(id.step).waived = false;
                     self.forget_votes(id.step);
-                    if may_restart {
-                        self.rebuild();
-                    }
                 }
             }
-            (BackingOff { until }, StepEvent::Hastened) => *until = at,
+            (BackingOff { until }, StepEvent::Hastened) if forward || id.direction == Direction::Undo => {
+                *until = at;
+            }
             (InDoubt { not_before, .. }, StepEvent::Hastened) if id.direction == Direction::Forward => {
                 *not_before = None;
             }
             (Failed { .. } | Held { .. }, StepEvent::Hastened)
-                if id.direction == Direction::Forward && forward && course.doubtful_since.is_some() =>
+                if id.direction == Direction::Forward
+                    && forward
+                    && proven
+                    && !recalled
+                    && course.attempts > 0
+                    && course.doubtful_since.is_some() =>
             {
                 let since = course.doubtful_since.unwrap_or(at);
                 course.at = InDoubt { since, not_before: None, unknowns: 0, settled: None };
             }
-            (from, StepEvent::Skipped { output }) if !matches!(from, Running | Succeeded { .. }) => {
+            (from, StepEvent::Skipped { output }) if *from != Running && !from.is_done() => {
                 let fits = match id.direction {
-                    Direction::Forward => forward && !recalled,
-                    Direction::Undo => phase == Phase::RollingBack || recalled,
+                    Direction::Forward => belongs && !recalled,
+                    Direction::Undo => {
+                        (phase == Phase::RollingBack || recalled) && may_be_applied && !forward_runs
+                    }
                 };
                 if !fits {
                     return Err("it cannot be skipped now".into());
@@ -384,10 +414,18 @@ impl State {
                 Succeeded { .. } | CourseAt::Skipped { .. } | Failed { .. } | Held { .. },
                 StepEvent::Recalled,
             ) if id.direction == Direction::Forward && phase == Phase::Forward && !recalled => {
-                if declared.undo.is_none() || !may_be_applied {
+                if declared.undo.is_some() && may_be_applied {
+                    self.step_mut(id.step).recalled = true;
+                } else if matches!(course.at, Held { .. }) {
                     return Err("there is nothing to undo".into());
+                } else {
+                    // It only looked, or waited: what it found may not be so any more, once what it stands on is done
+                    // again.
+                    let (generation, doubtful_since) = (course.generation + 1, course.doubtful_since);
+                    *course = Course { generation, may_be_applied, doubtful_since, ..Course::new() };
+                    self.step_mut(id.step).waived = false;
+                    self.forget_votes(id.step);
                 }
-                self.step_mut(id.step).recalled = true;
                 self.rebuild();
             }
             (Succeeded { .. }, StepEvent::Compared { difference }) if id.direction == Direction::Forward => {
@@ -399,7 +437,9 @@ impl State {
                 check.differences.extend(difference.as_ref().map(|how| format!("{name} {how}")));
                 return Ok(());
             }
-            (Held { .. }, StepEvent::Waived) if id.direction == Direction::Forward && !proven => {
+            (Held { .. }, StepEvent::Waived)
+                if id.direction == Direction::Forward && forward && course.attempts == 0 && !proven =>
+            {
                 course.at = Untouched;
                 self.step_mut(id.step).waived = true;
             }
@@ -495,11 +535,41 @@ impl State {
     pub(crate) fn may_restart(&self, ix: StepIx) -> bool {
         let untouched = |ix: &StepIx| {
             let course = &self.step(*ix).forward;
-            course.attempts == 0 && matches!(course.at, CourseAt::Untouched | CourseAt::Held { .. })
+            course.attempts == 0
+                && !course.may_be_applied
+                && matches!(course.at, CourseAt::Untouched | CourseAt::Held { .. })
         };
+        let at = &self.step(ix).forward.at;
         self.phase == Phase::Forward
-            && matches!(self.step(ix).forward.at, CourseAt::Succeeded { .. } | CourseAt::Skipped { .. })
+            && !self.recalled(ix)
+            && (at.is_done() || matches!(at, CourseAt::Failed { .. }))
             && self.plan.step(ix).before.iter().all(untouched)
+    }
+
+    /// Some step behind, over any number of steps between, that is under way or may be there: this one cannot be undone
+    /// under it.
+    fn stands_on(&self, ix: StepIx) -> Option<crate::StepName> {
+        let mut seen = BTreeSet::new();
+        let mut todo = self.plan.step(ix).before.clone();
+        while let Some(ix) = todo.pop() {
+            if !seen.insert(ix) {
+                continue;
+            }
+            let (declared, state) = (self.plan.step(ix), self.step(ix));
+            let under_way = matches!(
+                state.forward.at,
+                CourseAt::Running
+                    | CourseAt::Waiting(_)
+                    | CourseAt::InDoubt { .. }
+                    | CourseAt::BackingOff { .. }
+            );
+            let there = state.forward.may_be_applied && declared.undo.is_some() && !state.recalled;
+            if under_way || there {
+                return Some(Arc::clone(&declared.name));
+            }
+            todo.extend(&declared.before);
+        }
+        None
     }
 
     /// Whether everything that a step requires is proven, or somebody has waived it.
@@ -554,11 +624,14 @@ impl State {
     /// What the run made and nobody has accounted for.
     pub fn residue(&self) -> impl Iterator<Item = &Resource> {
         let left = self.turned.as_ref().map(|turned| &turned.left);
-        let is_left = move |one: &Resource| {
-            let ix = self.plan.find(&one.step);
-            ix.zip(left).is_some_and(|(ix, left)| left.contains(&ix))
+        let stays = move |one: &Resource| {
+            self.plan.find(&one.step).is_some_and(|ix| {
+                left.is_some_and(|left| left.contains(&ix))
+                    // What was only announced, by a step of which every attempt says that nothing happened, never came to be.
+                    || (one.fate == Fate::Planned && !self.step(ix).forward.may_be_applied)
+            })
         };
-        self.resources.iter().filter(move |one| !one.fate.is_settled() && !is_left(one))
+        self.resources.iter().filter(move |one| !one.fate.is_settled() && !stays(one))
     }
 }
 

@@ -311,8 +311,7 @@ impl State {
                 moved: 0,
             })
             .collect();
-        let unsettled = plan.steps().filter(|(_, step)| !step.finalize).count();
-        Self {
+        let mut state = Self {
             run,
             plan,
             seq: 0,
@@ -332,9 +331,17 @@ impl State {
             steps,
             fresh: BTreeSet::new(),
             open: BTreeSet::new(),
-            unsettled,
+            unsettled: 0,
             running: 0,
-        }
+        };
+        state.unsettled = state.counted();
+        state
+    }
+
+    /// How many steps the run has to settle in the direction it goes: those that finalize come into it with the commit.
+    fn counted(&self) -> usize {
+        let forward = matches!(self.phase, Phase::Forward | Phase::Succeeded);
+        self.plan.steps().filter(|(_, step)| !forward || !step.finalize).count()
     }
 
     /// Folds a journal as it lies in the store, the plan from its first row.
@@ -475,17 +482,24 @@ impl State {
 
     /// Whether the point of no return is behind it.
     pub fn past_no_return(&self) -> bool {
-        self.past_no_return
+        self.past_no_return || self.at_no_return()
+    }
+
+    /// Whether it is at the point of no return: an attempt is in flight, and its end will say.
+    pub(crate) fn at_no_return(&self) -> bool {
+        self.running > 0
+            && self.plan.steps().any(|(ix, declared)| {
+                declared.point_of_no_return && self.step(ix).forward.at == CourseAt::Running
+            })
+    }
+
+    pub(crate) fn settled(&self, ix: StepIx) -> bool {
+        self.step(ix).settled
     }
 
     /// The last event about a step, or about the run as a whole.
     pub(crate) fn moved(&self, step: Option<StepIx>) -> Seq {
         step.map_or(self.moved, |ix| self.step(ix).moved)
-    }
-
-    /// Whether it stands in nobody's way any more, in the direction the run goes.
-    pub(crate) fn settled(&self, ix: StepIx) -> bool {
-        self.step(ix).settled
     }
 
     pub(crate) fn recalled(&self, ix: StepIx) -> bool {
@@ -525,7 +539,8 @@ impl State {
 
     /// How many steps are settled, in the direction the run goes, and how many there are.
     pub fn progress(&self) -> (usize, usize) {
-        (self.steps.len() - self.unsettled, self.steps.len())
+        let all = self.counted();
+        (all - self.unsettled, all)
     }
 
     /// The steps whose undo failed for good.
@@ -537,11 +552,12 @@ impl State {
     /// What people are told. Whether a running run waits for a time is for its decision to say.
     pub fn status(&self) -> Status {
         match self.phase {
-            Phase::Over(Outcome::Succeeded) | Phase::Succeeded => Status::Succeeded,
+            Phase::Over(Outcome::Succeeded) => Status::Succeeded,
             Phase::Over(Outcome::Committed) => Status::Committed,
             Phase::Over(Outcome::RolledBack) => Status::RolledBack,
             Phase::Over(Outcome::Closed) => Status::Closed,
             _ if self.quarantined => Status::Quarantined,
+            Phase::Succeeded => Status::Succeeded,
             Phase::RollingBack if self.stuck => Status::Stuck,
             _ if self.paused().is_some() && self.running == 0 => Status::Paused,
             Phase::RollingBack => Status::RollingBack,

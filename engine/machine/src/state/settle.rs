@@ -31,8 +31,10 @@ impl State {
             let recalled_behind = declared.before.iter().any(|ix| self.step(*ix).recalled);
             let state = self.step_mut(ix);
             let settled = match phase {
+                // What is done counts once everything before it is done: it may have been skipped before its turn, or
+                // what it stands on may have been undone. Nobody starts on ground that is not there.
                 Phase::Forward | Phase::Committing => match &state.forward.at {
-                    _ if state.recalled => false,
+                    _ if state.recalled || state.blockers > 0 => false,
                     CourseAt::Succeeded { .. } | CourseAt::Skipped { .. } => true,
                     CourseAt::Failed { .. } => declared.on_failure == OnFailure::Continue,
                     _ => false,
@@ -49,6 +51,11 @@ impl State {
                 }
                 Phase::Succeeded | Phase::Over(_) => state.settled,
             };
+            if state.settled && !settled {
+                // Others count on it. That is rare: an operator has it done again.
+                self.rebuild();
+                return;
+            }
             let newly = settled && !state.settled;
             state.settled = settled;
             let (free, forward, undo) = (state.blockers == 0, &state.forward, state.undo());
@@ -99,14 +106,14 @@ impl State {
         }
     }
 
-    /// Derives everything anew: for moves that unsettle what was settled.
+    /// Derives everything anew: for moves that unsettle what was settled. As nothing is settled at first, it comes to
+    /// an end.
     pub(super) fn rebuild(&mut self) {
         let plan = Arc::clone(&self.plan);
         let back = self.phase == Phase::RollingBack;
         self.fresh.clear();
         self.open.clear();
-        self.unsettled =
-            plan.steps().filter(|(_, step)| self.phase != Phase::Forward || !step.finalize).count();
+        self.unsettled = self.counted();
         for (ix, step) in plan.steps() {
             let state = self.step_mut(ix);
             state.settled = false;

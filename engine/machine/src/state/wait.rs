@@ -82,15 +82,20 @@ pub(crate) enum Waited {
 
 impl State {
     /// What a wait has come to by now. What was said comes before what time brings: somebody may have been just in time.
-    pub(crate) fn waited(&self, ix: StepIx, wait: &Wait, now: Time) -> Waited {
+    /// A signal that this same decision gives to another step is not there any more.
+    pub(crate) fn waited(&self, ix: StepIx, wait: &Wait, taken: &mut Vec<Uuid>, now: Time) -> Waited {
         let done = |output: serde_json::Value| {
             Waited::For(Box::new(StepEvent::Succeeded { output: Json::of(&output) }))
         };
         if let Some(wrong) = &wait.wrong {
             return failed("input", format!("what it is to wait for is not understood: {wrong}"));
         }
-        if let Some(Signal { id, who, payload, .. }) = wait.signal.as_ref().and_then(|name| self.signal(name))
-        {
+        let unread = |name: &String| {
+            let mut signals = self.signals();
+            signals.find(|signal| signal.name == *name && !taken.contains(&signal.id))
+        };
+        if let Some(Signal { id, who, payload, .. }) = wait.signal.as_ref().and_then(unread) {
+            taken.push(*id);
             return done(json!({ "by": "signal", "signal": { "id": id, "who": who, "payload": payload } }));
         }
         if let Some((right, people)) = &wait.approval {

@@ -213,6 +213,7 @@ fn grammar() -> Vec<Corruption> {
         broken(Grammar, "a step that begins anew after it was done", || {
             let mut h = History::of(chain());
             h.tell_after("succeeded b", "retried", json!(null));
+            h.row("retried b").body = None;
             h.row("retried b").generation = 1;
             h
         }),

@@ -294,7 +294,7 @@ impl Sim {
         let now = self.now;
         if let Some(n) = self.questions.iter().position(|question| question.answered <= now) {
             let q = self.questions.remove(n);
-            if matches!(self.state.phase(), Phase::Over(_)) {
+            if self.state.is_over() {
                 return;
             }
             for what in judge_probe(&self.state, q.step, q.answer, q.output, q.asked, now) {
@@ -355,7 +355,7 @@ impl Sim {
 
     /// Something nobody asked for.
     fn meddle(&mut self) {
-        let over = matches!(self.state.phase(), Phase::Over(_)) || self.state.quarantined();
+        let over = self.state.is_over() || self.state.quarantined();
         match self.dice.below(12) {
             _ if over => {}
             0..=7 => self.die(None),

@@ -3,7 +3,7 @@
 use std::fmt::Write;
 use std::sync::Arc;
 
-use backstay_machine::plan::{Effect, OnFailure, StepSpec};
+use backstay_machine::plan::{Commit, Effect, OnFailure, PlanSpec, Proof, StepSpec};
 use backstay_machine::*;
 use chrono::TimeDelta;
 
@@ -39,6 +39,10 @@ fn moves(state: &State, id: CourseId) -> Vec<(&'static str, Event)> {
         ("probed: absent", about(probed(Answer::Absent))),
         ("held", about(StepEvent::Held { why: String::new() })),
         ("retried", about(StepEvent::Retried { input: None })),
+        ("hastened", about(StepEvent::Hastened)),
+        ("skipped", about(StepEvent::Skipped { output: Json::null() })),
+        ("recalled", about(StepEvent::Recalled)),
+        ("waived", about(StepEvent::Waived)),
     ]
 }
 
@@ -70,6 +74,35 @@ fn forward(effect: Effect, on_failure: OnFailure, path: &[&str]) -> (Sim, Course
         if *says == "claimed" { sim.crash() } else { told(&mut sim, id, says) }
     }
     (sim, id)
+}
+
+/// a -> b, where b requires that a gives what it does not give.
+fn unproven(path: &[&str]) -> (Sim, CourseId) {
+    let requires = vec![Proof { step: "a".into(), at: String::new(), equals: true.into() }];
+    let b = StepSpec { requires, ..step("b", &["a"]) };
+    let mut sim = Sim::new(checked(spec(vec![step("a", &[]), b])));
+    let (a, b) = (of(&sim, "a", Direction::Forward), of(&sim, "b", Direction::Forward));
+    told(&mut sim, a, "started");
+    told(&mut sim, a, "succeeded");
+    for says in path {
+        told(&mut sim, b, says);
+    }
+    (sim, b)
+}
+
+/// A step that waits for a signal.
+fn waiting() -> (Sim, CourseId) {
+    let wait = StepSpec {
+        activity: "wait".into(),
+        input: serde_json::json!({ "signal": "go" }),
+        undo: None,
+        effect: None,
+        ..step("a", &[])
+    };
+    let mut sim = Sim::new(checked(spec(vec![wait, step("b", &["a"])])));
+    sim.step(&mut Dice::First);
+    let a = of(&sim, "a", Direction::Forward);
+    (sim, a)
 }
 
 /// A chain a -> b that is rolling back: b as told, then, if it is undone, the undo of a.
@@ -117,13 +150,44 @@ fn every_move_of_a_course_is_legal_or_refused_as_this_table_says() {
         ("in doubt, absent", probed, RollBack, &["started", "claimed", "probed: absent"]),
         ("in doubt, at most once", once, RollBack, &["started", "claimed"]),
         ("failed", plain, RollBack, &["started", "failed for good"]),
-        ("failed, and gone on from", plain, Continue, &["started", "failed for good"]),
+        ("failed, to be gone on from", plain, Continue, &["started", "failed for good"]),
         ("held", plain, RollBack, &["started", "failed for good", "held"]),
+        ("held in doubt", plain, RollBack, &["started", "claimed", "held"]),
         ("succeeded", plain, RollBack, &["started", "succeeded"]),
+        ("skipped before it began", plain, RollBack, &["skipped"]),
+        ("skipped after it failed", plain, RollBack, &["started", "failed for good", "skipped"]),
+        ("being undone alone", plain, RollBack, &["started", "succeeded", "recalled"]),
     ] {
         let (sim, id) = forward(effect, on_failure, path);
         row(place, &sim, id);
     }
+    let (sim, a) = waiting();
+    row("waiting", &sim, a);
+    for (place, path) in [
+        ("without its proof", &[][..]),
+        ("held for its proof", &["held"]),
+        ("let go without its proof", &["held", "waived"]),
+    ] {
+        let (sim, b) = unproven(path);
+        row(place, &sim, b);
+    }
+    let (mut sim, a) = forward(plain, RollBack, &["started", "succeeded"]);
+    let (b, undo) = (of(&sim, "b", Direction::Forward), of(&sim, "a", Direction::Undo));
+    told(&mut sim, b, "started");
+    row("done, and gone on from", &sim, a);
+    let (mut gone_on, failed) = forward(plain, Continue, &["started", "failed for good"]);
+    told(&mut gone_on, b, "started");
+    row("failed, and gone on from", &gone_on, failed);
+    told(&mut sim, b, "succeeded");
+    told(&mut sim, b, "recalled");
+    told(&mut sim, a, "recalled");
+    row("undo alone: another's comes first", &sim, undo);
+    row("undo alone: untouched", &sim, of(&sim, "b", Direction::Undo));
+    for says in ["started", "succeeded"] {
+        told(&mut sim, CourseId::undo(b.step), says);
+    }
+    row("undone alone", &sim, b);
+    row("undo alone: its turn", &sim, undo);
     let (sim, _) = forward(plain, RollBack, &["started"]);
     row("behind one that runs", &sim, of(&sim, "b", Direction::Forward));
     row("undo before a rollback", &sim, of(&sim, "a", Direction::Undo));
@@ -160,34 +224,48 @@ fn every_move_of_a_course_is_legal_or_refused_as_this_table_says() {
     let sim = back(undone, undone, undone);
     row("undo: all undone", &sim, of(&sim, "a", Direction::Undo));
     insta::assert_snapshot!(table, @r"
-    untouched                          started
+    untouched                          started | skipped
     running                            checkpointed | progressed | succeeded | failed, not applied | failed, maybe applied | failed for good
-    backing off                        started | retried
-    in doubt                           started | succeeded | failed, not applied | failed, maybe applied | failed for good | probed: absent | held
-    in doubt, to be probed             succeeded | failed, not applied | failed, maybe applied | failed for good | probed: absent | held
-    in doubt, absent                   started | succeeded | failed, not applied | failed, maybe applied | failed for good | probed: absent | held
-    in doubt, at most once             succeeded | failed, not applied | failed, maybe applied | failed for good | probed: absent | held
-    failed                             held | retried
+    backing off                        started | retried | hastened | skipped
+    in doubt                           started | succeeded | failed, not applied | failed, maybe applied | failed for good | probed: absent | held | retried | hastened | skipped
+    in doubt, to be probed             succeeded | failed, not applied | failed, maybe applied | failed for good | probed: absent | held | retried | hastened | skipped
+    in doubt, absent                   started | succeeded | failed, not applied | failed, maybe applied | failed for good | probed: absent | held | retried | hastened | skipped
+    in doubt, at most once             succeeded | failed, not applied | failed, maybe applied | failed for good | probed: absent | held | retried | hastened | skipped
+    failed                             held | retried | hastened | skipped | recalled
+    failed, to be gone on from         retried | hastened | recalled
+    held                               retried | hastened | skipped | recalled
+    held in doubt                      retried | hastened | skipped | recalled
+    succeeded                          retried | recalled
+    skipped before it began            retried | recalled
+    skipped after it failed            retried | recalled
+    being undone alone                 -
+    waiting                            succeeded | skipped
+    without its proof                  held | skipped
+    held for its proof                 retried | skipped | waived
+    let go without its proof           started | skipped
+    done, and gone on from             -
     failed, and gone on from           -
-    held                               retried
-    succeeded                          -
-    behind one that runs               -
+    undo alone: another's comes first  skipped
+    undo alone: untouched              started | skipped
+    undone alone                       retried | skipped
+    undo alone: its turn               started | skipped
+    behind one that runs               skipped
     undo before a rollback             -
     back: untouched                    -
     back: running                      checkpointed | progressed | succeeded | failed, not applied | failed, maybe applied | failed for good
     back: backing off                  -
     back: failed                       -
     back: succeeded                    -
-    undo: untouched                    started
+    undo: untouched                    started | skipped
     undo: running                      checkpointed | progressed | succeeded | failed, not applied | failed, maybe applied | failed for good
-    undo: backing off                  started | retried
-    undo: in doubt                     started | succeeded | failed, not applied | failed, maybe applied | failed for good
-    undo: failed                       retried
+    undo: backing off                  started | retried | hastened | skipped
+    undo: in doubt                     started | succeeded | failed, not applied | failed, maybe applied | failed for good | skipped
+    undo: failed                       retried | skipped
     undo: succeeded                    -
     undo: its step runs                -
     undo: its step runs again          -
     undo: nothing to undo              -
-    undo: another's comes first        -
+    undo: another's comes first        skipped
     undo: all undone                   -
     ");
 }
@@ -204,21 +282,37 @@ fn every_event_of_a_run_is_legal_or_refused_as_this_table_says() {
     told(&mut done, a, "succeeded");
     let mut over = done.clone();
     over.append(Event::Finished { outcome: Outcome::Succeeded });
+    let confirmed = Commit { within: None, then: None, signal: None };
+    let mut live = Sim::new(checked(PlanSpec { commit: Some(confirmed), ..spec(vec![step("a", &[])]) }));
+    for says in ["started", "succeeded"] {
+        told(&mut live, a, says);
+    }
+    live.append(Event::Finished { outcome: Outcome::Succeeded });
+    let mut committing = live.clone();
+    committing.append(Event::Committing { because: "a test".into() });
+    let mut committed = committing.clone();
+    committed.append(Event::Finished { outcome: Outcome::Committed });
     let mut left_alone = running.clone();
     left_alone.append(Event::Quarantined { why: "a test".into() });
     let jammed = back(undone, &["started", "failed for good"], &[]);
     let mut stuck = jammed.clone();
     stuck.append(Event::Stuck { steps: vec!["b".into()], resources: vec![] });
+    let mut closed = stuck.clone();
+    closed.append(Event::Finished { outcome: Outcome::Closed });
     let places = [
         ("unread", State::new(RunId(uuid::Uuid::nil()), chain(&["a"]))),
         ("new", new.state),
         ("running", running.state),
         ("all done", done.state),
         ("over", over.state),
+        ("to be committed", live.state),
+        ("committing", committing.state),
+        ("committed", committed.state),
         ("left alone", left_alone.state),
         ("rolling back", back(undone, &[], &[]).state),
         ("an undo failed", jammed.state),
         ("stuck", stuck.state),
+        ("closed", closed.state),
         ("all undone", back(undone, undone, undone).state),
     ];
     let events = [
@@ -229,6 +323,14 @@ fn every_event_of_a_run_is_legal_or_refused_as_this_table_says() {
         ("quarantined", Event::Quarantined { why: String::new() }),
         ("finished: succeeded", Event::Finished { outcome: Outcome::Succeeded }),
         ("finished: rolled back", Event::Finished { outcome: Outcome::RolledBack }),
+        ("committing", Event::Committing { because: String::new() }),
+        ("finished: committed", Event::Finished { outcome: Outcome::Committed }),
+        ("finished: closed", Event::Finished { outcome: Outcome::Closed }),
+        ("acted", Event::Acted(Box::new(Action::new("n", "", Verb::Pause)))),
+        (
+            "refused",
+            Event::Refused { action: Box::new(Action::new("n", "", Verb::Pause)), because: String::new() },
+        ),
     ];
     let mut table = String::new();
     for (place, state) in places {
@@ -253,15 +355,19 @@ fn every_event_of_a_run_is_legal_or_refused_as_this_table_says() {
     }
     insta::assert_snapshot!(table, @r"
     unread           pending        submitted
-    new              running        claimed | rolling_back | quarantined
-    running          running        claimed | rolling_back | quarantined
-    all done         running        claimed | rolling_back | quarantined | finished: succeeded
-    over             succeeded      
-    left alone       quarantined    claimed | quarantined
-    rolling back     rolling_back   claimed | quarantined
-    an undo failed   rolling_back   claimed | stuck | quarantined
-    stuck            stuck          claimed | quarantined
-    all undone       rolling_back   claimed | quarantined | finished: rolled back
+    new              running        claimed | rolling_back | quarantined | acted | refused
+    running          running        claimed | rolling_back | quarantined | acted | refused
+    all done         running        claimed | rolling_back | quarantined | finished: succeeded | acted | refused
+    over             succeeded      claimed | rolling_back | committing | acted | refused
+    to be committed  succeeded      claimed | rolling_back | quarantined | committing | acted | refused
+    committing       committing     claimed | quarantined | finished: committed | acted | refused
+    committed        committed      claimed | refused
+    left alone       quarantined    claimed | quarantined | finished: closed | acted | refused
+    rolling back     rolling_back   claimed | quarantined | acted | refused
+    an undo failed   rolling_back   claimed | stuck | quarantined | acted | refused
+    stuck            stuck          claimed | quarantined | finished: closed | acted | refused
+    closed           closed         claimed | refused
+    all undone       rolling_back   claimed | quarantined | finished: rolled back | acted | refused
     ");
 }
 
@@ -355,7 +461,10 @@ fn an_operator_can_retry_an_undo_until_the_run_is_rolled_back() {
 
 #[test]
 fn what_is_settled_cannot_be_unsettled_under_those_that_went_on() {
-    let (sim, a) = forward(Effect::default(), OnFailure::Continue, &["started", "failed for good"]);
+    let (mut sim, a) = forward(Effect::default(), OnFailure::Continue, &["started", "failed for good"]);
+    let b = of(&sim, "b", Direction::Forward);
+    told(&mut sim, b, "started");
+    told(&mut sim, b, "succeeded");
     let state = Arc::new(sim.state);
     for (name, event) in moves(&state, a) {
         assert!(verdict(&state, &event).is_err(), "{name}");

@@ -260,7 +260,7 @@ fn text_that_is_no_plan_is_refused_with_its_place() {
     ");
     insta::assert_snapshot!(check("{\n \"workflow\": \"w\",\n \"stepz\": []}"), @r"
     the plan was not taken: 1 problem(s)
-      plan [form]: this is not a plan: unknown field `stepz`, expected one of `workflow`, `title`, `retry`, `undo_retry`, `timeout`, `settle_within`, `steps` at line 3 column 8
+      plan [form]: this is not a plan: unknown field `stepz`, expected one of `workflow`, `title`, `retry`, `undo_retry`, `timeout`, `settle_within`, `commit`, `drift_after`, `parent`, `override_alone`, `steps` at line 3 column 8
     ");
     insta::assert_snapshot!(check(r#"{"workflow": "w", "steps": [{"name": "a", "activity": "do", "timeout": "soon"}]}"#), @r#"
     the plan was not taken: 1 problem(s)

@@ -1,6 +1,6 @@
 //! The statements of the store. Each is what one statement does under READ COMMITTED, no more.
 
-use backstay_machine::{Epoch, Event, Journaled, Phase, State};
+use backstay_machine::{Epoch, Event, Journaled, State};
 
 use crate::journal::Journal;
 use crate::moves::Saga;
@@ -40,7 +40,7 @@ impl Saga {
 
     pub fn write(&self, system: &mut System, append: Append) {
         let life = append.life;
-        let ends = matches!(append.goal.live().map(State::phase), Some(Phase::Over(_)));
+        let ends = append.goal.live().is_some_and(State::is_over);
         if ends && self.is(Mutant::ReleasedBeforeTheEnd) {
             system.run.owner = None;
             system.run.due = Some(system.clock);
@@ -60,7 +60,7 @@ impl Saga {
 
     pub fn commit(&self, system: &mut System, append: &Append) -> bool {
         let owns = system.owns(append.life, append.claim);
-        let ends = matches!(append.goal.live().map(State::phase), Some(Phase::Over(_)));
+        let ends = append.goal.live().is_some_and(State::is_over);
         let bound =
             !(self.is(Mutant::AppendNotBoundToClaim) || (self.is(Mutant::ReleasedBeforeTheEnd) && ends));
         if bound && !owns {

@@ -183,7 +183,7 @@ impl Saga {
 
     /// The process has a fresh copy of the journal.
     pub fn know(&self, system: &mut System, life: Life, claim: i32, journal: Journal) {
-        let over = matches!(journal.live().map(State::phase), Some(Phase::Over(_)));
+        let over = journal.live().is_some_and(State::is_over);
         if over {
             self.drop_calls(system, life);
         }

@@ -164,6 +164,7 @@ fn status(system: &System) -> Option<Status> {
 fn outcome(system: &System) -> Option<Outcome> {
     match system.journal.live().map(State::phase) {
         Some(Phase::Over(outcome)) => Some(outcome),
+        Some(Phase::Succeeded) => Some(Outcome::Succeeded),
         _ => None,
     }
 }
