@@ -311,7 +311,7 @@ impl State {
                 }
             }
             (Waiting(_), StepEvent::Failed { error, retry_at })
-                if retry_at.is_some() || error.applied == Applied::Maybe =>
+                if retry_at.is_some() || (error.applied == Applied::Maybe && declared.kind != Kind::Run) =>
             {
                 return Err("a wait does nothing, and is not tried again by itself".into());
             }

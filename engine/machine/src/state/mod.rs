@@ -510,7 +510,10 @@ impl State {
     pub fn is_over(&self) -> bool {
         match self.phase {
             Phase::Over(_) => true,
-            Phase::Succeeded => self.plan.spec().commit.is_none(),
+            // Somebody may have called it back to be rolled back, and the world is looked at first.
+            Phase::Succeeded => {
+                self.plan.spec().commit.is_none() && self.check.is_none() && self.paused().is_none()
+            }
             _ => false,
         }
     }
@@ -583,6 +586,10 @@ impl State {
                 undos.into_iter().chain(left).collect::<Vec<_>>().join("; ")
             }
             Status::Quarantined => "it is left alone; its last event says why".into(),
+            Status::Paused | Status::Succeeded if self.drifted.is_some() && self.paused().is_some() => {
+                let found = self.drifted.as_ref().map(|drifted| drifted.1.join("; ")).unwrap_or_default();
+                format!("the world has changed since: {found}. Somebody must look, and ask again")
+            }
             Status::Paused => {
                 format!("{} paused it; somebody must resume it", self.paused().unwrap_or("somebody"))
             }

@@ -12,6 +12,7 @@
 )]
 
 mod big_plans;
+mod children;
 mod enumeration;
 mod histories;
 mod hostile_plans;

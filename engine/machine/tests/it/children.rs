@@ -1,0 +1,240 @@
+//! Steps that are runs of their own, and looks at the world before a late rollback.
+
+use std::sync::Arc;
+
+use backstay_machine::plan::{Effect, Parent, PlanBuilder, Rule};
+use backstay_machine::*;
+use chrono::TimeDelta;
+use serde_json::{Value, json};
+
+use crate::support::{Activities, Dice, End, Sim, steady};
+
+/// A parent with a step before its run and one behind it.
+fn with_child() -> Arc<Plan> {
+    let mut child = PlanBuilder::new("child");
+    child.step("inner", "do").input(json!({ "disk": { "$given": "/disk" } })).undone_by("undo", json!({}));
+    let mut plan = PlanBuilder::new("parent");
+    plan.retry(steady(2)).undo_retry(steady(2));
+    let a = plan.step("a", "do").undone_by("undo", json!({})).done();
+    let run = plan.run("run", child).input(json!({ "disk": a.output("/made") })).after([&a]).done();
+    plan.step("b", "do").after([&run]).undone_by("undo", json!({}));
+    plan.check(&Activities::anything()).unwrap()
+}
+
+fn ix(state: &State, name: &str) -> StepIx {
+    state.plan().find(name).unwrap()
+}
+
+fn act(sim: &mut Sim, verb: Verb) -> Result<(), String> {
+    let action = Action { id: uuid::Uuid::new_v4(), who: "anna".into(), why: "so".into(), seen: None, verb };
+    for event in judge_action(&sim.state, &action, sim.now)? {
+        sim.append(event);
+    }
+    Ok(())
+}
+
+fn ended(sim: &mut Sim, outcome: Outcome) -> Result<(), String> {
+    let run = sim.state.run_of(ix(&sim.state, "run")).unwrap();
+    act(sim, Verb::Ended { step: "run".into(), run, outcome })
+}
+
+/// Until nothing moves but what comes from outside.
+fn until_it_waits(sim: &mut Sim) {
+    for _ in 0..1_000 {
+        let waits = sim.state.waits_for().is_some() && sim.in_flight().is_empty();
+        if waits || sim.step(&mut Dice::First).is_none() {
+            return;
+        }
+    }
+    panic!("it never waits\n{}", sim.story());
+}
+
+#[test]
+fn a_run_within_a_run_is_a_step_that_waits_for_it() {
+    let mut sim = Sim::new(with_child());
+    until_it_waits(&mut sim);
+    let run = sim.state.run_of(ix(&sim.state, "run")).unwrap();
+    assert_eq!(sim.state.waits_for().unwrap(), format!("run waits for its run {run}"));
+    let course = sim.state.course(CourseId::forward(ix(&sim.state, "run"))).clone();
+    assert!(course.input.unwrap().value()["disk"].is_string(), "it is given what a made");
+    // A crash of the parent's node changes nothing of it.
+    sim.crash();
+    assert_eq!(sim.state.run_of(ix(&sim.state, "run")), Some(run));
+    ended(&mut sim, Outcome::Succeeded).unwrap();
+    assert!(ended(&mut sim, Outcome::Succeeded).unwrap_err().contains("does not wait"));
+    assert_eq!(sim.run(&mut Dice::First), End::Succeeded);
+}
+
+#[test]
+fn the_end_of_another_run_is_not_taken_for_its_end() {
+    let mut sim = Sim::new(with_child());
+    until_it_waits(&mut sim);
+    let other = Verb::Ended { step: "run".into(), run: RunId::fresh(), outcome: Outcome::Succeeded };
+    assert!(act(&mut sim, other).unwrap_err().contains("is not, or no longer, the run of run"));
+}
+
+#[test]
+fn a_run_that_is_rolled_back_by_itself_fails_its_step_and_needs_no_undo() {
+    let mut sim = Sim::new(with_child());
+    until_it_waits(&mut sim);
+    ended(&mut sim, Outcome::RolledBack).unwrap();
+    assert_eq!(sim.run(&mut Dice::First), End::RolledBack);
+    assert!(!sim.story().contains("undo run"), "{}", sim.story());
+    assert!(sim.story().contains("succeeded undo a"), "{}", sim.story());
+}
+
+#[test]
+fn the_undo_of_a_run_is_its_rollback() {
+    let mut sim = Sim::new(with_child());
+    until_it_waits(&mut sim);
+    ended(&mut sim, Outcome::Succeeded).unwrap();
+    assert_eq!(sim.run(&mut Dice::First), End::Succeeded);
+    act(&mut sim, Verb::RollBack(RollBack::default())).unwrap();
+    for _ in 0..20 {
+        let undo = sim.state.course(CourseId::undo(ix(&sim.state, "run"))).at.clone();
+        if matches!(undo, CourseAt::Waiting(_)) {
+            break;
+        }
+        sim.step(&mut Dice::First).unwrap();
+    }
+    assert!(!sim.story().contains("started undo a"), "what it stands on waits\n{}", sim.story());
+    let wake = decide(&sim.state, sim.now, 9usize).wake_at.expect("a rollback never sleeps for good");
+    assert!(wake > sim.now);
+    ended(&mut sim, Outcome::RolledBack).unwrap();
+    assert_eq!(sim.run(&mut Dice::First), End::RolledBack);
+}
+
+#[test]
+fn a_rollback_while_the_run_is_under_way_waits_for_its_end() {
+    let mut sim = Sim::new(with_child());
+    until_it_waits(&mut sim);
+    act(&mut sim, Verb::RollBack(RollBack::default())).unwrap();
+    sim.step(&mut Dice::First).unwrap();
+    assert!(matches!(sim.state.course(CourseId::undo(ix(&sim.state, "run"))).at, CourseAt::Waiting(_)));
+    // It came to its end just before it was told to turn round: that is not what is waited for.
+    assert!(ended(&mut sim, Outcome::Succeeded).is_err());
+    ended(&mut sim, Outcome::RolledBack).unwrap();
+    assert_eq!(sim.run(&mut Dice::First), End::RolledBack);
+}
+
+#[test]
+fn a_run_that_somebody_closed_leaves_its_parent_stuck() {
+    let mut sim = Sim::new(with_child());
+    until_it_waits(&mut sim);
+    act(&mut sim, Verb::RollBack(RollBack::default())).unwrap();
+    sim.step(&mut Dice::First).unwrap();
+    ended(&mut sim, Outcome::Closed).unwrap();
+    assert_eq!(sim.run(&mut Dice::First), End::Stuck);
+    assert!(sim.state.failed_undos().contains(&"run".to_owned()));
+}
+
+#[test]
+fn a_run_under_way_is_not_skipped() {
+    let mut sim = Sim::new(with_child());
+    until_it_waits(&mut sim);
+    let skip = Verb::Skip { step: "run".into(), undo: false, output: Value::Null };
+    assert!(act(&mut sim, skip).unwrap_err().contains("act on that run"));
+}
+
+#[test]
+fn the_plan_of_a_step_is_checked_with_the_plan_it_stands_in() {
+    let mut child = PlanBuilder::new("child");
+    child.step("inner", "nothing_such");
+    let mut plan = PlanBuilder::new("parent");
+    plan.run("run", child);
+    let problems = plan.check(&Activities::anything()).unwrap_err().problems;
+    let said: Vec<_> = problems.iter().map(|p| (p.rule, p.message.as_str())).collect();
+    assert!(
+        said.iter().any(|(rule, text)| *rule == Rule::Undo && text.starts_with("in its run: step \"inner\"")),
+        "{said:?}"
+    );
+    let mut plan = PlanBuilder::new("parent");
+    plan.step("a", "do").input(json!({ "x": { "$given": "/y" } })).undone_by("undo", json!({}));
+    let problems = plan.check(&Activities::anything()).unwrap_err().problems;
+    assert!(problems[0].message.contains("in the plan of a step that is a run"), "{problems:?}");
+}
+
+#[test]
+fn runs_within_runs_are_not_nested_without_end() {
+    let mut inner = PlanBuilder::new("w");
+    inner.step("x", "do").undone_by("undo", json!({}));
+    for _ in 0..4 {
+        let mut outer = PlanBuilder::new("w");
+        outer.run("run", inner);
+        inner = outer;
+    }
+    let error = inner.check(&Activities::anything()).unwrap_err().to_string();
+    assert!(error.contains("a run within runs"), "{error}");
+}
+
+#[test]
+fn a_run_of_a_step_gets_what_the_step_is_given_and_knows_its_parent() {
+    let parent = with_child();
+    let step = parent.step(parent.find("run").unwrap());
+    let above = Parent { run: RunId::fresh(), step: "run".into() };
+    let given = Json::of(&json!({ "disk": "d-7" }));
+    let plan = Plan::of_step(step, &given, above.clone(), &Activities::anything()).unwrap();
+    assert_eq!(plan.spec().steps[0].input, json!({ "disk": "d-7" }));
+    assert_eq!(plan.spec().parent, Some(above));
+    // It survives its journal.
+    assert_eq!(Plan::from_submitted(plan.submitted()).unwrap().hash(), plan.hash());
+    let forged = plan.spec().clone();
+    assert!(Plan::check(forged, &Activities::anything()).unwrap_err().to_string().contains("parent"));
+}
+
+/// Two steps that can be probed, and an hour after which the world is looked at again.
+fn watched() -> Sim {
+    let mut plan = PlanBuilder::new("watched");
+    plan.drift_after(std::time::Duration::from_secs(3600));
+    let effect = Effect { probed: true, ..Effect::default() };
+    let a = plan.step("a", "do").effect(effect).undone_by("undo", json!({})).done();
+    plan.step("b", "do").effect(effect).after([&a]).undone_by("undo", json!({}));
+    let mut sim = Sim::new(plan.check(&Activities::anything()).unwrap());
+    assert_eq!(sim.run(&mut Dice::First), End::Succeeded);
+    sim
+}
+
+#[test]
+fn a_rollback_that_comes_soon_asks_nobody() {
+    let mut sim = watched();
+    act(&mut sim, Verb::RollBack(RollBack::default())).unwrap();
+    assert_eq!(sim.run(&mut Dice::First), End::RolledBack);
+    assert!(!sim.story().contains("checking"), "{}", sim.story());
+}
+
+#[test]
+fn a_late_rollback_looks_at_the_world_first() {
+    let mut sim = watched();
+    sim.pass(sim.now + TimeDelta::hours(2));
+    act(&mut sim, Verb::RollBack(RollBack::default())).unwrap();
+    assert!(sim.story().ends_with("checking"), "{}", sim.story());
+    // The look survives a crash.
+    sim.crash();
+    assert_eq!(sim.run(&mut Dice::First), End::RolledBack);
+    assert_eq!(sim.story().matches("compared").count(), 2, "{}", sim.story());
+}
+
+#[test]
+fn where_the_world_has_changed_somebody_must_look_and_ask_again() {
+    let mut sim = watched();
+    sim.pass(sim.now + TimeDelta::hours(2));
+    act(&mut sim, Verb::RollBack(RollBack::default())).unwrap();
+    let a = ix(&sim.state, "a");
+    for (step, answer) in
+        [(a, Answer::Absent), (ix(&sim.state, "b"), Answer::Unknown { why: "no line".into() })]
+    {
+        for what in judge_probe(&sim.state, step, answer, None, sim.now, sim.now) {
+            sim.report(CourseId::forward(step), what);
+        }
+    }
+    for command in decide(&sim.state, sim.now, 9usize).commands {
+        let Command::Append(event) = command else { panic!("{command:?}") };
+        sim.append(event);
+    }
+    let says = sim.state.waits_for().unwrap();
+    assert!(says.contains("a is not there any more; b cannot be looked at: no line"), "{says}");
+    assert!(decide(&sim.state, sim.now, 9usize).commands.is_empty(), "nothing starts by itself");
+    // Whoever asks again has seen it.
+    act(&mut sim, Verb::RollBack(RollBack::default())).unwrap();
+    assert_eq!(sim.run(&mut Dice::First), End::RolledBack);
+}
