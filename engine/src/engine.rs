@@ -9,9 +9,11 @@ use backstay_machine::{CheckError, Epoch, Event, Journaled, Plan, Row, RunId, Se
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use tokio::sync::{Notify, oneshot};
+use uuid::Uuid;
 
 use crate::activity::Registry;
 use crate::node::{Door, Message, Node, NodeConfig, NodeError};
+use crate::operate::Herald;
 use crate::store::{Admission, Refusal, RunFilter, RunInfo, Store, StoreError};
 
 /// How often somebody who waits looks again, if nobody tells.
@@ -22,7 +24,8 @@ const LOOK_AGAIN: Duration = Duration::from_millis(250);
 pub struct Engine {
     store: Store,
     registry: Arc<Registry>,
-    watchers: Arc<Watchers>,
+    pub(crate) watchers: Arc<Watchers>,
+    pub(crate) herald: Arc<Herald>,
     node: Door,
 }
 
@@ -70,6 +73,17 @@ pub enum EngineError {
     /// There is no such run.
     #[error("there is no run {0}")]
     NoSuchRun(RunId),
+    /// What is asked of a run.
+    #[error("that cannot be asked: {0}")]
+    Action(String),
+    /// Something else was asked under this id before.
+    #[error("something else was asked of run {run} under the id {id} before; a new wish needs a new id")]
+    ActionReused {
+        /// The id.
+        id: Uuid,
+        /// The run that was asked.
+        run: RunId,
+    },
     /// Its journal makes no sense to this release.
     #[error("the journal of run {run} cannot be read by this release: {why}")]
     Unreadable {
@@ -134,7 +148,7 @@ impl Engine {
     /// Opens the engine on a database whose schema is up to date.
     pub async fn open(store: Store, registry: Registry) -> Result<Self, EngineError> {
         let registry = Arc::new(registry);
-        Ok(Self { store, registry, watchers: Arc::default(), node: Arc::default() })
+        Ok(Self { store, registry, watchers: Arc::default(), herald: Arc::default(), node: Arc::default() })
     }
 
     /// Connects, brings the schema up to date, and opens the engine.
@@ -339,7 +353,7 @@ pub(crate) struct Watchers {
 }
 
 impl Watchers {
-    fn watch(self: &Arc<Self>, run: RunId) -> Watcher {
+    pub(crate) fn watch(self: &Arc<Self>, run: RunId) -> Watcher {
         let notify = Arc::new(Notify::new());
         let mut runs = self.runs.lock().unwrap_or_else(PoisonError::into_inner);
         runs.entry(run).or_default().push(Arc::downgrade(&notify));
@@ -358,14 +372,14 @@ impl Watchers {
     }
 }
 
-struct Watcher {
+pub(crate) struct Watcher {
     notify: Arc<Notify>,
     run: RunId,
     watchers: Arc<Watchers>,
 }
 
 impl Watcher {
-    async fn notified(&self) {
+    pub(crate) async fn notified(&self) {
         self.notify.notified().await;
     }
 }

@@ -4,6 +4,7 @@
 //!   activity  what can be done: your code, and what it is given
 //!   store     what did happen: the journal; the only home of SQL
 //!   node      who makes it happen: claims runs, drives them, calls activities
+//!   operate   how operators and clients speak to runs
 //!   insight   why a run does not move, and how to finish it by hand
 //!   Engine    the handle for those who embed it
 //! ```
@@ -14,16 +15,18 @@ pub mod activity;
 mod engine;
 mod insight;
 mod node;
+mod operate;
 pub mod store;
 
 pub use activity::{Activity, Context, Failure, Probe, Registry, Undone};
 pub use async_trait::async_trait;
 pub use backstay_machine as machine;
 pub use backstay_machine::plan::{Effect, OnFailure, PlanBuilder, Retry, Span, output};
-pub use backstay_machine::{Plan, RunId, Status};
+pub use backstay_machine::{Action, Plan, RunId, Status, Verb};
 pub use engine::{Engine, EngineError, RunHandle, SubmitOptions, Submitted};
 pub use insight::Continuation;
 #[cfg(debug_assertions)]
 pub use node::crash;
 pub use node::{Node, NodeConfig, NodeError};
+pub use operate::{Answer, Bulk, BulkReport, PATIENCE};
 pub use store::{RunFilter, RunInfo, Store, StoreError};

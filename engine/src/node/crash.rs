@@ -8,16 +8,20 @@ use tokio_util::sync::CancellationToken;
 pub type CrashPoint = &'static str;
 
 /// All of them, in the order that a run meets them.
-pub const POINTS: [CrashPoint; 8] = [
+pub const POINTS: [CrashPoint; 9] = [
     "lease.begun",
     "claim.committed",
     "claim.read",
+    "mail.read",
     "append.before",
     "append.committed",
     "call.before",
     "call.after",
     "drain.released",
 ];
+
+/// Those of whoever speaks to a run, who need not be a node.
+pub const TELL_POINTS: [CrashPoint; 2] = ["tell.before", "tell.committed"];
 
 /// Decides at each point whether the node dies there.
 pub type Hook = Arc<dyn Fn(CrashPoint) -> bool + Send + Sync>;
@@ -44,7 +48,7 @@ impl Crash {
     }
 }
 
-fn kill_process_at(name: CrashPoint) {
+pub(crate) fn kill_process_at(name: CrashPoint) {
     use std::sync::LazyLock;
     use std::sync::atomic::{AtomicU64, Ordering};
     static AT: LazyLock<Option<(String, u64)>> = LazyLock::new(|| {

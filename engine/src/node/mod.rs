@@ -20,13 +20,13 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use backstay_machine::{ActivityError, Answer, CourseId, Json, RunId, State, StepEvent, StepIx, Time};
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::activity::Registry;
 use crate::engine::{Submission, Watchers};
-use crate::store::{Claimed, Life, Store, StoreError};
+use crate::store::{Claimed, Letter, Life, Store, StoreError};
 
 /// How a node behaves.
 #[derive(Clone)]
@@ -130,6 +130,8 @@ pub(crate) enum Message {
     Progress { run: RunId, course: CourseId, attempt: (u32, u32), percent: f64, note: String },
     /// Which of these runs, owned by this life, the driver does not have: the answer to a claim was lost.
     Unknown { owned: Vec<RunId>, reply: oneshot::Sender<Vec<RunId>> },
+    /// What has been said to runs of this node. `done` once the answers are journaled.
+    Mail { letters: Vec<Letter>, done: oneshot::Sender<()> },
     /// A run that was under suspicion has outlived its trial.
     Acquit(RunId),
     /// Hand everything over and end.
@@ -139,6 +141,8 @@ pub(crate) enum Message {
 /// A run that was claimed, as its journal tells it.
 pub(crate) struct Found {
     pub claimed: Claimed,
+    /// What was said to it before it was claimed.
+    pub letters: Vec<Letter>,
     /// The state; or how far the journal goes and why it cannot be read.
     pub state: Result<Box<State>, (i64, String)>,
 }
@@ -327,6 +331,7 @@ impl Births {
             watchers: Arc::clone(&self.watchers),
             suspect: Mutex::default(),
             resident: AtomicUsize::default(),
+            look: Notify::new(),
             #[cfg(debug_assertions)]
             crash: crash::Crash { hook: self.config.crash_hook.clone(), dead: CancellationToken::new() },
         });
@@ -384,6 +389,8 @@ pub(crate) struct Parts {
     pub suspect: Mutex<Option<RunId>>,
     /// Runs in memory.
     pub resident: AtomicUsize,
+    /// There is something for the scout to find.
+    pub look: Notify,
     #[cfg(debug_assertions)]
     pub crash: crash::Crash,
 }

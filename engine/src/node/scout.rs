@@ -6,7 +6,8 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
-use backstay_machine::{Plan, Row, RunId, State};
+use backstay_machine::{Plan, Row, RunId, STATUSES, State, Status};
+use futures_util::FutureExt;
 use sha2::{Digest, Sha256};
 use sqlx::PgConnection;
 use sqlx::postgres::PgListener;
@@ -14,13 +15,16 @@ use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 
 use super::{Found, Message, Shared, lock};
-use crate::store::{Claimed, LONGEST_STATEMENT, Store, StoreError};
+use crate::store::{Claimed, LONGEST_STATEMENT, Letter, Store, StoreError};
 
 /// Runs claimed at once: enough to share a round trip, few enough that others get some.
 const BATCH: i64 = 500;
 
 /// Journals read and folded at once: not all of a batch need fit into memory side by side.
 const READ: usize = 32;
+
+/// Messages handed to the driver at once: they may be large.
+const PAGE: i64 = 200;
 
 /// The database bounds its statements; this bounds the way to it.
 async fn bounded<T>(
@@ -97,7 +101,7 @@ impl Scout {
         }
         self.gauged = Some(Instant::now());
         if let Ok(counts) = self.shared.store.count_live().await {
-            for status in ["pending", "running", "waiting", "rolling_back", "held", "stuck", "quarantined"] {
+            for status in STATUSES.map(Status::as_str) {
                 let count = counts.iter().find(|(name, _)| name == status).map_or(0, |(_, count)| *count);
                 metrics::gauge!("backstay_runs", "status" => status).set(count as f64);
             }
@@ -111,9 +115,16 @@ impl Scout {
             self.listener = self.shared.store.listener().await.ok();
         }
         let Some(listener) = &mut self.listener else { return tokio::time::sleep(poll).await };
-        match tokio::time::timeout(poll, listener.try_recv()).await {
-            Err(_) | Ok(Ok(Some(_))) => {}
-            Ok(_) => {
+        let told = async {
+            tokio::select! {
+                told = listener.try_recv() => told.is_ok_and(|told| told.is_some()),
+                () = self.shared.look.notified() => true,
+            }
+        };
+        match tokio::time::timeout(poll, told).await {
+            // One look is enough for all that were told meanwhile.
+            Err(_) | Ok(true) => while let Some(Ok(Some(_))) = listener.try_recv().now_or_never() {},
+            Ok(false) => {
                 self.listener = None;
                 tokio::time::sleep(poll).await;
             }
@@ -137,6 +148,7 @@ impl Scout {
             tracing::warn!(node = name, "a node's lease ran out; its runs are taken over");
         }
         self.end_trials();
+        self.hand_out_mail().await?;
         loop {
             let resident = shared.resident.load(Ordering::Relaxed);
             let room = shared.config.max_runs.saturating_sub(resident).min(BATCH as usize) as i64;
@@ -187,9 +199,17 @@ impl Scout {
                 let runs: Vec<_> = some.iter().map(|claimed| claimed.run).collect();
                 let Some(conn) = &mut self.conn else { return Ok(()) };
                 let mut journals = bounded("read journals", Store::journals(conn, &runs)).await?;
+                // With the run, or it would be put down again before anybody has read what it was told.
+                let told: Vec<_> = some.iter().filter(|run| run.mail > run.told).map(|run| run.run).collect();
+                let mut mail = HashMap::new();
+                if !told.is_empty() {
+                    mail = bounded("look into the inbox", Store::mail_for(conn, &told)).await?;
+                    shared.crash_point("mail.read").await;
+                }
                 for claimed in some {
                     let rows = journals.remove(&claimed.run).unwrap_or_default();
-                    found.push(self.found(claimed.clone(), &rows));
+                    let letters = mail.remove(&claimed.run).unwrap_or_default();
+                    found.push(self.found(claimed.clone(), letters, &rows));
                 }
             }
             shared.crash_point("claim.read").await;
@@ -201,6 +221,29 @@ impl Scout {
         }
     }
 
+    /// Hands over what has been said to the runs that this node has. What it has not (it has just given them up, or
+    /// their claim's answer was lost) stays in the inbox for whoever has them next.
+    async fn hand_out_mail(&mut self) -> Result<(), StoreError> {
+        let mut after = 0;
+        loop {
+            let Some(conn) = &mut self.conn else { return Ok(()) };
+            let looking = Store::mail(conn, &self.shared.life, after, PAGE);
+            let letters = bounded("look into the inbox", looking).await?;
+            let Some(last) = letters.last() else { return Ok(()) };
+            after = last.nr;
+            let more = letters.len() as i64 == PAGE;
+            self.shared.crash_point("mail.read").await;
+            let (done, journaled) = oneshot::channel();
+            if self.shared.inbox.send(Message::Mail { letters, done }).is_err() {
+                return Ok(());
+            }
+            let _ = journaled.await;
+            if !more {
+                return Ok(());
+            }
+        }
+    }
+
     fn end_trials(&mut self) {
         while let Some((_, run)) = self.on_watch.pop_front_if(|(clear_at, _)| Instant::now() > *clear_at) {
             let _ = self.shared.inbox.send(Message::Acquit(run));
@@ -209,7 +252,7 @@ impl Scout {
     }
 
     /// Folds one journal. What goes wrong there is that run's affair alone.
-    fn found(&mut self, claimed: Claimed, rows: &[Row]) -> Found {
+    fn found(&mut self, claimed: Claimed, letters: Vec<Letter>, rows: &[Row]) -> Found {
         let run = claimed.run;
         let last = rows.last().map_or(0, |row| row.seq);
         let folded = std::panic::catch_unwind(AssertUnwindSafe(|| fold(run, rows, &mut self.plans)));
@@ -218,7 +261,7 @@ impl Scout {
             Ok(Err(why)) => Err((last, why)),
             Err(_) => Err((last, "folding its journal panicked".into())),
         };
-        Found { claimed, state }
+        Found { claimed, letters, state }
     }
 }
 

@@ -56,14 +56,16 @@ record!(
 );
 record!(
     RunChange,
-    "run_change",
+    "index_change",
     |it| it.0.run.0,
     it.0.claim,
     it.0.status.as_str(),
     it.0.release,
     it.0.due_at,
     it.0.note.as_deref(),
-    it.0.finished_at
+    it.0.finished_at,
+    it.0.told,
+    it.0.clears
 );
 record!(
     NewEvent,
@@ -143,6 +145,10 @@ pub struct IndexChange {
     pub note: Option<String>,
     /// When it ended.
     pub finished_at: Option<Time>,
+    /// How many messages to it are answered, with those that the same batch answers.
+    pub told: i32,
+    /// It has outlived what its last owners died of.
+    pub clears: bool,
 }
 
 /// What became of a batch.
@@ -150,6 +156,13 @@ pub struct IndexChange {
 pub struct Appended {
     /// The admissions that were refused: their keys were taken. Nothing of them was written.
     pub refused: Vec<RunId>,
+    /// Some run that was given up had been spoken to meanwhile: it wants to be claimed at once.
+    pub spoken_to: bool,
+}
+
+/// The message that a row answers.
+fn answer(row: &Row) -> Option<uuid::Uuid> {
+    row.key.filter(|_| matches!(row.kind, "acted" | "refused"))
 }
 
 /// Why a run was not admitted.
@@ -174,7 +187,8 @@ impl Store {
         let new: HashSet<RunId> = admissions.iter().map(|admission| admission.run).collect();
         let written: Vec<_> =
             events.iter().map(|(run, row)| NewEvent(*run, row, new.contains(run))).collect();
-        if admissions.is_empty() && changes.is_empty() {
+        let answers: Vec<_> = events.iter().filter_map(|(_, row)| answer(row)).collect();
+        if admissions.is_empty() && changes.is_empty() && answers.is_empty() {
             let fenced = sqlx::query_file_scalar!(
                 "src/store/append_events.sql",
                 life.epoch.0,
@@ -187,7 +201,9 @@ impl Store {
             return if fenced == 0 { Err(StoreError::Fenced) } else { Ok(Appended::default()) };
         }
         let admitted: Vec<_> = admissions.iter().map(NewRun).collect();
-        let changed: Vec<_> = changes.iter().map(RunChange).collect();
+        // In the order of whoever sends messages to many runs, so that the two do not wait for each other.
+        let mut changed: Vec<_> = changes.iter().map(RunChange).collect();
+        changed.sort_by_key(|RunChange(change)| change.run);
         let row = sqlx::query_file!(
             "src/store/append.sql",
             life.epoch.0,
@@ -195,6 +211,7 @@ impl Store {
             &admitted[..] as &[NewRun<'_>],
             &changed[..] as &[RunChange<'_>],
             &written[..] as &[NewEvent<'_>],
+            &answers,
         )
         .fetch_one(conn)
         .await
@@ -209,11 +226,12 @@ impl Store {
                 "the index of runs has lost a run of this node"
             );
         }
+        let spoken_to = row.spoken_to > 0;
         if row.admitted.len() == admissions.len() {
-            return Ok(Appended::default());
+            return Ok(Appended { spoken_to, ..Appended::default() });
         }
         let refused = admissions.iter().map(|a| a.run).filter(|run| !row.admitted.contains(&run.0)).collect();
-        Ok(Appended { refused })
+        Ok(Appended { refused, spoken_to })
     }
 
     /// After a lost answer: whether a batch was committed. It is one statement, so one of its rows speaks for
@@ -247,7 +265,8 @@ impl Store {
                 refused.push(run);
             }
         }
-        Ok(Appended { refused })
+        // What the lost answer said about it is not known; a look into the index costs little.
+        Ok(Appended { refused, spoken_to: true })
     }
 
     async fn has_event(

@@ -1,6 +1,6 @@
 //! Who drives which run.
 
-use backstay_machine::{ClaimNo, ClaimReason, RunId};
+use backstay_machine::{ClaimNo, ClaimReason, RunId, Status};
 use sqlx::PgConnection;
 
 use super::{Life, Store, StoreError};
@@ -17,6 +17,36 @@ pub struct Claimed {
     pub crashes: i16,
     /// Why it was free.
     pub reason: ClaimReason,
+    /// What the index says about it.
+    pub status: Status,
+    /// Messages ever sent to it.
+    pub mail: i32,
+    /// How many of them are answered.
+    pub told: i32,
+}
+
+struct ClaimedRow {
+    run_id: uuid::Uuid,
+    claim: i32,
+    crashes: i16,
+    status: String,
+    mail: i32,
+    told: i32,
+}
+
+impl ClaimedRow {
+    fn read(self, reason: ClaimReason) -> Claimed {
+        Claimed {
+            run: RunId(self.run_id),
+            claim: self.claim,
+            crashes: self.crashes,
+            reason,
+            // One that this release does not know is its journal's affair, which is read next.
+            status: self.status.parse().unwrap_or(Status::Running),
+            mail: self.mail,
+            told: self.told,
+        }
+    }
 }
 
 impl Store {
@@ -27,7 +57,8 @@ impl Store {
         activities: &[String],
         most: i64,
     ) -> Result<Vec<Claimed>, StoreError> {
-        let rows = sqlx::query!(
+        let rows = sqlx::query_as!(
+            ClaimedRow,
             r#"with fence as materialized (
                    select 1 from nodes where epoch = $1 and token = $2 and ended_at is null for key share
                ),
@@ -47,7 +78,7 @@ impl Store {
                set owner = $1, due_at = null, claim = claim + 1,
                    status = case when status in ('pending', 'waiting') then 'running' else status end
                where run_id in (select run_id from due)
-               returning run_id, claim, crashes"#,
+               returning run_id, claim, crashes, status, mail, told"#,
             life.epoch.0,
             life.token,
             activities,
@@ -56,13 +87,7 @@ impl Store {
         .fetch_all(conn)
         .await
         .map_err(StoreError::database("claim runs that are due"))?;
-        let claimed = rows.into_iter().map(|row| Claimed {
-            run: RunId(row.run_id),
-            claim: row.claim,
-            crashes: row.crashes,
-            reason: ClaimReason::Free,
-        });
-        Ok(claimed.collect())
+        Ok(rows.into_iter().map(|row| row.read(ClaimReason::Free)).collect())
     }
 
     /// Claims runs whose owner's life has ended. `suspects` are those that lost two leases in a row without an
@@ -74,7 +99,8 @@ impl Store {
         suspects: bool,
         most: i64,
     ) -> Result<Vec<Claimed>, StoreError> {
-        let rows = sqlx::query!(
+        let rows = sqlx::query_as!(
+            ClaimedRow,
             r#"with fence as materialized (
                    select 1 from nodes where epoch = $1 and token = $2 and ended_at is null for key share
                ),
@@ -97,7 +123,7 @@ impl Store {
                    crashes = case when orphaned.ended_why = 'stopped' then crashes else crashes + 1 end
                from orphaned
                where runs.run_id = orphaned.run_id
-               returning runs.run_id, claim, crashes"#,
+               returning runs.run_id, claim, crashes, status, mail, told"#,
             life.epoch.0,
             life.token,
             activities,
@@ -107,13 +133,7 @@ impl Store {
         .fetch_all(conn)
         .await
         .map_err(StoreError::database("claim runs of a node that is gone"))?;
-        let claimed = rows.into_iter().map(|row| Claimed {
-            run: RunId(row.run_id),
-            claim: row.claim,
-            crashes: row.crashes,
-            reason: ClaimReason::LostLease,
-        });
-        Ok(claimed.collect())
+        Ok(rows.into_iter().map(|row| row.read(ClaimReason::LostLease)).collect())
     }
 
     /// The runs that are this life's.
@@ -132,13 +152,14 @@ impl Store {
         runs: &[RunId],
     ) -> Result<Vec<Claimed>, StoreError> {
         let ids: Vec<_> = runs.iter().map(|run| run.0).collect();
-        let rows = sqlx::query!(
+        let rows = sqlx::query_as!(
+            ClaimedRow,
             r#"with fence as materialized (
                    select 1 from nodes where epoch = $1 and token = $2 and ended_at is null for key share
                )
                update runs set claim = claim + 1 from fence
                where run_id = any ($3) and owner = $1
-               returning run_id, claim, crashes"#,
+               returning run_id, claim, crashes, status, mail, told"#,
             life.epoch.0,
             life.token,
             &ids
@@ -146,12 +167,6 @@ impl Store {
         .fetch_all(conn)
         .await
         .map_err(StoreError::database("claim runs that this node has forgotten"))?;
-        let claimed = rows.into_iter().map(|row| Claimed {
-            run: RunId(row.run_id),
-            claim: row.claim,
-            crashes: row.crashes,
-            reason: ClaimReason::Free,
-        });
-        Ok(claimed.collect())
+        Ok(rows.into_iter().map(|row| row.read(ClaimReason::Free)).collect())
     }
 }

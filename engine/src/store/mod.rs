@@ -3,16 +3,19 @@
 //! ```text
 //!   append.rs   the writer's one statement: new runs, events, index changes; fenced, in one commit
 //!   claim.rs    who drives which run; reading a journal comes after its claim, in a later statement
+//!   inbox.rs    what is said to runs, and what the journal answers
 //!   lease.rs    the lives of nodes: begin, renew, take over, end
 //!   read.rs     for everybody else: get, list, journals
 //!   schema.rs   which migrations the database has had
 //! ```
 //!
 //! Each write is one statement, so that no dropped future can leave a transaction open. Lock order: the own
-//! row of `nodes`, then rows of `runs`, then `journal`; a takeover locks rows of `nodes` alone.
+//! row of `nodes`, then rows of `runs` in the order of their ids, then `journal` and `inbox`; a takeover locks rows of
+//! `nodes` alone.
 
 mod append;
 mod claim;
+mod inbox;
 mod lease;
 #[doc(hidden)]
 pub mod probe;
@@ -27,6 +30,7 @@ use sqlx::{Connection, PgConnection};
 pub(crate) use append::append_surely;
 pub use append::{Admission, Appended, Batch, IndexChange, Refusal};
 pub use claim::Claimed;
+pub use inbox::{Answered, Letter, Outgoing, Told, UNREADABLE};
 pub use lease::{Life, NodeInfo};
 pub use read::{RunFilter, RunInfo};
 pub use schema::Schema;

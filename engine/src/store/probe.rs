@@ -7,7 +7,7 @@ use std::time::Duration;
 use backstay_machine::{Row, RunId, Time};
 use sqlx::PgConnection;
 
-use super::{Appended, Batch, Claimed, Life, Store, StoreError};
+use super::{Appended, Batch, Claimed, Letter, Life, Outgoing, Store, StoreError, Told};
 
 /// A session as the parts of a node have it.
 pub async fn session(store: &Store, purpose: &str) -> Result<PgConnection, StoreError> {
@@ -56,6 +56,29 @@ pub async fn journals(
     runs: &[RunId],
 ) -> Result<HashMap<RunId, Vec<Row>>, StoreError> {
     Store::journals(conn, runs).await
+}
+
+/// What whoever speaks to runs does.
+pub async fn tell(conn: &mut PgConnection, messages: &[Outgoing]) -> Result<Vec<Told>, StoreError> {
+    Store::tell_on(conn, messages).await
+}
+
+/// What the scout does about messages.
+pub async fn mail(
+    conn: &mut PgConnection,
+    life: &Life,
+    after: i64,
+    most: i64,
+) -> Result<Vec<Letter>, StoreError> {
+    Store::mail(conn, life, after, most).await
+}
+
+/// What it does about messages to runs that it has just claimed.
+pub async fn mail_for(
+    conn: &mut PgConnection,
+    runs: &[RunId],
+) -> Result<HashMap<RunId, Vec<Letter>>, StoreError> {
+    Store::mail_for(conn, runs).await
 }
 
 /// How a life begins.

@@ -39,6 +39,8 @@ pub struct RunInfo {
     pub submitted_at: Time,
     /// When it ended.
     pub finished_at: Option<Time>,
+    /// Messages to it that nobody has answered yet.
+    pub unanswered: i32,
 }
 
 /// Which runs to list.
@@ -50,6 +52,10 @@ pub struct RunFilter {
     pub workflow: Option<String>,
     /// Only those that are not over.
     pub live: bool,
+    /// Only with these labels: an object of texts.
+    pub labels: serde_json::Value,
+    /// Only those in which the last thing that became of this step, or of its undo, is that it failed or is held.
+    pub failing: Option<String>,
     /// Only older ones than this (ids are ordered by time): the last of the page before.
     pub before: Option<RunId>,
     /// At most so many; 0 means 100.
@@ -71,6 +77,7 @@ struct IndexRow {
     note: Option<String>,
     submitted_at: Time,
     finished_at: Option<Time>,
+    unanswered: i32,
 }
 
 impl IndexRow {
@@ -90,6 +97,7 @@ impl IndexRow {
             note: self.note,
             submitted_at: self.submitted_at,
             finished_at: self.finished_at,
+            unanswered: self.unanswered,
         })
     }
 }
@@ -172,9 +180,9 @@ impl Store {
     pub async fn get(&self, run: RunId) -> Result<Option<RunInfo>, StoreError> {
         let row = sqlx::query_as!(
             IndexRow,
-            "select run_id, workflow, status, plan_hash, priority, labels, client_key, exclusive_key, owner, claim,
-                    due_at, note, submitted_at, finished_at
-             from runs where run_id = $1",
+            r#"select run_id, workflow, status, plan_hash, priority, labels, client_key, exclusive_key, owner, claim,
+                    due_at, note, submitted_at, finished_at, mail - told as "unanswered!"
+             from runs where run_id = $1"#,
             run.0
         )
         .fetch_optional(&self.pool)
@@ -188,17 +196,25 @@ impl Store {
         let limit = if filter.limit == 0 { 100 } else { i64::from(filter.limit.min(1_000)) };
         let rows = sqlx::query_as!(
             IndexRow,
-            "select run_id, workflow, status, plan_hash, priority, labels, client_key, exclusive_key, owner, claim,
-                    due_at, note, submitted_at, finished_at
+            r#"select run_id, workflow, status, plan_hash, priority, labels, client_key, exclusive_key, owner, claim,
+                    due_at, note, submitted_at, finished_at, mail - told as "unanswered!"
              from runs
              where ($1::text is null or status = $1) and ($2::text is null or workflow = $2)
                and ($3::uuid is null or run_id < $3) and ($5::bool is not true or finished_at is null)
-             order by run_id desc limit $4",
+               and ($6::jsonb is null or labels @> $6)
+               and ($7::text is null
+                    or (select j.kind from journal j
+                        where j.run_id = runs.run_id and j.step = $7
+                          and j.kind in ('started', 'succeeded', 'failed', 'held', 'retried', 'skipped', 'recalled')
+                        order by j.seq desc limit 1) in ('failed', 'held'))
+             order by run_id desc limit $4"#,
             filter.status.map(Status::as_str),
             filter.workflow.as_deref(),
             filter.before.map(|run| run.0),
             limit,
-            filter.live
+            filter.live,
+            filter.labels.as_object().map(|_| &filter.labels),
+            filter.failing.as_deref()
         )
         .fetch_all(&self.pool)
         .await
@@ -224,7 +240,7 @@ impl Store {
                      union all
                      select status from runs where owner is not null
                      union all
-                     select status from runs where status in ('held', 'stuck', 'quarantined')) live
+                     select status from runs where owner is null and due_at is null and finished_at is null) live
                group by status order by status"#
         )
         .fetch_all(&self.pool)

@@ -153,7 +153,17 @@ impl Scene {
     fn change(&self, run: RunId, claim: i32, given_up: bool) -> IndexChange {
         let (status, due_at) =
             if given_up { (Status::Waiting, Some(self.before)) } else { (Status::RollingBack, None) };
-        IndexChange { run, claim, status, release: given_up, due_at, note: None, finished_at: None }
+        IndexChange {
+            run,
+            claim,
+            status,
+            release: given_up,
+            due_at,
+            note: None,
+            finished_at: None,
+            told: 0,
+            clears: true,
+        }
     }
 
     /// What a node has ready for the run that it owns, and a new run under a key that both use.

@@ -56,10 +56,10 @@ impl Process {
 async fn a_run_survives_sigkill_at_every_crash_point() -> anyhow::Result<()> {
     use backstay_engine::crash::POINTS;
     let mut killed = std::collections::BTreeSet::new();
-    // The last point is passed by a node that drains; these processes never do.
-    for (point, nth) in
-        POINTS.into_iter().filter(|point| *point != "drain.released").flat_map(|p| [(p, 1), (p, 3)])
-    {
+    // One point is passed by a node that drains, which these processes never do, and one by a node that is spoken to,
+    // for which see `spoken.rs`.
+    let points = POINTS.into_iter().filter(|point| !["drain.released", "mail.read"].contains(point));
+    for (point, nth) in points.flat_map(|p| [(p, 1), (p, 3)]) {
         let lab = Lab::new().await?;
         let like = [("e", json!({ "fails": "permanent" })), ("b", json!({ "saves": true }))];
         let plan = plans::diamond(&lab.engine, &like)?;
@@ -83,7 +83,7 @@ async fn a_run_survives_sigkill_at_every_crash_point() -> anyhow::Result<()> {
         assert!(lab.world.things().await?.is_empty(), "{at}");
         lab.assert_history(run).await?;
     }
-    assert_eq!(killed.len(), POINTS.len() - 1, "every point was seen to kill: {killed:?}");
+    assert_eq!(killed.len(), POINTS.len() - 2, "every point was seen to kill: {killed:?}");
     Ok(())
 }
 

@@ -8,6 +8,7 @@
 //! leaves the node (no call, no answer) before its events are durable. If a write is refused by the fence, all
 //! of that is thrown away with the node: the journal is the only truth.
 
+mod mail;
 mod write;
 
 use std::cmp::Reverse;
@@ -58,6 +59,10 @@ struct Run {
     probes: HashMap<StepIx, AbortOnDrop>,
     /// What the index says.
     indexed: Status,
+    /// Messages to it that are answered.
+    told: i32,
+    /// Its admission is on the way to the journal: until it is there, the index has no row to change.
+    admitting: bool,
     /// Its last owners died: the first outcome clears it.
     suspected: bool,
     /// Its last event is on the way to the journal.
@@ -68,22 +73,40 @@ struct Run {
 }
 
 impl Run {
-    fn new(state: State, ended: Option<oneshot::Sender<Status>>) -> Self {
-        let indexed = match state.phase() {
-            Phase::RollingBack => Status::RollingBack,
-            _ => Status::Running,
-        };
+    fn new(state: State, indexed: Status, ended: Option<oneshot::Sender<Status>>) -> Self {
         Self {
             state,
             calls: HashMap::new(),
             probes: HashMap::new(),
             indexed,
+            told: 0,
+            admitting: false,
             suspected: false,
             leaving: false,
             starved: false,
             timer: None,
             ended,
         }
+    }
+
+    /// Its row of the index, as it is while this node has it.
+    fn kept(&self, run: RunId) -> IndexChange {
+        IndexChange {
+            run,
+            claim: self.state.claim(),
+            status: self.indexed,
+            release: false,
+            due_at: None,
+            note: None,
+            finished_at: None,
+            told: self.told,
+            clears: !self.suspected,
+        }
+    }
+
+    /// Its row of the index when this node gives it up.
+    fn given_up(&self, run: RunId, status: Status) -> IndexChange {
+        IndexChange { status, release: true, clears: true, ..self.kept(run) }
     }
 }
 
@@ -93,6 +116,18 @@ struct Pending {
     batch: Batch,
     changes: HashMap<RunId, usize>,
     then: Vec<Then>,
+}
+
+fn unread(why: &str) -> String {
+    format!("its journal cannot be read: {why}")
+}
+
+/// How far the journal of a run goes that this node can do nothing with, and how many messages are answered once it
+/// is left alone.
+struct Left {
+    seq: i64,
+    claim: i32,
+    told: i32,
 }
 
 enum Then {
@@ -245,6 +280,13 @@ impl Driver {
                 let unknown = owned.into_iter().filter(|id| !self.runs.contains_key(id)).collect();
                 let _ = reply.send(unknown);
             }
+            Message::Mail { letters, done } => {
+                self.deliver(letters);
+                self.pending.then.push(Then::Tell(done));
+                if self.pending.batch.is_empty() {
+                    self.done_without_writing();
+                }
+            }
             Message::Acquit(id) => self.clear_suspicion(id),
             Message::Drain { grace } => {
                 self.drain_until = Some(Instant::now() + grace);
@@ -264,7 +306,9 @@ impl Driver {
         let id = submission.admission.run;
         submission.admission.at = self.shared.now();
         let state = State::new(id, std::sync::Arc::clone(&submission.plan));
-        self.insert(id, Run::new(state, submission.ended.take()));
+        let mut run = Run::new(state, Status::Running, submission.ended.take());
+        run.admitting = true;
+        self.insert(id, run);
         self.pending.batch.admissions.push(submission.admission.clone());
         self.pending.then.push(Then::Admitted(submission));
         self.append(id, Event::Submitted);
@@ -274,12 +318,23 @@ impl Driver {
     fn claimed(&mut self, found: Found) {
         let id = found.claimed.run;
         let name = self.shared.life.name.clone();
+        // Messages that are counted and are not there were lost to a hand: nobody waits for them for ever.
+        let none = found.letters.is_empty();
+        let told = if none { found.claimed.told.max(found.claimed.mail) } else { found.claimed.told };
         let state = match found.state {
             Ok(state) => *state,
-            Err((seq, why)) => return self.quarantine_unread(id, seq, found.claimed.claim, why),
+            Err((seq, why)) => {
+                let letters = found.letters.iter();
+                let refusals: Vec<_> =
+                    letters.map(|one| (one.id, mail::refusal(one, &unread(&why)))).collect();
+                let told = told + refusals.len() as i32;
+                let left = Left { seq, claim: found.claimed.claim, told };
+                return self.quarantine_unread(id, left, why, refusals);
+            }
         };
-        let mut run = Run::new(state, None);
+        let mut run = Run::new(state, found.claimed.status, None);
         run.suspected = found.claimed.crashes > 0;
+        run.told = told;
         self.insert(id, run);
         // The number of the claim comes from the index: an owner that died right after claiming left no event.
         let event = Event::Claimed { node: name, reason: found.claimed.reason };
@@ -294,16 +349,32 @@ impl Driver {
             tracing::error!(run = %id, "quarantined: {why}");
             self.append(id, Event::Quarantined { why });
         }
+        for letter in &found.letters {
+            // It is in the journal that was read just now, and in the inbox all the same: some hand put it there.
+            if !self.answer(letter)
+                && let Some(run) = self.runs.get_mut(&id)
+            {
+                run.told += 1;
+            }
+        }
         self.advance(id);
     }
 
-    /// A journal that cannot be folded: its run is left alone, with an alarm, and delays nobody.
-    fn quarantine_unread(&mut self, id: RunId, last: i64, claim: i32, why: String) {
-        let why = format!("its journal cannot be read: {why}");
+    /// A journal that cannot be folded: its run is left alone, with an alarm, and delays nobody. Who has spoken to it
+    /// is told so.
+    fn quarantine_unread(&mut self, id: RunId, left: Left, why: String, refusals: Vec<(uuid::Uuid, Json)>) {
+        let why = unread(&why);
         tracing::error!(run = %id, "quarantined: {why}");
         metrics::counter!("backstay_quarantined_total").increment(1);
         let body = Json::of(&serde_json::json!({ "why": why }));
-        self.pending.batch.events.push((id, self.bare_row("quarantined", last + 1, claim, body)));
+        let Left { mut seq, claim, told } = left;
+        seq += 1;
+        self.pending.batch.events.push((id, self.bare_row("quarantined", seq, claim, body)));
+        for (message, body) in refusals {
+            seq += 1;
+            let row = Row { key: Some(message), ..self.bare_row("refused", seq, claim, body) };
+            self.pending.batch.events.push((id, row));
+        }
         self.change(IndexChange {
             run: id,
             claim,
@@ -312,6 +383,8 @@ impl Driver {
             due_at: None,
             note: Some(why),
             finished_at: None,
+            told,
+            clears: true,
         });
     }
 
@@ -340,17 +413,9 @@ impl Driver {
         let Some(run) = self.runs.get_mut(&id) else { return };
         // What it leaves with clears it as well, and must not be overwritten.
         if std::mem::take(&mut run.suspected) && !run.leaving {
-            let (status, claim) = (run.indexed, run.state.claim());
+            let change = run.kept(id);
             self.shared.acquit(id);
-            self.change(IndexChange {
-                run: id,
-                claim,
-                status,
-                release: false,
-                due_at: None,
-                note: None,
-                finished_at: None,
-            });
+            self.change(change);
         }
     }
 
@@ -408,22 +473,17 @@ impl Driver {
         let Some(run) = self.runs.get_mut(&id) else { return };
         let (status, claim) = (run.state.status(), run.state.claim());
         let quiet = run.state.running() == 0 && run.calls.is_empty() && (run.probes.is_empty() || draining);
-        let mut change = IndexChange {
-            run: id,
-            claim,
-            status,
-            release: true,
-            due_at: None,
-            note: None,
-            finished_at: None,
-        };
-        if run.state.is_over() {
+        let mut change = run.given_up(id, status);
+        // Until its admission is durable there is no row of the index to change; it is looked at again then.
+        let quiet = quiet && !run.admitting;
+        if run.state.is_over() && !run.admitting {
             change.finished_at = Some(run.state.at().unwrap_or(now));
         } else if quiet
             && wake_at.is_none()
             && let Some(what) = run.state.waits_for()
         {
-            if status == Status::Running {
+            // "Going forward" and "being made final" say that something is done.
+            if matches!(status, Status::Running | Status::Committing) {
                 change.status = Status::Waiting;
             }
             change.note = Some(what);
@@ -444,9 +504,13 @@ impl Driver {
                 self.starved.push_back(id);
             }
             // Of a live run the index knows only which way it goes.
-            if status == Status::RollingBack && run.indexed != status {
+            let goes = matches!(
+                status,
+                Status::Running | Status::RollingBack | Status::Committing | Status::Succeeded
+            );
+            if goes && run.indexed != status && !run.admitting {
                 run.indexed = status;
-                change.release = false;
+                let change = run.kept(id);
                 self.change(change);
             }
             return;
@@ -474,11 +538,12 @@ impl Driver {
         if let Err(illegal) = run.state.apply(&journaled) {
             // A mistake of ours. The journal is right so far: whoever reads it next starts from there.
             tracing::error!(run = %id, "a decision was illegal, and the run is left alone: {illegal}");
-            let (seq, claim) = (run.state.seq(), run.state.claim());
+            let left = Left { seq: run.state.seq(), claim: run.state.claim(), told: run.told };
+            let claim = left.claim;
             run.leaving = true;
             self.calls -= run.calls.len();
             run.calls.clear();
-            self.quarantine_unread(id, seq, claim, format!("a decision was illegal: {illegal}"));
+            self.quarantine_unread(id, left, format!("a decision was illegal: {illegal}"), Vec::new());
             self.pending.then.push(Then::Leave(id, claim, Status::Quarantined));
             return;
         }
@@ -533,15 +598,8 @@ impl Driver {
                     Status::Running
                 };
                 let claim = run.state.claim();
-                self.change(IndexChange {
-                    run: id,
-                    claim,
-                    status,
-                    release: true,
-                    due_at: Some(now),
-                    note: None,
-                    finished_at: None,
-                });
+                let change = IndexChange { due_at: Some(now), ..run.given_up(id, status) };
+                self.change(change);
                 self.pending.then.push(Then::Leave(id, claim, status));
             }
         }

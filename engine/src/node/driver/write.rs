@@ -8,7 +8,7 @@ use std::time::Instant;
 use backstay_machine::{CourseAt, CourseId, Direction, Phase, Row, RunId, Status, judge, step_event};
 
 use super::super::call;
-use super::{Driver, Pending, Then, Written};
+use super::{Driver, Left, Pending, Then, Written};
 use crate::activity::Failure;
 use crate::store::{Batch, IndexChange, StoreError, append_surely};
 
@@ -45,6 +45,9 @@ impl Driver {
             Ok(appended) => {
                 // What came together meanwhile goes out before this is carried out, so that Postgres does not wait for
                 // us; unless it holds events of a run that was refused.
+                if appended.spoken_to {
+                    self.shared.look.notify_one();
+                }
                 if appended.refused.is_empty() && !self.pending.batch.is_empty() {
                     self.write();
                     self.send_off().await;
@@ -75,10 +78,12 @@ impl Driver {
         for then in pending.then {
             match then {
                 Then::Admitted(submission) => {
-                    if refused.contains(&submission.admission.run) {
+                    let id = submission.admission.run;
+                    if refused.contains(&id) {
                         submission.refuse();
                     } else {
                         submission.admit();
+                        self.admitted(id);
                     }
                 }
                 Then::Call(run, course, attempt) => self.call(run, course, attempt),
@@ -104,6 +109,16 @@ impl Driver {
         self.shared.resident.store(self.runs.len(), Ordering::Relaxed);
         metrics::gauge!("backstay_runs_resident").set(self.runs.len() as f64);
         metrics::gauge!("backstay_calls_in_flight").set(self.calls as f64);
+    }
+
+    /// There is a row of the index now: what had to wait for it goes on.
+    fn admitted(&mut self, id: RunId) {
+        let Some(run) = self.runs.get_mut(&id) else { return };
+        run.admitting = false;
+        // Most have a call in flight, and nothing to decide before its outcome.
+        if run.state.running() == 0 || run.indexed != run.state.status() {
+            self.advance(id);
+        }
     }
 
     pub(super) fn call(&mut self, id: RunId, course: CourseId, attempt: (u32, u32)) {
@@ -161,6 +176,9 @@ impl Driver {
             let error =
                 match append_surely(&self.shared.store, &mut self.conn, &self.shared.life, &batch).await {
                     Ok(appended) => {
+                        if appended.spoken_to {
+                            self.shared.look.notify_one();
+                        }
                         refused.extend(appended.refused);
                         continue;
                     }
@@ -176,22 +194,33 @@ impl Driver {
             if let Some(run) = &run {
                 self.calls -= run.calls.len();
             }
-            let first = batch.events.first().map(|(_, row)| row).or(meanwhile.as_ref());
+            let first = batch.events.first().or(meanwhile.first()).map(|(_, row)| row);
             let before = first.map(|row| (row.seq - 1, row.claim));
             let before = before.or(run.as_ref().map(|run| (run.state.seq(), run.state.claim())));
+            let unwritten: Vec<_> = batch.events.iter().chain(&meanwhile).cloned().collect();
             match before {
                 _ if !batch.admissions.is_empty() => refused.push(id),
-                Some((seq, claim)) if run.is_some() => self.quarantine_unread(id, seq, claim, why),
+                Some((seq, claim)) if let Some(run) = &run => {
+                    let refusals = Self::refused_instead(&unwritten, &why);
+                    self.quarantine_unread(id, Left { seq, claim, told: run.told }, why, refusals);
+                }
                 // Not even its quarantine can be journaled. The index says it, or it stays as it is.
-                Some((_, claim)) => self.change(IndexChange {
-                    run: id,
-                    claim,
-                    status: Status::Quarantined,
-                    release: true,
-                    due_at: None,
-                    note: Some(why),
-                    finished_at: None,
-                }),
+                Some((_, claim)) => {
+                    // Messages that this was to answer stay where they are: to count on an answer would be to try for
+                    // ever.
+                    let told = batch.changes.first().map_or(0, |change| change.told);
+                    self.change(IndexChange {
+                        run: id,
+                        claim,
+                        status: Status::Quarantined,
+                        release: true,
+                        due_at: None,
+                        note: Some(why),
+                        finished_at: None,
+                        told,
+                        clears: true,
+                    });
+                }
                 None => {}
             }
         }
@@ -199,15 +228,14 @@ impl Driver {
         Ok(())
     }
 
-    /// Takes what a run has ready out of the next write; the first of its events is returned.
-    fn forget_pending(&mut self, id: RunId) -> Option<Row> {
+    /// Takes what a run has ready out of the next write.
+    fn forget_pending(&mut self, id: RunId) -> Vec<(RunId, Row)> {
         let Pending { batch, changes, then } = &mut self.pending;
-        let first = batch.events.iter().find(|(run, _)| *run == id).map(|(_, row)| row.clone());
-        batch.events.retain(|(run, _)| *run != id);
+        let forgotten = batch.events.extract_if(.., |(run, _)| *run == id).collect();
         batch.changes.retain(|change| change.run != id);
         *changes = batch.changes.iter().enumerate().map(|(at, change)| (change.run, at)).collect();
         then.retain(|then| !matches!(then, Then::Leave(run, ..) if *run == id));
-        first
+        forgotten
     }
 
     pub(super) fn done_without_writing(&mut self) {
