@@ -135,6 +135,12 @@ pub(crate) struct Submission {
 }
 
 impl Submission {
+    /// Of a run that is a step of another: nobody waits for its admission.
+    pub(crate) fn by_engine(admission: Admission, plan: Arc<Plan>) -> Self {
+        let (reply, _) = oneshot::channel();
+        Self { admission, plan, ended: None, reply }
+    }
+
     pub(crate) fn admit(self) {
         let _ = self.reply.send(true);
     }

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use backstay_engine::crash::{CrashPoint, Hook};
 use backstay_engine::machine::checker::{Case, Index, check_run};
-use backstay_engine::{Engine, Node, NodeConfig, Registry, RunId, Status, Store};
+use backstay_engine::{Engine, Node, NodeConfig, Plan, Registry, RunId, Status, Store};
 use sqlx::{AssertSqlSafe, Connection, PgConnection};
 use tokio::sync::OnceCell;
 use uuid::Uuid;
@@ -106,6 +106,20 @@ impl Lab {
         Ok(tokio::time::timeout(Duration::from_secs(30), waiting).await??)
     }
 
+    /// Waits until the run is over. On its way it may wait for others.
+    pub async fn settled_for_good(&self, run: RunId) -> anyhow::Result<Status> {
+        let over = async {
+            loop {
+                let info = self.engine.get(run).await?;
+                if info.finished_at.is_some() {
+                    return anyhow::Ok(info.status);
+                }
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        Ok(tokio::time::timeout(Duration::from_secs(30), over).await??)
+    }
+
     /// The journal as text, one line an event, without what differs from time to time.
     pub async fn story(&self, run: RunId) -> anyhow::Result<String> {
         let mut lines = Vec::new();
@@ -129,8 +143,18 @@ impl Lab {
     pub async fn assert_history(&self, run: RunId) -> anyhow::Result<()> {
         let info = self.engine.get(run).await?;
         let rows = self.engine.journal(run).await?;
-        let mut steps: Vec<String> =
-            rows.iter().filter_map(|row| row.step.as_deref().map(str::to_owned)).collect();
+        let plan = rows.first().and_then(|row| Plan::from_submitted(row.body.as_ref()?).ok());
+        // What waits has no effect that the world could show.
+        let calls = |name: &str| {
+            plan.as_ref().is_none_or(|plan| {
+                plan.find(name)
+                    .is_none_or(|ix| plan.step(ix).kind == backstay_engine::machine::plan::Kind::Call)
+            })
+        };
+        let mut steps: Vec<String> = rows
+            .iter()
+            .filter_map(|row| row.step.as_deref().filter(|name| calls(name)).map(str::to_owned))
+            .collect();
         steps.sort();
         steps.dedup();
         let index = Index { status: info.status, owner: info.owner, claim: info.claim, due_at: info.due_at };

@@ -9,7 +9,7 @@ use sqlx::postgres::types::PgRecordEncoder;
 use sqlx::postgres::{PgArgumentBuffer, PgHasArrayType, PgTypeInfo};
 use sqlx::{PgConnection, Postgres};
 
-use super::{LONGEST_STATEMENT, Life, Store, StoreError};
+use super::{LONGEST_STATEMENT, Life, Outgoing, Store, StoreError, Told};
 
 /// Rows on their way into the statement, as Postgres reads them: see the types in the migration.
 struct NewRun<'a>(&'a Admission);
@@ -94,12 +94,17 @@ pub struct Batch {
     pub events: Vec<(RunId, Row)>,
     /// What changes in the index of runs.
     pub changes: Vec<IndexChange>,
+    /// What runs say to other runs, and which run says it.
+    pub tells: Vec<(RunId, Outgoing)>,
 }
 
 impl Batch {
     /// Nothing to write.
     pub fn is_empty(&self) -> bool {
-        self.admissions.is_empty() && self.events.is_empty() && self.changes.is_empty()
+        self.admissions.is_empty()
+            && self.events.is_empty()
+            && self.changes.is_empty()
+            && self.tells.is_empty()
     }
 }
 
@@ -158,6 +163,8 @@ pub struct Appended {
     pub refused: Vec<RunId>,
     /// Some run that was given up had been spoken to meanwhile: it wants to be claimed at once.
     pub spoken_to: bool,
+    /// What became of what runs said to others.
+    pub told: Vec<Told>,
 }
 
 /// The message that a row answers.
@@ -177,13 +184,40 @@ pub enum Refusal {
 }
 
 impl Store {
-    /// Writes a batch under a life. The fence is a lock on that life's row, taken in the same statement.
+    /// Writes a batch under a life: one statement, or two in one transaction if runs have something to say to others.
     pub(crate) async fn append(
         conn: &mut PgConnection,
         life: &Life,
         batch: &Batch,
     ) -> Result<Appended, StoreError> {
-        let Batch { admissions, events, changes } = batch;
+        if batch.tells.is_empty() {
+            return Self::append_rows(conn, life, batch).await;
+        }
+        // The connection is the writer's own: whoever drops this drops it too, and the transaction with it.
+        let database = StoreError::database("write to the journal");
+        sqlx::query("begin").execute(&mut *conn).await.map_err(database)?;
+        let both = async {
+            let appended = Self::append_rows(conn, life, batch).await?;
+            let messages: Vec<_> = batch.tells.iter().map(|(_, message)| message.clone()).collect();
+            let told = Self::tell_on(conn, &messages).await?;
+            let database = StoreError::database("write to the journal");
+            sqlx::query("commit").execute(&mut *conn).await.map_err(database)?;
+            Ok(Appended { told, ..appended })
+        };
+        let done = both.await;
+        if done.is_err() {
+            let _ = sqlx::query("rollback").execute(&mut *conn).await;
+        }
+        done
+    }
+
+    /// The fence is a lock on that life's row, taken in the same statement.
+    async fn append_rows(
+        conn: &mut PgConnection,
+        life: &Life,
+        batch: &Batch,
+    ) -> Result<Appended, StoreError> {
+        let Batch { admissions, events, changes, .. } = batch;
         let new: HashSet<RunId> = admissions.iter().map(|admission| admission.run).collect();
         let written: Vec<_> =
             events.iter().map(|(run, row)| NewEvent(*run, row, new.contains(run))).collect();
@@ -231,7 +265,7 @@ impl Store {
             return Ok(Appended { spoken_to, ..Appended::default() });
         }
         let refused = admissions.iter().map(|a| a.run).filter(|run| !row.admitted.contains(&run.0)).collect();
-        Ok(Appended { refused, spoken_to })
+        Ok(Appended { refused, spoken_to, ..Appended::default() })
     }
 
     /// After a lost answer: whether a batch was committed. It is one statement, so one of its rows speaks for
@@ -266,7 +300,7 @@ impl Store {
             }
         }
         // What the lost answer said about it is not known; a look into the index costs little.
-        Ok(Appended { refused, spoken_to: true })
+        Ok(Appended { refused, spoken_to: true, ..Appended::default() })
     }
 
     async fn has_event(

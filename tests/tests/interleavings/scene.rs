@@ -183,6 +183,7 @@ impl Scene {
         let mut first = self.event(1, 0, life);
         first.kind = "submitted";
         Batch {
+            tells: Vec::new(),
             admissions: vec![admission],
             events: vec![(run, self.event(3, 1, life)), (run, self.event(4, 1, life)), (new, first)],
             changes: vec![self.change(run, 1, false)],

@@ -3,6 +3,7 @@
 
 mod cluster;
 mod crashes;
+mod families;
 mod faults;
 mod processes;
 mod runs;

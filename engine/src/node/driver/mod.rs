@@ -8,6 +8,7 @@
 //! leaves the node (no call, no answer) before its events are durable. If a write is refused by the fence, all
 //! of that is thrown away with the node: the journal is the only truth.
 
+mod family;
 mod mail;
 mod write;
 
@@ -302,7 +303,10 @@ impl Driver {
             submission.refuse();
             return;
         }
-        let mut submission = submission;
+        self.take_on(submission);
+    }
+
+    fn take_on(&mut self, mut submission: Box<Submission>) {
         let id = submission.admission.run;
         submission.admission.at = self.shared.now();
         let state = State::new(id, std::sync::Arc::clone(&submission.plan));
@@ -349,6 +353,7 @@ impl Driver {
             tracing::error!(run = %id, "quarantined: {why}");
             self.append(id, Event::Quarantined { why });
         }
+        self.remind(id);
         for letter in &found.letters {
             // It is in the journal that was read just now, and in the inbox all the same: some hand put it there.
             if !self.answer(letter)
@@ -562,6 +567,7 @@ impl Driver {
             }
         }
         self.pending.batch.events.push((id, row));
+        self.pass_on(id, &journaled.event);
     }
 
     /// One change for each run and write; a later one takes the place of an earlier one.

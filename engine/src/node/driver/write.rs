@@ -36,13 +36,13 @@ impl Driver {
     }
 
     /// The events are durable: now what they announce may be done.
-    pub(super) async fn written(&mut self, (conn, pending, result, begun): Written) -> Result<(), ()> {
+    pub(super) async fn written(&mut self, (conn, mut pending, result, begun): Written) -> Result<(), ()> {
         self.conn = conn;
         metrics::histogram!("backstay_commit_seconds").record(begun.elapsed().as_secs_f64());
         metrics::histogram!("backstay_batch_rows").record(pending.batch.events.len() as f64);
         metrics::counter!("backstay_events_total").increment(pending.batch.events.len() as u64);
         match result {
-            Ok(appended) => {
+            Ok(mut appended) => {
                 // What came together meanwhile goes out before this is carried out, so that Postgres does not wait for
                 // us; unless it holds events of a run that was refused.
                 if appended.spoken_to {
@@ -52,7 +52,9 @@ impl Driver {
                     self.write();
                     self.send_off().await;
                 }
+                let tells = std::mem::take(&mut pending.batch.tells);
                 self.carry_out(pending, &appended.refused);
+                self.sent(tells, std::mem::take(&mut appended.told));
             }
             Err(StoreError::Fenced) => return Err(()),
             Err(error) => {
@@ -170,6 +172,9 @@ impl Driver {
         for change in batch.changes {
             parts.entry(part(change.run)).or_default().changes.push(change);
         }
+        for (from, message) in batch.tells {
+            parts.entry(part(from)).or_default().tells.push((from, message));
+        }
         let mut refused = Vec::new();
         for id in order {
             let Some(batch) = parts.remove(&id) else { continue };
@@ -233,6 +238,7 @@ impl Driver {
         let Pending { batch, changes, then } = &mut self.pending;
         let forgotten = batch.events.extract_if(.., |(run, _)| *run == id).collect();
         batch.changes.retain(|change| change.run != id);
+        batch.tells.retain(|(from, _)| *from != id);
         *changes = batch.changes.iter().enumerate().map(|(at, change)| (change.run, at)).collect();
         then.retain(|then| !matches!(then, Then::Leave(run, ..) if *run == id));
         forgotten
