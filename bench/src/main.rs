@@ -11,6 +11,7 @@ mod host;
 mod idle;
 mod load;
 mod recovery;
+mod signals;
 mod takeover;
 mod work;
 
@@ -27,7 +28,7 @@ struct Args {
     /// A database server to use; its databases `backstay_bench_*` are made and dropped. Left out: a private one.
     #[arg(long, env = "BENCH_DATABASE_URL")]
     database_url: Option<String>,
-    /// Workflows in flight (sequential, fanout), or runs (recovery, idle, takeover).
+    /// Workflows in flight (sequential, fanout), or runs (recovery, idle, takeover, signals).
     #[arg(long, alias = "runs")]
     concurrency: Option<usize>,
     /// Steps of a workflow; for growth the events of the largest journal.
@@ -61,6 +62,8 @@ enum Scenario {
     Growth,
     /// Three nodes, one of them killed: how soon the others go on with its runs.
     Takeover,
+    /// Runs that wait for a signal: what they cost, and how fast they go on once it comes.
+    Signals,
     /// How long it takes to open the history of one long run.
     History,
     /// What the same database does without an engine.
@@ -80,6 +83,7 @@ async fn run(args: Args) -> anyhow::Result<()> {
         return match args.scenario {
             Scenario::Recovery => recovery::worker(url, &args).await,
             Scenario::Takeover => takeover::worker(url, &args).await,
+            Scenario::Signals => signals::worker(url).await,
             _ => idle::worker(url, &args).await,
         };
     }
@@ -91,6 +95,7 @@ async fn run(args: Args) -> anyhow::Result<()> {
         Scenario::Idle => idle::measure(&host, &args).await?,
         Scenario::Growth => growth::measure(&host, &args).await?,
         Scenario::Takeover => takeover::measure(&host, &args).await?,
+        Scenario::Signals => signals::measure(&host, &args).await?,
         Scenario::History => history::measure(&host, &args).await?,
         Scenario::Floor => floor::measure(&host, &args).await?,
         Scenario::All => all(&host, &args).await?,

@@ -276,14 +276,17 @@ impl Store {
     /// How long each step, and each undo, of a workflow took in its last runs: the median, in seconds.
     pub(crate) async fn durations(&self, workflow: &str) -> Result<Vec<(String, bool, f64)>, StoreError> {
         let rows = sqlx::query!(
-            r#"select done.step as "step!", done.undo,
-                      percentile_disc(0.5) within group (order by extract(epoch from done.at - began.at))::float8 as "took!"
-               from (select run_id from runs where workflow = $1 and finished_at is not null
-                     order by run_id desc limit 20) as lately
-               join journal done using (run_id)
-               join journal began using (run_id, step, undo, generation, attempt)
-               where done.kind = 'succeeded' and began.kind = 'started'
-               group by done.step, done.undo"#,
+            r#"select step as "step!", undo,
+                      percentile_disc(0.5) within group (order by extract(epoch from ended - began))::float8 as "took!"
+               from (select step, undo, min(at) filter (where kind = 'started') as began,
+                            min(at) filter (where kind = 'succeeded') as ended
+                     from (select run_id from runs where workflow = $1 and finished_at is not null
+                           order by run_id desc limit 20) as lately
+                     join journal using (run_id)
+                     where kind in ('started', 'succeeded')
+                     group by run_id, step, undo, generation, attempt) as attempts
+               where ended is not null
+               group by step, undo"#,
             workflow
         )
         .fetch_all(&self.pool)
