@@ -98,6 +98,11 @@ impl Engine {
         }
     }
 
+    /// Live runs that nothing will move, and why. There must be none: a figure for alarms.
+    pub async fn silent(&self) -> Result<Vec<(RunId, String)>, EngineError> {
+        Ok(self.store().silent(1_000).await?)
+    }
+
     async fn driven(&self, run: RunId) -> Result<(Driven, Time), EngineError> {
         self.store().driven(run).await?.ok_or(EngineError::NoSuchRun(run))
     }

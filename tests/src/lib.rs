@@ -8,4 +8,4 @@ mod world;
 
 pub use lab::{Deaths, Lab};
 pub use wire::{Cut, Wire};
-pub use world::{Make, Twice, Unmake, World};
+pub use world::{Make, Thing, Twice, Unmake, World};

@@ -100,6 +100,12 @@ impl Scout {
             return;
         }
         self.gauged = Some(Instant::now());
+        if let Ok(silent) = self.shared.store.silent(100).await {
+            metrics::gauge!("backstay_silent_runs").set(silent.len() as f64);
+            for (run, why) in silent {
+                tracing::error!(%run, "nothing moves this run: {why}");
+            }
+        }
         if let Ok(counts) = self.shared.store.count_live().await {
             for status in STATUSES.map(Status::as_str) {
                 let count = counts.iter().find(|(name, _)| name == status).map_or(0, |(_, count)| *count);

@@ -294,4 +294,16 @@ impl Store {
         .map_err(StoreError::database("look how long steps took before"))?;
         Ok(rows.into_iter().map(|row| (row.step, row.undo, row.took)).collect())
     }
+
+    /// Live runs that nothing will move, and why: there must be none.
+    pub async fn silent(&self, most: i64) -> Result<Vec<(RunId, String)>, StoreError> {
+        let rows = sqlx::query!(
+            r#"select run_id as "run_id!", why as "why!" from silent_runs order by since limit $1"#,
+            most
+        )
+        .fetch_all(&self.pool)
+        .await
+        .map_err(StoreError::database("look for runs that nothing moves"))?;
+        Ok(rows.into_iter().map(|row| (RunId(row.run_id), row.why)).collect())
+    }
 }

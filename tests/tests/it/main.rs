@@ -5,6 +5,7 @@ mod cluster;
 mod crashes;
 mod families;
 mod faults;
+mod insight;
 mod processes;
 mod runs;
 mod tidiness;
