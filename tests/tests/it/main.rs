@@ -9,6 +9,7 @@ mod insight;
 mod processes;
 mod runs;
 mod tidiness;
+mod verbs;
 
 use std::time::{Duration, Instant};
 
