@@ -11,7 +11,7 @@ use crate::event::{
     Answer, Applied, CourseId, Direction, Event, Journaled, Outcome, StepEvent, idempotency_key,
 };
 use crate::names::StepIx;
-use crate::plan::{Effect, Kind};
+use crate::plan::{Effect, Kind, Span};
 
 impl State {
     /// Takes in the next event, if it may follow. After an error the state is of no use.
@@ -346,6 +346,12 @@ impl State {
                 // "Present" settles it by the result that follows; without one the question is put again.
                 if ask_again_at.is_none() && *answer != Answer::Present {
                     *settled = Some(answer.clone());
+                    // Nothing of it was there when nothing of it could come any more.
+                    let effect = declared.effect;
+                    let can_come = effect.refuses_duplicates && effect.longest_delay > Span::default();
+                    if *answer == Answer::Absent && !can_come {
+                        course.doubtful_since = None;
+                    }
                 }
             }
             (Failed { .. } | InDoubt { .. }, StepEvent::Held { why })
