@@ -7,6 +7,7 @@ mod families;
 mod faults;
 mod processes;
 mod runs;
+mod spoken;
 mod tidiness;
 
 use std::time::{Duration, Instant};
