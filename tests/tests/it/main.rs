@@ -8,6 +8,7 @@ mod faults;
 mod processes;
 mod runs;
 mod spoken;
+mod spoken_crashes;
 mod tidiness;
 
 use std::time::{Duration, Instant};
