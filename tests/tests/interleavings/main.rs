@@ -23,9 +23,12 @@ mod steps;
 
 use std::collections::BTreeSet;
 
-use backstay_tests::Wire;
+use backstay_engine::Store;
+use backstay_engine::store::probe;
+use backstay_tests::{Lab, Wire};
 
 use orders::{Bench, SCHEMA, TELL, all_orders};
+use scene::Scene;
 use steps::{OPS, Op, SPOKEN};
 
 /// Every pair of operations; the two of a pair may be the same.
@@ -108,6 +111,40 @@ async fn play_all(pairs: Vec<(Op, Op)>, seen: &[(Op, Op)]) -> anyhow::Result<()>
     for pair in seen {
         assert!(waited.contains(pair) || waited.contains(&(pair.1, pair.0)), "{pair:?}");
     }
+    Ok(())
+}
+
+/// A run that speaks to another locks both. The harness above cannot stop it in between, so this one hurries.
+#[tokio::test(flavor = "multi_thread")]
+async fn runs_that_speak_to_each_other_and_who_speaks_to_both_wait_in_no_circle() -> anyhow::Result<()> {
+    let lab = Lab::new().await?;
+    let mut looks = lab.sql().await?;
+    let scene = Scene::set(&mut looks, false).await?;
+    let mut tasks = tokio::task::JoinSet::new();
+    for speaks in [true, false] {
+        let (store, scene) = (Store::connect(&lab.url).await?, scene.clone());
+        tasks.spawn(async move {
+            let mut conn = probe::session(&store, "side").await?;
+            sqlx::raw_sql("set deadlock_timeout = '10ms'").execute(&mut conn).await?;
+            for _ in 0..400 {
+                if speaks {
+                    probe::append(&mut conn, &scene.one, &scene.speaks()).await?;
+                } else {
+                    let to = [scene.a, scene.also].map(|run| scene.message(run, uuid::Uuid::now_v7()));
+                    probe::tell(&mut conn, &to).await?;
+                }
+            }
+            anyhow::Ok(())
+        });
+    }
+    while let Some(done) = tasks.join_next().await {
+        done??;
+    }
+    let (inbox, mail): (i64, i64) =
+        sqlx::query_as("select (select count(*) from inbox), (select sum(mail) from runs)")
+            .fetch_one(&mut looks)
+            .await?;
+    assert_eq!((inbox, mail), (1_201, 1_201));
     Ok(())
 }
 

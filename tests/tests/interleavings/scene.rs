@@ -246,6 +246,13 @@ impl Scene {
         Batch { changes, ..Batch::default() }
     }
 
+    /// The later of two runs changes and speaks to the earlier one.
+    pub fn speaks(&self) -> Batch {
+        let changes = vec![self.change(self.also, 1, false)];
+        let tells = vec![(self.also, self.message(self.a, Uuid::now_v7()))];
+        Batch { changes, tells, ..Batch::default() }
+    }
+
     /// A new run that wants the exclusive key of the one that is over.
     pub fn rival(&self) -> Batch {
         let mut batch = self.batch_of(&self.one, self.a, self.rival);

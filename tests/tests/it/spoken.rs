@@ -229,6 +229,18 @@ async fn a_lost_notification_costs_a_poll() -> anyhow::Result<()> {
     all_answered(&lab).await
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_notification_makes_it_quick() -> anyhow::Result<()> {
+    let lab = Lab::new().await?;
+    let config = NodeConfig { poll: Duration::from_secs(60), ..Lab::config("a") };
+    let (engine, _node) = lab.node(config).await?;
+    let run = submit(&engine, &waiting(&engine)?).await?;
+    is(&lab, run, Status::Waiting).await?;
+    let go = Verb::Signal { name: "go".into(), payload: Value::Null };
+    assert!(accepted(&lab.engine.act(run, &Action::new("ann", "", go)).await?));
+    all_answered(&lab).await
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn what_is_said_at_the_moment_of_the_end_is_answered() -> anyhow::Result<()> {
     for (verb, status) in [(Verb::Pause, Status::Succeeded), (roll_back(), Status::RolledBack)] {
@@ -236,7 +248,8 @@ async fn what_is_said_at_the_moment_of_the_end_is_answered() -> anyhow::Result<(
         // The second write has the outcome and the end of the run: it waits for us, ready as it is.
         let (writes, told) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
         let (ready, go) = (Arc::clone(&writes), Arc::clone(&told));
-        let mut config = Lab::config("a");
+        // No poll brings it back: the write that finds that the run was spoken to says so.
+        let mut config = NodeConfig { poll: Duration::from_secs(60), ..Lab::config("a") };
         config.crash_hook = Some(Arc::new(move |point| {
             if point == "append.before" && ready.fetch_add(1, Ordering::SeqCst) == 1 {
                 while go.load(Ordering::SeqCst) == 0 {
@@ -250,7 +263,10 @@ async fn what_is_said_at_the_moment_of_the_end_is_answered() -> anyhow::Result<(
         until("the end is about to be written", async || Ok(writes.load(Ordering::SeqCst) == 2)).await?;
         let action = Action::new("ann", "", verb);
         assert_eq!(lab.engine.tell(run, &action).await?, Answer::Waiting);
+        // Long enough for the node to look into the inbox, and to leave the message there: the run has gone already.
+        tokio::time::sleep(Duration::from_millis(100)).await;
         told.store(1, Ordering::SeqCst);
+        answered(&lab, action.id).await?;
         let answer = lab.engine.act(run, &action).await?;
         is(&lab, run, status).await?;
         let story = lab.story(run).await?;

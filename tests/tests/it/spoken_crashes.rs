@@ -176,3 +176,19 @@ async fn a_message_is_answered_once_wherever_its_reader_is_killed() -> anyhow::R
     }
     Ok(())
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_run_that_kills_its_nodes_is_not_acquitted_by_what_is_said_to_it() -> anyhow::Result<()> {
+    let lab = Lab::new().await?;
+    let run = lab.engine.submit(&plans::single(&lab.engine, json!({}))?, SubmitOptions::default()).await?.run;
+    for _ in 0..3 {
+        let signal = Verb::Signal { name: "nobody waits for it".into(), payload: json!(null) };
+        assert_eq!(lab.engine.tell(run, &Action::new("ann", "", signal)).await?, Answer::Waiting);
+        let mut node = Process::node(&lab, "a", Duration::from_secs(30), Some("call.before")).await?;
+        tokio::time::timeout(Duration::from_secs(20), node.child.wait()).await??;
+    }
+    let _healthy = Process::node(&lab, "a", Duration::from_secs(30), None).await?;
+    assert_eq!(lab.settled(run).await?, Status::Quarantined, "{}", lab.story(run).await?);
+    assert_eq!(lab.story(run).await?.matches("refused").count(), 3);
+    all_answered(&lab).await
+}
