@@ -197,6 +197,7 @@ impl Store {
         let database = StoreError::database("write to the journal");
         sqlx::query("begin").execute(&mut *conn).await.map_err(database)?;
         let both = async {
+            Self::lock_all(conn, batch).await?;
             let appended = Self::append_rows(conn, life, batch).await?;
             let messages: Vec<_> = batch.tells.iter().map(|(_, message)| message.clone()).collect();
             let told = Self::tell_on(conn, &messages).await?;
@@ -209,6 +210,18 @@ impl Store {
             let _ = sqlx::query("rollback").execute(&mut *conn).await;
         }
         done
+    }
+
+    /// The rows of the runs that change and of those that are spoken to, in one order: two nodes whose runs speak to
+    /// each other, and whoever sends to both, would wait for each other otherwise.
+    async fn lock_all(conn: &mut PgConnection, batch: &Batch) -> Result<(), StoreError> {
+        let changed = batch.changes.iter().map(|change| change.run.0);
+        let runs: Vec<_> = changed.chain(batch.tells.iter().map(|(_, message)| message.run.0)).collect();
+        sqlx::query!("select from runs where run_id = any ($1) order by run_id for update", &runs)
+            .execute(conn)
+            .await
+            .map_err(StoreError::database("write to the journal"))?;
+        Ok(())
     }
 
     /// The fence is a lock on that life's row, taken in the same statement.

@@ -1,4 +1,5 @@
-//! A node as a process of its own, for tests that kill and freeze processes. It says what it does on its output.
+//! A node, or somebody who speaks to a run, as a process of its own: for tests that kill and freeze processes. It says
+//! what it does on its output.
 #![allow(clippy::print_stdout, reason = "that is what it is for")]
 
 use backstay_tests::Lab;
@@ -7,9 +8,14 @@ use backstay_tests::Lab;
 async fn main() -> anyhow::Result<()> {
     let mut args = std::env::args().skip(1);
     let (Some(url), Some(name), Some(lease)) = (args.next(), args.next(), args.next()) else {
-        anyhow::bail!("usage: lab-node URL NAME LEASE_MILLIS");
+        anyhow::bail!("usage: lab-node URL NAME LEASE_MILLIS, or URL say RUN ACTION");
     };
     let lab = Lab::open(&url).await?;
+    if name == "say" {
+        let action = serde_json::from_str(&args.next().unwrap_or_default())?;
+        println!("{:?}", lab.engine.act(lease.parse()?, &action).await?);
+        return Ok(());
+    }
     let mut config = Lab::config(&name);
     config.lease = std::time::Duration::from_millis(lease.parse()?);
     config.rejoin = false;

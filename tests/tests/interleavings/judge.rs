@@ -7,7 +7,8 @@ use backstay_engine::store::Claimed;
 
 use crate::orders::{Done, Play};
 use crate::scene::RunRow;
-use crate::steps::{Answer, Op, Step};
+use crate::spoken;
+use crate::steps::{Answer, Op, Step, What};
 
 /// Every sentence that did not hold.
 pub fn violations(play: &Play) -> Vec<String> {
@@ -21,11 +22,12 @@ pub fn violations(play: &Play) -> Vec<String> {
     histories_are_whole(play, &mut wrong);
     keys_are_used_once(play, &mut wrong);
     no_run_is_silent(play, &mut wrong);
+    spoken::violations(play, &mut wrong);
     wrong
 }
 
 /// When the transaction of this step was over, if it was committed.
-fn committed(play: &Play, of: &Done) -> Option<usize> {
+pub fn committed(play: &Play, of: &Done) -> Option<usize> {
     let mut after = play.of(of.side).skip_while(|done| done.ended != of.ended).skip(1);
     after
         .find(|done| matches!(done.step, Step::Commit | Step::Rollback))
@@ -81,8 +83,10 @@ fn lives_end_by_one_hand(play: &Play, wrong: &mut Vec<String>) {
     if renewed && taken > 0 {
         wrong.push("a life was renewed and taken over".into());
     }
-    let ends =
-        play.ops.iter().any(|op| matches!(op, Op::TakeOver | Op::Recover2 | Op::End1 | Op::Supersede1));
+    let ends = play
+        .ops
+        .iter()
+        .any(|op| matches!(op, Op::TakeOver | Op::Recover2 | Op::RecoverMail2 | Op::End1 | Op::Supersede1));
     if ends && !renewed && end_of_one(play).is_none() {
         wrong.push("nobody ended the life whose lease ran out".into());
     }
@@ -117,7 +121,9 @@ fn no_write_is_too_late(play: &Play, wrong: &mut Vec<String>) {
         }
     }
     // All or nothing, and nothing of what was refused or rolled back.
-    let of_one = play.done.iter().filter(|done| matches!(done.step, Step::Append(1, _)));
+    let of_one = play.done.iter().filter(
+        |done| matches!(done.step, Step::Append(1, what) if !matches!(what, What::Two | What::Rival)),
+    );
     let counted = of_one
         .filter(|done| matches!(done.answer, Answer::Appended { .. }) && committed(play, done).is_some());
     let counted = counted.count();
@@ -253,24 +259,24 @@ fn keys_are_used_once(play: &Play, wrong: &mut Vec<String>) {
 /// time, or people.
 fn no_run_is_silent(play: &Play, wrong: &mut Vec<String>) {
     let nodes = &play.tables.nodes;
-    let moves = |row: &RunRow| match (row.status.as_str(), row.owner, row.due_at, row.finished_at) {
-        ("pending" | "running" | "waiting" | "rolling_back", Some(owner), None, None) => {
-            nodes.iter().any(|node| node.epoch == owner)
-        }
-        ("pending" | "running" | "waiting" | "rolling_back", None, Some(_), None) => true,
+    let moves = |row: &RunRow| match (row.owner, row.due_at, row.finished_at) {
+        (Some(owner), None, None) => nodes.iter().any(|node| node.epoch == owner),
+        (None, Some(_), None) => true,
+        (None, None, None) => row.status == "held" && row.note.is_some() && row.mail <= row.told,
+        (None, None, Some(_)) => row.status == "succeeded" && row.mail <= row.told,
         _ => false,
     };
     for row in play.tables.runs.iter().filter(|row| !moves(row)) {
         wrong.push(format!("nothing wakes {row:?}"));
     }
-    if play.tables.runs.len() < 4 {
+    if play.tables.runs.len() < 7 {
         wrong.push("a run is gone".into());
     }
     // Recovery leaves nothing behind that was there for the taking.
     let Some(side) = play.ops.iter().position(|op| *op == Op::Recover2) else { return };
     let rival = play.ops[1 - side];
     let mut expected = vec![play.scene.a, play.scene.orphan];
-    if rival == Op::GiveUp1 {
+    if matches!(rival, Op::GiveUp1 | Op::Rest1 | Op::Finish1 | Op::AnswerRest1 | Op::AnswerEnd1) {
         expected.remove(0);
     }
     // (With the takeover that dies, the lease of the one who recovers has run out as well.)
@@ -279,6 +285,13 @@ fn no_run_is_silent(play: &Play, wrong: &mut Vec<String>) {
         Op::Renew1
             | Op::TakeOverThatDies
             | Op::Recover2
+            | Op::RecoverMail2
+            // Whoever sends holds the run for a moment: it is claimed in the next round.
+            | Op::Tell
+            | Op::TellAgain
+            | Op::TellThatDies
+            | Op::TellMany
+            | Op::TellAnswer1
             | Op::ClaimOrphans1
             | Op::ClaimOrphans2
             | Op::ClaimOrphans3

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use backstay_engine::Store;
 use backstay_engine::store::probe;
 use backstay_tests::{Lab, Wire};
-use sqlx::PgConnection;
+use sqlx::{AssertSqlSafe, PgConnection};
 use tokio::sync::Mutex;
 use tokio::task::JoinHandle;
 
@@ -72,6 +72,18 @@ impl Play {
     }
 }
 
+/// An exchange in the function that sends messages, and a change of the tables before anything is played.
+pub const TELL: &str = "create function tell";
+pub const SCHEMA: &str = "alter table";
+
+async fn exchange_in_tell(sql: &mut PgConnection, what: &str, by: &str) -> anyhow::Result<()> {
+    let text: String =
+        sqlx::query_scalar("select pg_get_functiondef('tell'::regproc)").fetch_one(&mut *sql).await?;
+    anyhow::ensure!(text.contains(what), "tell does not say \"{what}\"");
+    sqlx::raw_sql(AssertSqlSafe(text.replace(what, by))).execute(sql).await?;
+    Ok(())
+}
+
 /// Two sessions, a third for bystanders, and one that looks.
 pub struct Bench {
     sides: [Side; 2],
@@ -94,8 +106,13 @@ impl Bench {
             None => None,
             Some(exchanges) => {
                 let wire = Wire::to(&lab.url).await?;
+                let mut sql = lab.sql().await?;
                 for (within, what, by) in exchanges {
-                    wire.exchange(within, what, by);
+                    match *within {
+                        TELL => exchange_in_tell(&mut sql, what, by).await?,
+                        SCHEMA => drop(sqlx::raw_sql(AssertSqlSafe(*what)).execute(&mut sql).await?),
+                        _ => wire.exchange(within, what, by),
+                    }
                 }
                 Some(wire)
             }
@@ -114,7 +131,7 @@ impl Bench {
             let mut conn = probe::session(&store, "side").await?;
             let pid = sqlx::query_scalar("select pg_backend_pid()").fetch_one(&mut conn).await?;
             let (third, claim_text) = (Arc::clone(&third), claim_text.clone());
-            let session = Session { conn, claimed: Vec::new(), open: false, third, claim_text };
+            let session = Session { conn, claimed: Vec::new(), told: false, open: false, third, claim_text };
             *side = Side::Idle(Box::new(session), pid);
         }
         Ok(Self { sides, looks, wire, _lab: lab })

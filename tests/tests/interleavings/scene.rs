@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use backstay_engine::machine::{Epoch, Json, Row};
-use backstay_engine::store::{Admission, Batch, IndexChange, Life};
+use backstay_engine::store::{Admission, Batch, IndexChange, Life, Outgoing};
 use backstay_engine::{RunId, Status};
 use chrono::{DateTime, TimeDelta, Utc};
 use sqlx::{Connection, PgConnection};
@@ -28,7 +28,31 @@ pub struct Scene {
     pub orphan: RunId,
     /// What `one` and `two` admit, under one key.
     pub new: [RunId; 2],
+    /// What `one` admits under the key of `over`.
+    pub rival: RunId,
+    /// Owned by `one` as well.
+    pub also: RunId,
+    /// Nobody's: it waits for people.
+    pub at_rest: RunId,
+    /// Over, and can come back; it had an exclusive key.
+    pub over: RunId,
+    /// The id of the message to `a` that is in the inbox already.
+    pub letter: Uuid,
+    /// The ids of those that are sent: to `a` (and by mistake to `b`), to `at_rest`, two to `over`, to many.
+    pub x: Uuid,
+    pub to_rest: Uuid,
+    pub back: Uuid,
+    pub late: Uuid,
+    pub many: [Uuid; 4],
     pub before: DateTime<Utc>,
+}
+
+/// What becomes of a run after an answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum After {
+    GoOn,
+    Rest,
+    End,
 }
 
 /// A row of `nodes`.
@@ -48,6 +72,16 @@ pub struct RunRow {
     pub due_at: Option<DateTime<Utc>>,
     pub client_key: Option<String>,
     pub finished_at: Option<DateTime<Utc>>,
+    pub note: Option<String>,
+    pub mail: i32,
+    pub told: i32,
+}
+
+/// A row of `inbox`.
+#[derive(Clone, Debug, sqlx::FromRow)]
+pub struct LetterRow {
+    pub id: Uuid,
+    pub run_id: Uuid,
 }
 
 /// A row of `journal`.
@@ -57,6 +91,8 @@ pub struct EventRow {
     pub seq: i64,
     pub claim: i32,
     pub epoch: i64,
+    pub kind: String,
+    pub key: Option<Uuid>,
 }
 
 /// What the tables say in the end.
@@ -65,12 +101,15 @@ pub struct Tables {
     pub nodes: Vec<NodeRow>,
     pub runs: Vec<RunRow>,
     pub journal: Vec<EventRow>,
+    pub inbox: Vec<LetterRow>,
 }
 
 impl Scene {
     pub async fn set(sql: &mut PgConnection, two_is_late: bool) -> anyhow::Result<Self> {
         let mut set = sql.begin().await?;
-        sqlx::raw_sql("delete from journal; delete from runs; delete from nodes").execute(&mut *set).await?;
+        sqlx::raw_sql("delete from journal; delete from inbox; delete from runs; delete from nodes")
+            .execute(&mut *set)
+            .await?;
         let mut lives = Vec::new();
         for name in ["one", "two", "three", "gone"] {
             let late = name == "one" || (name == "two" && two_is_late);
@@ -103,10 +142,21 @@ impl Scene {
             free: fresh(),
             orphan: fresh(),
             new,
+            rival: fresh(),
+            also: fresh(),
+            at_rest: fresh(),
+            over: fresh(),
+            letter: Uuid::now_v7(),
+            x: Uuid::now_v7(),
+            to_rest: Uuid::now_v7(),
+            back: Uuid::now_v7(),
+            late: Uuid::now_v7(),
+            many: std::array::from_fn(|_| Uuid::now_v7()),
             before,
         };
         for (run, owner) in [
             (scene.a, Some(&scene.one)),
+            (scene.also, Some(&scene.one)),
             (scene.b, Some(&scene.two)),
             (scene.orphan, Some(&scene.gone)),
             (scene.free, None),
@@ -130,8 +180,89 @@ impl Scene {
             .execute(&mut *set)
             .await?;
         }
+        sqlx::query(
+            "with runs as (
+                 insert into runs (run_id, workflow, status, plan_hash, activities, request_hash, claim, note,
+                                   exclusive_key, submitted_at, finished_at)
+                 values ($1, 'w', 'held', '', '{}', '', 0, 'somebody must decide', null, $3, null),
+                        ($2, 'w', 'succeeded', '', '{}', '', 0, null, 'the one place', $3, $3)
+                 returning run_id
+             )
+             insert into journal (run_id, seq, claim, epoch, at, kind, undo, generation, attempt)
+             select run_id, 1, 0, 0, $3, 'x', false, 0, 0 from runs",
+        )
+        .bind(scene.at_rest.0)
+        .bind(scene.over.0)
+        .bind(before)
+        .execute(&mut *set)
+        .await?;
+        sqlx::query("with a as (update runs set mail = 1 where run_id = $2) insert into inbox (id, run_id, body) values ($1, $2, $3::json)")
+            .bind(scene.letter)
+            .bind(scene.a.0)
+            .bind(scene.said(scene.letter))
+            .execute(&mut *set)
+            .await?;
         set.commit().await?;
         Ok(scene)
+    }
+
+    /// What a message says; nobody reads it here.
+    pub fn said(&self, id: Uuid) -> String {
+        format!("{{\"id\": \"{id}\"}}")
+    }
+
+    pub fn message(&self, run: RunId, id: Uuid) -> Outgoing {
+        Outgoing { run, id, body: self.said(id), reopens: id == self.back }
+    }
+
+    /// The answer to a message to `a`, and whether the run is put aside or over with it. `told` is how many messages its
+    /// owner has seen and answered.
+    pub fn answer_of(&self, id: Option<Uuid>, told: i32, then: After) -> Batch {
+        let life = &self.one;
+        let mut event = self.event(3, 1, life);
+        if let Some(id) = id {
+            (event.kind, event.key) = ("acted", Some(id));
+            event.body = Json::parse_text(&self.said(id)).ok();
+        }
+        let mut change = self.change(self.a, 1, false);
+        change.told = told;
+        match then {
+            After::GoOn => {}
+            After::Rest => {
+                (change.status, change.release) = (Status::Held, true);
+                change.note = Some("somebody must decide".into());
+            }
+            After::End => {
+                (change.status, change.release) = (Status::Succeeded, true);
+                change.finished_at = Some(self.before);
+            }
+        }
+        Batch { events: vec![(self.a, event)], changes: vec![change], ..Batch::default() }
+    }
+
+    /// Two runs of one life change, the later one first.
+    pub fn changes_of_two(&self) -> Batch {
+        let changes = vec![self.change(self.also, 1, false), self.change(self.a, 1, false)];
+        Batch { changes, ..Batch::default() }
+    }
+
+    /// The later of two runs changes and speaks to the earlier one.
+    pub fn speaks(&self) -> Batch {
+        let changes = vec![self.change(self.also, 1, false)];
+        let tells = vec![(self.also, self.message(self.a, Uuid::now_v7()))];
+        Batch { changes, tells, ..Batch::default() }
+    }
+
+    /// A new run that wants the exclusive key of the one that is over.
+    pub fn rival(&self) -> Batch {
+        let mut batch = self.batch_of(&self.one, self.a, self.rival);
+        for admission in &mut batch.admissions {
+            admission.client_key = None;
+            admission.exclusive_key = Some("the one place".into());
+        }
+        batch.events.retain(|(run, _)| *run == self.rival);
+        batch.changes.clear();
+        batch
     }
 
     fn event(&self, seq: i64, claim: i32, life: &Life) -> Row {
@@ -213,13 +344,17 @@ impl Tables {
         Ok(Self {
             nodes: sqlx::query_as("select epoch, ended_why from nodes").fetch_all(&mut *sql).await?,
             runs: sqlx::query_as(
-                "select run_id, status, owner, claim, due_at, client_key, finished_at from runs",
+                "select run_id, status, owner, claim, due_at, client_key, finished_at, note, mail, told
+                 from runs",
             )
             .fetch_all(&mut *sql)
             .await?,
-            journal: sqlx::query_as("select run_id, seq, claim, epoch from journal order by run_id, seq")
-                .fetch_all(&mut *sql)
-                .await?,
+            journal: sqlx::query_as(
+                "select run_id, seq, claim, epoch, kind, key from journal order by run_id, seq",
+            )
+            .fetch_all(&mut *sql)
+            .await?,
+            inbox: sqlx::query_as("select id, run_id from inbox").fetch_all(&mut *sql).await?,
         })
     }
 }

@@ -4,12 +4,12 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use backstay_engine::machine::Row;
-use backstay_engine::store::{Claimed, Life, probe};
+use backstay_engine::store::{Claimed, Life, Outgoing, Told, probe};
 use backstay_engine::{RunId, StoreError};
 use sqlx::{AssertSqlSafe, PgConnection};
 use tokio::sync::Mutex;
 
-use crate::scene::{LEASE, Scene};
+use crate::scene::{After, LEASE, Scene};
 
 /// What one session does. The number is the life that does it, where it is somebody's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -41,12 +41,71 @@ pub enum Op {
     End1,
     /// Another process of the same name begins.
     Supersede1,
+    /// Takes over, claims, reads the inbox.
+    RecoverMail2,
+    ClaimMail2,
+    /// Somebody speaks to `a`.
+    Tell,
+    /// The same to another run, under the same id.
+    TellElsewhere,
+    /// The message that is there already, once more.
+    TellAgain,
+    TellThatDies,
+    TellRest,
+    /// To a run that is over: one message that brings it back, and one that does not.
+    TellBack,
+    TellOver,
+    /// To four runs at once.
+    TellMany,
+    /// Answers the message that is there.
+    Answer1,
+    AnswerThatDies1,
+    /// And waits for people; and ends.
+    AnswerRest1,
+    AnswerEnd1,
+    /// Waits for people, and ends, and has not read the message.
+    Rest1,
+    Finish1,
+    /// A message comes and is answered at once.
+    TellAnswer1,
+    /// Two runs change.
+    Change1,
+    /// A new run takes the key of the one that is over.
+    Rival1,
+    /// Looks for a message in both places.
+    Look,
     /// Mistakes.
     ClaimReadInOne2,
     RecoverInOneSnapshot2,
+    AnswerThenClear1,
+    ClearThenAnswer1,
 }
 
-/// All that the store does.
+/// What is about messages: each is played with each other and with all that the store does.
+pub const SPOKEN: [Op; 20] = [
+    Op::RecoverMail2,
+    Op::ClaimMail2,
+    Op::Tell,
+    Op::TellElsewhere,
+    Op::TellAgain,
+    Op::TellThatDies,
+    Op::TellRest,
+    Op::TellBack,
+    Op::TellOver,
+    Op::TellMany,
+    Op::Answer1,
+    Op::AnswerThatDies1,
+    Op::AnswerRest1,
+    Op::AnswerEnd1,
+    Op::Rest1,
+    Op::Finish1,
+    Op::TellAnswer1,
+    Op::Change1,
+    Op::Rival1,
+    Op::Look,
+];
+
+/// All else that the store does.
 pub const OPS: [Op; 19] = [
     Op::Append1,
     Op::AppendEvents1,
@@ -80,6 +139,11 @@ pub enum Step {
     ClaimOrphans(u8),
     ClaimDueAndRead(u8),
     Read,
+    ReadMail,
+    Tell(To),
+    /// The message is taken out of the inbox, apart from its answer.
+    Clear,
+    LookForLetter,
     End,
     Supersede,
     /// Life 3 claims, writes and gives up, on a session of its own.
@@ -93,6 +157,43 @@ pub enum What {
     All,
     Events,
     GiveUp,
+    /// The message that is there is answered, or not; and then.
+    Answer(bool, After),
+    /// The one that was sent just now.
+    AnswerNew,
+    Two,
+    Rival,
+}
+
+/// Which message.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum To {
+    A,
+    Elsewhere,
+    Again,
+    Rest,
+    Back,
+    Over,
+    Many,
+}
+
+impl To {
+    pub fn messages(self, scene: &Scene) -> Vec<Outgoing> {
+        let one = |run, id| vec![scene.message(run, id)];
+        match self {
+            To::A => one(scene.a, scene.x),
+            To::Elsewhere => one(scene.b, scene.x),
+            To::Again => one(scene.a, scene.letter),
+            To::Rest => one(scene.at_rest, scene.to_rest),
+            To::Back => one(scene.over, scene.back),
+            To::Over => one(scene.over, scene.late),
+            To::Many => [scene.also, scene.a, scene.at_rest, scene.free]
+                .into_iter()
+                .zip(scene.many)
+                .map(|(run, id)| scene.message(run, id))
+                .collect(),
+        }
+    }
 }
 
 impl Op {
@@ -100,7 +201,9 @@ impl Op {
         use Step::{
             Append, Begin, BeginSnapshot, ClaimDue, ClaimDueAndRead, ClaimOrphans, Commit, End, Read,
         };
-        use Step::{Renew, Rollback, RoundOfThree, Supersede, TakeOver};
+        use Step::{
+            Clear, LookForLetter, ReadMail, Renew, Rollback, RoundOfThree, Supersede, TakeOver, Tell,
+        };
         match self {
             Op::Append1 => &[Begin, Append(1, What::All), Commit],
             Op::AppendEvents1 => &[Begin, Append(1, What::Events), Commit],
@@ -121,6 +224,28 @@ impl Op {
             Op::Recover2 => &[TakeOver, Commit, ClaimOrphans(2), Commit, Read],
             Op::End1 => &[Begin, End, Commit],
             Op::Supersede1 => &[Begin, Supersede, Commit],
+            Op::RecoverMail2 => &[Step::TakeOver, Commit, ClaimOrphans(2), Commit, ReadMail],
+            Op::ClaimMail2 => &[ClaimDue(2), Commit, ReadMail],
+            Op::Tell => &[Begin, Tell(To::A), Commit],
+            Op::TellElsewhere => &[Begin, Tell(To::Elsewhere), Commit],
+            Op::TellAgain => &[Begin, Tell(To::Again), Commit],
+            Op::TellThatDies => &[Begin, Tell(To::A), Rollback],
+            Op::TellRest => &[Begin, Tell(To::Rest), Commit],
+            Op::TellBack => &[Begin, Tell(To::Back), Commit],
+            Op::TellOver => &[Begin, Tell(To::Over), Commit],
+            Op::TellMany => &[Begin, Tell(To::Many), Commit],
+            Op::Answer1 => &[Begin, Append(1, What::Answer(true, After::GoOn)), Commit],
+            Op::AnswerThatDies1 => &[Begin, Append(1, What::Answer(true, After::GoOn)), Rollback],
+            Op::AnswerRest1 => &[Begin, Append(1, What::Answer(true, After::Rest)), Commit],
+            Op::AnswerEnd1 => &[Begin, Append(1, What::Answer(true, After::End)), Commit],
+            Op::Rest1 => &[Begin, Append(1, What::Answer(false, After::Rest)), Commit],
+            Op::Finish1 => &[Begin, Append(1, What::Answer(false, After::End)), Commit],
+            Op::TellAnswer1 => &[Tell(To::A), Append(1, What::AnswerNew), Commit],
+            Op::Change1 => &[Begin, Append(1, What::Two), Commit],
+            Op::Rival1 => &[Begin, Append(1, What::Rival), Commit],
+            Op::Look => &[LookForLetter, LookForLetter],
+            Op::AnswerThenClear1 => &[Append(1, What::Answer(true, After::GoOn)), Commit, Clear, Commit],
+            Op::ClearThenAnswer1 => &[Clear, Commit, Append(1, What::Answer(true, After::GoOn)), Rollback],
             Op::ClaimReadInOne2 => &[ClaimDueAndRead(2), Commit],
             Op::RecoverInOneSnapshot2 => &[BeginSnapshot, TakeOver, ClaimOrphans(2), Read, Commit],
         }
@@ -151,6 +276,12 @@ pub enum Answer {
     TookOver(Vec<String>),
     Claimed(Vec<Claimed>),
     Read(Journals),
+    /// What became of each message.
+    Told(Vec<(Outgoing, Told)>),
+    /// The messages to runs that were claimed.
+    Mail(Vec<uuid::Uuid>),
+    /// Whether a message was in the inbox, and whether in the journal.
+    Looked(bool, bool),
     Failed(String),
 }
 
@@ -161,6 +292,8 @@ pub type Journals = HashMap<RunId, Vec<(i64, i64)>>;
 pub struct Session {
     pub conn: PgConnection,
     pub claimed: Vec<Claimed>,
+    /// The last message was taken on.
+    pub told: bool,
     pub open: bool,
     pub third: Arc<Mutex<PgConnection>>,
     /// The production text of the claim.
@@ -198,7 +331,12 @@ impl Session {
             _ => &scene.three,
         };
         // What has no begin of its own is begun with its first statement; reading needs none.
-        if !self.open && !matches!(step, Step::Begin | Step::BeginSnapshot | Step::Read) {
+        if !self.open
+            && !matches!(
+                step,
+                Step::Begin | Step::BeginSnapshot | Step::Read | Step::ReadMail | Step::LookForLetter
+            )
+        {
             self.say("begin").await?;
             self.open = true;
         }
@@ -219,12 +357,20 @@ impl Session {
                 self.open = false;
                 Answer::Done
             }
+            // Nobody answers what was not taken on.
+            Step::Append(_, What::AnswerNew) if !self.told => Answer::Done,
             Step::Append(number, what) => {
                 let (run, new) = if number == 1 { (scene.a, scene.new[0]) } else { (scene.b, scene.new[1]) };
                 let batch = match what {
                     What::All => scene.batch_of(life(number), run, new),
                     What::Events => scene.events_of(life(number), run),
                     What::GiveUp => scene.farewell_of(life(number), run, 3, 1),
+                    What::Answer(read, then) => {
+                        scene.answer_of(read.then_some(scene.letter), i32::from(read), then)
+                    }
+                    What::AnswerNew => scene.answer_of(Some(scene.x), 1, After::GoOn),
+                    What::Two => scene.changes_of_two(),
+                    What::Rival => scene.rival(),
                 };
                 let done = probe::append(conn, life(number), &batch).await?;
                 Answer::Appended { refused: done.refused }
@@ -245,6 +391,33 @@ impl Session {
             Step::Read => {
                 let runs: Vec<_> = self.claimed.iter().map(|claimed| claimed.run).collect();
                 Answer::Read(positions(probe::journals(conn, &runs).await?))
+            }
+            Step::ReadMail => {
+                let runs: Vec<_> = self.claimed.iter().map(|claimed| claimed.run).collect();
+                let mail = probe::mail_for(conn, &runs).await?;
+                Answer::Mail(mail.into_values().flatten().map(|letter| letter.id).collect())
+            }
+            Step::Tell(to) => {
+                let messages = to.messages(scene);
+                let told = probe::tell(conn, &messages).await?;
+                self.told = told.contains(&Told::Told);
+                Answer::Told(messages.into_iter().zip(told).collect())
+            }
+            Step::Clear => {
+                let cleared =
+                    sqlx::query("delete from inbox where id = $1").bind(scene.letter).execute(conn).await;
+                cleared.map_err(|source| StoreError::Database { doing: "clear", source })?;
+                Answer::Done
+            }
+            Step::LookForLetter => {
+                let (inbox, journal) = sqlx::query_as(
+                    "select exists (select from inbox where id = $1), exists (select from journal where key = $1)",
+                )
+                .bind(scene.letter)
+                .fetch_one(conn)
+                .await
+                .map_err(|source| StoreError::Database { doing: "look", source })?;
+                Answer::Looked(inbox, journal)
             }
             Step::ClaimDueAndRead(number) => {
                 let claim = self.claim_text.clone().unwrap_or_default();

@@ -8,6 +8,8 @@ mod faults;
 mod insight;
 mod processes;
 mod runs;
+mod spoken;
+mod spoken_crashes;
 mod tidiness;
 mod verbs;
 

@@ -11,7 +11,7 @@ use serde_json::json;
 use tokio::io::{AsyncBufReadExt, BufReader, Lines};
 use tokio::process::{Child, ChildStdout, Command};
 
-/// A node in a process of its own.
+/// A node, or somebody who speaks to a run, in a process of its own.
 pub(crate) struct Process {
     pub(crate) child: Child,
     lines: Lines<BufReader<ChildStdout>>,
@@ -33,9 +33,12 @@ impl Process {
         lease: Duration,
         setting: Option<(&str, &str)>,
     ) -> anyhow::Result<Self> {
+        Self::start(&[lab.url.as_str(), name, &lease.as_millis().to_string()], setting)
+    }
+
+    pub(crate) fn start(args: &[&str], setting: Option<(&str, &str)>) -> anyhow::Result<Self> {
         let mut command = Command::new(env!("CARGO_BIN_EXE_lab-node"));
-        command.args([lab.url.as_str(), name, &lease.as_millis().to_string()]);
-        command.envs(setting);
+        command.args(args).envs(setting);
         let mut child = command.stdout(Stdio::piped()).stderr(Stdio::null()).kill_on_drop(true).spawn()?;
         let lines = BufReader::new(child.stdout.take().unwrap()).lines();
         Ok(Self { child, lines })
@@ -57,7 +60,7 @@ async fn a_run_survives_sigkill_at_every_crash_point() -> anyhow::Result<()> {
     use backstay_engine::crash::POINTS;
     let mut killed = std::collections::BTreeSet::new();
     // One point is passed by a node that drains, which these processes never do, and one by a node that is spoken to,
-    // for which see `spoken.rs`.
+    // for which see `spoken_crashes.rs`.
     let points = POINTS.into_iter().filter(|point| !["drain.released", "mail.read"].contains(point));
     for (point, nth) in points.flat_map(|p| [(p, 1), (p, 3)]) {
         let lab = Lab::new().await?;
