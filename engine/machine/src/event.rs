@@ -348,6 +348,8 @@ pub struct Row {
     pub key: Option<Uuid>,
     /// The rest: the plan, an input, an output, an error.
     pub body: Option<Json>,
+    /// What the chain over the run's rows has come to with this one, on some of them.
+    pub seal: Option<[u8; 32]>,
 }
 
 /// Every kind there is. A row of another kind comes from a newer release, or from a hand.
@@ -502,6 +504,7 @@ impl Journaled {
             attempt: 0,
             key: None,
             body: None,
+            seal: None,
         };
         (row.kind, row.body) = match &self.event {
             Event::Submitted => ("submitted", Some(plan.submitted().clone())),

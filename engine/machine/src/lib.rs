@@ -15,6 +15,7 @@
 
 mod act;
 pub mod action;
+mod chain;
 pub mod checker;
 pub mod decide;
 pub mod event;
@@ -28,6 +29,7 @@ pub mod state;
 
 pub use act::judge_action;
 pub use action::{Action, Fate, RollBack, Verb};
+pub use chain::{Broken, Chain, is_sealed};
 pub use decide::{Command, Decision, decide, step_event};
 pub use event::{
     ActivityError, Answer, Applied, ClaimReason, CourseId, Direction, Event, Journaled, Outcome, Row,

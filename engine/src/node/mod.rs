@@ -19,7 +19,7 @@ use std::sync::atomic::AtomicUsize;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use backstay_machine::{ActivityError, Answer, CourseId, Json, RunId, State, StepEvent, StepIx, Time};
+use backstay_machine::{ActivityError, Answer, Chain, CourseId, Json, RunId, State, StepEvent, StepIx, Time};
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio_util::sync::{CancellationToken, DropGuard};
@@ -143,6 +143,8 @@ pub(crate) struct Found {
     pub claimed: Claimed,
     /// What was said to it before it was claimed.
     pub letters: Vec<Letter>,
+    /// Over all its rows.
+    pub chain: Chain,
     /// The state; or how far the journal goes and why it cannot be read.
     pub state: Result<Box<State>, (i64, String)>,
 }

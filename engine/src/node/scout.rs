@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
-use backstay_machine::{Plan, Row, RunId, STATUSES, State, Status};
+use backstay_machine::{Chain, Plan, Row, RunId, STATUSES, State, Status};
 use futures_util::FutureExt;
 use sha2::{Digest, Sha256};
 use sqlx::PgConnection;
@@ -267,7 +267,9 @@ impl Scout {
             Ok(Err(why)) => Err((last, why)),
             Err(_) => Err((last, "folding its journal panicked".into())),
         };
-        Found { claimed, letters, state }
+        let mut chain = Chain::new(run);
+        rows.iter().for_each(|row| chain.link(row));
+        Found { claimed, letters, chain, state }
     }
 }
 

@@ -69,7 +69,7 @@ record!(
 );
 record!(
     NewEvent,
-    "new_event",
+    "journal_row",
     |it| it.0.0,
     it.1.seq,
     it.1.claim,
@@ -82,7 +82,8 @@ record!(
     it.1.attempt,
     it.1.key,
     it.1.body.as_ref().map(|body| body.as_str()),
-    it.2
+    it.2,
+    it.1.seal.as_ref().map(<[u8; 32]>::as_slice)
 );
 
 /// What all runs of a node have ready: committed together or not at all.

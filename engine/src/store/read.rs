@@ -115,6 +115,7 @@ struct JournalRow {
     attempt: i32,
     key: Option<uuid::Uuid>,
     body: Option<String>,
+    seal: Option<Vec<u8>>,
 }
 
 impl JournalRow {
@@ -133,6 +134,8 @@ impl JournalRow {
             attempt: self.attempt,
             key: self.key,
             body: self.body.and_then(|text| Json::parse_text(&text).ok()),
+            // One of another length fits nothing.
+            seal: self.seal.map(|seal| seal.try_into().unwrap_or_default()),
         }
     }
 }
@@ -146,7 +149,7 @@ impl Store {
         let ids: Vec<_> = runs.iter().map(|run| run.0).collect();
         let rows = sqlx::query_as!(
             JournalRow,
-            r#"select run_id, seq, claim, epoch, at, kind, step, undo, generation, attempt, key, body::text as body
+            r#"select run_id, seq, claim, epoch, at, kind, step, undo, generation, attempt, key, body::text as body, seal
                from journal where run_id = any($1) order by run_id, seq"#,
             &ids
         )
@@ -164,7 +167,7 @@ impl Store {
     pub async fn journal(&self, run: RunId, after: Seq, most: i64) -> Result<Vec<Row>, StoreError> {
         let rows = sqlx::query_as!(
             JournalRow,
-            r#"select run_id, seq, claim, epoch, at, kind, step, undo, generation, attempt, key, body::text as body
+            r#"select run_id, seq, claim, epoch, at, kind, step, undo, generation, attempt, key, body::text as body, seal
                from journal where run_id = $1 and seq > $2 order by seq limit $3"#,
             run.0,
             after,

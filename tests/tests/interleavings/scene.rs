@@ -278,6 +278,7 @@ impl Scene {
             attempt: 1,
             key: None,
             body: Some(Json::null()),
+            seal: None,
         }
     }
 

@@ -223,3 +223,61 @@ async fn a_release_says_which_live_runs_it_could_go_on_with() -> anyhow::Result<
     assert!(engine.list(&live).await?.is_empty());
     Ok(())
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_journal_that_somebody_wrote_into_tells() -> anyhow::Result<()> {
+    use backstay_engine::machine::Chain;
+    let lab = Lab::new().await?;
+    let (engine, node) = lab.node(Lab::config("a")).await?;
+    let plan = plans::diamond(&engine, &[("b", json!({ "saves": true }))])?;
+    let run = engine.submit(&plan, SubmitOptions::default()).await?.run;
+    assert_eq!(lab.settled(run).await?, Status::Succeeded);
+    // Reopened and rolled back by another life: the chain goes on over it.
+    node.drain(Duration::from_secs(1)).await;
+    let (engine, _node) = lab.node(Lab::config("b")).await?;
+    engine.act(run, &Action::new("anna", "back", Verb::RollBack(Default::default()))).await?;
+    until("it is rolled back", async || Ok(engine.get(run).await?.status == Status::RolledBack)).await?;
+    let rows = engine.journal(run).await?;
+    assert!(rows.iter().filter(|row| row.seal.is_some()).count() >= 5, "{rows:?}");
+    Chain::verify(run, &rows)?;
+    let mut sql = lab.sql().await?;
+    for change in [
+        "update journal set body = '{\"id\":\"x\",\"attempt\":1}' where run_id = $1 and kind = 'succeeded' and step = 'b' and not undo",
+        "update journal set at = at + interval '1 microsecond' where run_id = $1 and seq = 3",
+        "update journal set attempt = 2 where run_id = $1 and seq = 4",
+        "update journal set step = 'c' where run_id = $1 and step = 'b' and kind = 'checkpointed'",
+        "delete from journal where run_id = $1 and kind = 'checkpointed'",
+        "update journal set key = gen_random_uuid() where run_id = $1 and kind = 'acted'",
+    ] {
+        sqlx::query("begin").execute(&mut sql).await?;
+        let done = sqlx::query(sqlx::AssertSqlSafe(change.to_owned())).bind(run.0).execute(&mut sql).await?;
+        assert_eq!(done.rows_affected(), 1, "{change}");
+        sqlx::query("commit").execute(&mut sql).await?;
+        let broken = Chain::verify(run, &engine.journal(run).await?);
+        assert!(broken.is_err(), "{change}");
+        // As it was.
+        sqlx::query("delete from journal where run_id = $1").bind(run.0).execute(&mut sql).await?;
+        for row in &rows {
+            sqlx::query(
+                "insert into journal values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12::json, $13)",
+            )
+            .bind(run.0)
+            .bind(row.seq)
+            .bind(row.claim)
+            .bind(row.epoch)
+            .bind(row.at)
+            .bind(row.kind)
+            .bind(row.step.as_deref())
+            .bind(row.undo)
+            .bind(row.generation)
+            .bind(row.attempt)
+            .bind(row.key)
+            .bind(row.body.as_ref().map(|body| body.as_str()))
+            .bind(row.seal.map(|seal| seal.to_vec()))
+            .execute(&mut sql)
+            .await?;
+        }
+        Chain::verify(run, &engine.journal(run).await?)?;
+    }
+    Ok(())
+}

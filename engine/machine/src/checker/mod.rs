@@ -162,6 +162,7 @@ impl Findings {
 fn examine(case: &Case<'_>, lives: &mut BTreeMap<i64, String>) -> Vec<Violation> {
     let mut found = Findings { run: Some(case.run), violations: Vec::new() };
     owners::sequence(case.rows, &mut found);
+    owners::seals(case.run, case.rows, &mut found);
     owners::times(case.rows, &mut found);
     owners::claims(case.rows, &mut found);
 

@@ -3,7 +3,9 @@
 use std::collections::BTreeMap;
 
 use super::{Findings, RuleId};
+use crate::chain::Chain;
 use crate::event::{Event, Journaled, Row};
+use crate::names::RunId;
 
 pub(super) fn sequence(rows: &[Row], found: &mut Findings) {
     if rows.is_empty() {
@@ -18,6 +20,17 @@ pub(super) fn sequence(rows: &[Row], found: &mut Findings) {
             found.add(RuleId::Sequence, row.seq, message);
         }
         last = row.seq;
+    }
+}
+
+/// The chain of hashes over the rows.
+pub(super) fn seals(run: RunId, rows: &[Row], found: &mut Findings) {
+    if let Err(broken) = Chain::verify(run, rows) {
+        found.add(
+            RuleId::Chain,
+            broken.seq,
+            format!("{broken}: somebody has written into the journal by hand"),
+        );
     }
 }
 

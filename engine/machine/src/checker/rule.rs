@@ -75,6 +75,8 @@ rules! {
     Retry, "H23 retry";
     /// The index says what the journal says, and a live run has exactly one reason to wake.
     Index, "H25 index";
+    /// The chain of hashes over the rows fits them.
+    Chain, "H24 chain";
     /// An undo starts only in a rollback, for what may be there, and when nothing more can land.
     Settling, "settling";
     /// What a step's final failure does is what the plan says.

@@ -20,8 +20,8 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use backstay_machine::{
-    ClaimReason, Command, CourseAt, CourseId, Event, Journaled, Json, Phase, Row, RunId, State, Status,
-    StepEvent, StepIx, Time, decide, judge, judge_probe, step_event,
+    Chain, ClaimReason, Command, CourseAt, CourseId, Event, Journaled, Json, Phase, Row, RunId, State,
+    Status, StepEvent, StepIx, Time, decide, is_sealed, judge, judge_probe, step_event,
 };
 use sqlx::PgConnection;
 use tokio::sync::{mpsc, oneshot};
@@ -56,6 +56,8 @@ pub(super) struct Driver {
 /// A run in memory.
 struct Run {
     state: State,
+    /// Over the rows of its journal, with those that are on their way.
+    chain: Chain,
     calls: HashMap<CourseId, Call>,
     probes: HashMap<StepIx, AbortOnDrop>,
     /// What the index says.
@@ -76,6 +78,7 @@ struct Run {
 impl Run {
     fn new(state: State, indexed: Status, ended: Option<oneshot::Sender<Status>>) -> Self {
         Self {
+            chain: Chain::new(state.run()),
             state,
             calls: HashMap::new(),
             probes: HashMap::new(),
@@ -339,6 +342,7 @@ impl Driver {
         let mut run = Run::new(state, found.claimed.status, None);
         run.suspected = found.claimed.crashes > 0;
         run.told = told;
+        run.chain = found.chain;
         self.insert(id, run);
         // The number of the claim comes from the index: an owner that died right after claiming left no event.
         let event = Event::Claimed { node: name, reason: found.claimed.reason };
@@ -406,6 +410,7 @@ impl Driver {
             attempt: 0,
             key: None,
             body: Some(body),
+            seal: None,
         }
     }
 
@@ -552,7 +557,9 @@ impl Driver {
             self.pending.then.push(Then::Leave(id, claim, Status::Quarantined));
             return;
         }
-        let row = journaled.to_row(run.state.plan());
+        let mut row = journaled.to_row(run.state.plan());
+        run.chain.link(&row);
+        row.seal = is_sealed(&row).then(|| run.chain.seal());
         if let Event::Step { course, what, generation, attempt } = &journaled.event {
             match what {
                 // The engine waits by itself.
