@@ -157,7 +157,7 @@ fn retry(
     };
     match &course.at {
         CourseAt::BackingOff { .. } if input.is_none() => Ok(sooner()),
-        CourseAt::InDoubt { .. } if input.is_none() && !in_doubt => Ok(sooner()),
+        CourseAt::InDoubt { .. } if !undo && input.is_none() && !in_doubt => Ok(sooner()),
         CourseAt::Held { .. } | CourseAt::Failed { .. }
             if doubtful && input.is_none() && !in_doubt && state.is_proven(ix) =>
         {

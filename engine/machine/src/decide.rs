@@ -135,7 +135,16 @@ fn forward(state: &State, now: Time, mut room: usize, decision: &mut Decision) {
         let start = match &course.at {
             CourseAt::Waiting(wait) => {
                 match state.waited(ix, wait, &mut taken, now) {
-                    Waited::For(what) => decision.append(step_event(state, id, *what)),
+                    Waited::For(what) => {
+                        let failed = matches!(*what, StepEvent::Failed { .. });
+                        let event = step_event(state, id, *what);
+                        if failed {
+                            // What that means for the others is decided next; nothing is begun before.
+                            decision.commands = vec![Command::Append(event)];
+                            return;
+                        }
+                        decision.append(event);
+                    }
                     Waited::Until(at) => {
                         if let Some(at) = at {
                             decision.not_before(at, now);

@@ -1,7 +1,7 @@
 //! What is done about an attempt of which nobody knows whether it had its effect (H12).
 
 use super::reading::Reading;
-use super::standing::{CourseLog, Move, Standing, What, before, later, standing_after};
+use super::standing::{CourseLog, Standing, What, before, later};
 use super::{Findings, RuleId};
 use crate::Time;
 use crate::event::{Answer, Direction, StepEvent};
@@ -18,7 +18,7 @@ pub(super) fn doubts(reading: &Reading<'_>, course: &CourseLog<'_>, found: &mut 
     let name = reading.name(course.id);
     let direction = course.id.direction;
     let effect = reading.plan.step(course.id.step).effect;
-    let mut last: Option<&Move<'_>> = None;
+    let mut was = Standing::Fresh;
     let mut doubt: Option<Doubt<'_>> = None;
     for step in &course.moves {
         if let (Some(open), What::Said(event)) = (&mut doubt, step.what) {
@@ -48,14 +48,14 @@ pub(super) fn doubts(reading: &Reading<'_>, course: &CourseLog<'_>, found: &mut 
                 found.add(RuleId::Doubt, step.seq, message);
             }
         }
-        let was = standing_after(direction, last);
-        let is = standing_after(direction, Some(step));
-        if is != Standing::Doubt {
+        if step.after != Standing::Doubt {
             doubt = None;
         } else if was != Standing::Doubt || doubt.is_none() || step.leaves_doubt() {
-            doubt = Some(Doubt { since: step.at, answer: None });
+            // What failed in doubt may be looked into long after.
+            let since = course.doubtful_since(step.pos + 1).unwrap_or(step.at);
+            doubt = Some(Doubt { since, answer: None });
         }
-        last = Some(step);
+        was = step.after;
     }
 }
 

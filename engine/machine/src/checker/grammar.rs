@@ -3,9 +3,10 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use super::reading::Reading;
-use super::standing::{CourseLog, Move, Standing, What, standing_after};
+use super::standing::{CourseLog, Move, Standing, What};
 use super::{Findings, RuleId};
 use crate::event::{CourseId, Direction, Event, StepEvent, idempotency_key};
+use crate::names::StepIx;
 use crate::plan::Source;
 
 /// The events of the run as a whole.
@@ -32,14 +33,17 @@ pub(super) fn moves(reading: &Reading<'_>, course: &CourseLog<'_>, found: &mut F
     let (mut generation, mut attempt) = (0u32, 0u32);
     for step in &course.moves {
         let What::Said(event) = step.what else {
+            if step.begins_anew() {
+                (generation, attempt) = (generation.saturating_add(1), 0);
+            }
             last = Some(step);
             continue;
         };
-        let standing = standing_after(course.id.direction, last);
+        let standing = last.map_or(Standing::Fresh, |last| last.after);
         let forward = course.id.direction == Direction::Forward;
         if !forward && !has_undo {
             found.add(RuleId::Grammar, step.seq, format!("{name} {}, but the plan has none", verb(event)));
-        } else if !may_follow(standing, event, forward, last) {
+        } else if !may_follow(reading, course, step, standing, event, last) {
             let message = format!(
                 "{name} {}, but it {}: the journal was written by two owners, by hand or by a broken release",
                 verb(event),
@@ -63,32 +67,74 @@ pub(super) fn moves(reading: &Reading<'_>, course: &CourseLog<'_>, found: &mut F
             );
             found.add(RuleId::Grammar, step.seq, message);
         }
-        (generation, attempt) = (step.generation, if anew { 0 } else { step.attempt });
+        (generation, attempt) = match step.begins_anew() {
+            true => (step.generation.saturating_add(u32::from(!anew)), 0),
+            false => (step.generation, step.attempt),
+        };
         last = Some(step);
     }
 }
 
-fn may_follow(standing: Standing, event: &StepEvent, forward: bool, last: Option<&Move<'_>>) -> bool {
-    use Standing::{BackingOff, Doubt, Failed, Flying, Fresh, Held};
+fn may_follow(
+    reading: &Reading<'_>,
+    course: &CourseLog<'_>,
+    step: &Move<'_>,
+    standing: Standing,
+    event: &StepEvent,
+    last: Option<&Move<'_>>,
+) -> bool {
+    use Standing::{BackingOff, Doubt, Failed, Flying, Fresh, Held, Recalled, Skipped, Succeeded, Waiting};
+    let forward = course.id.direction == Direction::Forward;
+    let declared = reading.plan.step(course.id.step);
     match event {
         StepEvent::Started { .. } => matches!(standing, Fresh | BackingOff | Doubt),
         StepEvent::Checkpointed { .. } | StepEvent::Progressed { .. } => standing == Flying,
         StepEvent::Succeeded { .. } | StepEvent::Failed { retry_at: None, .. } => {
-            matches!(standing, Flying | Doubt)
+            matches!(standing, Flying | Doubt | Waiting)
         }
         // An attempt that has failed does not fail again, it is given up.
         StepEvent::Failed { .. } => {
             standing == Flying || (standing == Doubt && last.is_some_and(|last| last.failure().is_none()))
         }
         StepEvent::Probed { .. } => standing == Doubt && forward,
-        StepEvent::Held { .. } => matches!(standing, Failed | Doubt) && forward,
-        StepEvent::Retried { .. } => matches!(standing, Failed | Held | BackingOff | Doubt),
-        StepEvent::Hastened => matches!(standing, Failed | Held | BackingOff | Doubt),
-        StepEvent::Skipped { .. } => standing != Flying,
-        StepEvent::Recalled | StepEvent::Waived => forward,
+        StepEvent::Held { .. } => {
+            forward
+                && (matches!(standing, Failed | Doubt)
+                    || (standing == Fresh && !declared.requires.is_empty()))
+        }
+        StepEvent::Retried { .. } => match standing {
+            Failed | Held | BackingOff | Doubt if forward => !gone_on(reading, course.id.step, step.pos),
+            Failed | BackingOff => true,
+            Succeeded | Skipped => forward && !gone_on(reading, course.id.step, step.pos),
+            _ => false,
+        },
+        StepEvent::Hastened => match standing {
+            BackingOff => true,
+            Doubt => forward,
+            Failed | Held => {
+                forward
+                    && course.doubtful_since(step.pos).is_some()
+                    && last.is_some_and(|last| last.attempt > 0)
+                    && !gone_on(reading, course.id.step, step.pos)
+            }
+            _ => false,
+        },
+        StepEvent::Skipped { .. } => !matches!(standing, Flying | Succeeded | Skipped | Recalled),
+        StepEvent::Recalled => forward && matches!(standing, Fresh | Succeeded | Skipped | Failed | Held),
+        StepEvent::Waived => forward && standing == Held,
         StepEvent::Resource { .. } => true,
         StepEvent::Compared { .. } => standing == Standing::Succeeded,
     }
+}
+
+/// Whether the step was done, or gone on without, and some step right behind it has begun.
+fn gone_on(reading: &Reading<'_>, ix: StepIx, pos: usize) -> bool {
+    let begun = |other: &StepIx| {
+        let forward = reading.forward(*other);
+        let begun = |m: &Move<'_>| m.is_start() || m.after.is_done() || m.after == Standing::Failed;
+        forward.may_be_applied(pos) || forward.generation(pos).iter().any(begun)
+    };
+    reading.settled(ix, pos) && reading.plan.step(ix).before.iter().any(begun)
 }
 
 fn verb(event: &StepEvent) -> &'static str {
@@ -135,7 +181,11 @@ pub(super) fn outcomes(reading: &Reading<'_>, course: &CourseLog<'_>, found: &mu
                 );
                 found.add(RuleId::NoStartAfterOutcome, step.seq, message);
             }
-            None if outcome => {
+            // What failed in doubt is looked into once more, under its old key.
+            Some(_) if matches!(step.what, What::Said(StepEvent::Hastened)) => {
+                closed.remove(&step.generation);
+            }
+            None if outcome || step.after == Standing::Skipped => {
                 closed.insert(step.generation, step.seq);
             }
             _ => {}
@@ -168,12 +218,19 @@ pub(super) fn inputs(reading: &Reading<'_>, found: &mut Findings) {
                     found.add(RuleId::Input, start.seq, message);
                 }
                 Some(given) => {
-                    let due = work.input.resolve(|source| {
-                        let from = match source {
-                            Source::Step(ix) => *ix,
-                            Source::Own => course.id.step,
-                        };
-                        reading.forward(from).before(start.pos).iter().find_map(Move::output)
+                    let edited = course.generation(start.pos).first().and_then(|first| match first.what {
+                        What::Said(StepEvent::Retried { input }) => input.clone(),
+                        _ => None,
+                    });
+                    // What an operator gave in the plan's place is what is used.
+                    let due = edited.unwrap_or_else(|| {
+                        work.input.resolve(|source| {
+                            let from = match source {
+                                Source::Step(ix) => *ix,
+                                Source::Own => course.id.step,
+                            };
+                            reading.forward(from).output(start.pos)
+                        })
                     });
                     if due != *given && due.value() != given.value() {
                         let message = format!(

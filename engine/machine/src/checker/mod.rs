@@ -4,8 +4,8 @@
 //! ```text
 //!   rows of one run --decode--> Reading: events, and for each step and each undo the list of its moves
 //!                                  |
-//!        owners   grammar   doubt   order   retry   ending   index   world      each rule reads for itself,
-//!                                  |                                            all of them always do
+//!        owners   grammar   doubt   order   retry   proof   waits   actions   ending   index   world
+//!                                  |         each rule reads for itself, all of them always do
 //!                                  v
 //!                         violations: rule, run, position, what happened and what it means
 //! ```
@@ -19,11 +19,12 @@
 //! that cannot be read, as nobody knows what it did; that row is a violation itself. Every beginning of a
 //! legal history is legal too: runs may be checked while they live.
 //!
-//! Not judged yet, as no event carries it: proofs before guarded steps (H18), signals (H20), timers (H21),
-//! operators' actions and their audit (H22, H24), calls per target (H23, second half). A probe's row says when
+//! Not judged yet, as no event carries it: the audit chain (H24), calls per target (H23, second half). A probe's row
+//! says when
 //! the answer was journaled, not when the question was put: whether "absent" was asked for late enough is
 //! judged by the former, which is the weaker test.
 
+mod actions;
 mod client;
 mod doubt;
 mod ending;
@@ -31,11 +32,13 @@ mod grammar;
 mod index;
 mod order;
 mod owners;
+mod proof;
 mod reading;
 mod retry;
 mod rule;
 mod standing;
 mod summary;
+mod waits;
 mod world;
 
 use std::collections::BTreeMap;
@@ -213,7 +216,14 @@ fn examine(case: &Case<'_>, lives: &mut BTreeMap<i64, String>) -> Vec<Violation>
     ending::on_failure(&reading, &mut found);
     ending::held(&reading, &mut found);
     ending::stuck(&reading, &mut found);
-    ending::quarantine(&reading, &mut found);
+    ending::rests(&reading, &mut found);
+    ending::resources(&reading, &mut found);
+    actions::askings(&reading, &mut found);
+    actions::consequences(&reading, &mut found);
+    proof::proofs(&reading, &mut found);
+    waits::signals(&reading, &mut found);
+    waits::waits(&reading, &mut found);
+    waits::turns(&reading, &mut found);
     if let Some(world) = case.world
         && complete
     {

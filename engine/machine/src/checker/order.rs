@@ -1,27 +1,21 @@
 //! What may start when: dependencies, direction, and the order of undos (H7, H13, H14, settling).
 
 use super::reading::Reading;
-use super::standing::{Standing, What, before, later};
+use super::standing::{Move, Standing, What, before, later};
 use super::{Findings, RuleId};
-use crate::event::StepEvent;
-use crate::plan::OnFailure;
+use crate::event::{Answer, StepEvent};
 
 pub(super) fn predecessors(reading: &Reading<'_>, found: &mut Findings) {
     for (_, step, forward, _) in reading.steps() {
         for start in forward.starts() {
             for &other in &step.after {
-                let standing = reading.forward(other).standing(start.pos);
-                let other = reading.plan.step(other);
-                let settled = match standing {
-                    Standing::Succeeded => true,
-                    Standing::Failed => other.on_failure == OnFailure::Continue,
-                    _ => false,
-                };
-                if !settled {
+                if !reading.settled(other, start.pos) {
+                    let standing = reading.forward(other).standing(start.pos);
+                    let less = if standing.is_done() { ", but not what that stands on" } else { "" };
                     let message = format!(
-                        "step {} starts, but {}, which it comes after, {}: it works on what is not there",
+                        "step {} starts, but {}, which it comes after, {}{less}: it works on what is not there",
                         step.name,
-                        other.name,
+                        reading.plan.step(other).name,
                         standing.in_words()
                     );
                     found.add(RuleId::Predecessors, start.seq, message);
@@ -44,12 +38,11 @@ pub(super) fn direction(reading: &Reading<'_>, found: &mut Findings) {
 }
 
 pub(super) fn undo_order(reading: &Reading<'_>, found: &mut Findings) {
-    let clear = reading.out_of_the_way();
+    let ways = reading.ways();
     for (_, step, _, undo) in reading.steps() {
         for start in undo.starts() {
             for &behind in &step.before {
-                let place = clear.get(behind.index()).copied().flatten();
-                if place.is_none_or(|place| place > start.pos) {
+                if !reading.out_of_the_way(behind, start.pos, &ways) {
                     let message = format!(
                         "the undo of {} starts before {} and what comes after it are undone: they lose the ground they stand on",
                         step.name,
@@ -73,8 +66,11 @@ pub(super) fn settling(reading: &Reading<'_>, found: &mut Findings) {
                     format!("the undo of {} starts, but {what}", step.name),
                 );
             };
-            if !reading.turned_before(start.pos) {
-                wrong("the run has not turned round: the undo works against its own run");
+            let alone = forward.standing(start.pos) == Standing::Recalled;
+            if !reading.turned_before(start.pos) && !alone {
+                wrong(
+                    "the run has not turned round, and nobody recalled the step: the undo works against its own run",
+                );
             }
             if !forward.may_be_applied(start.pos) {
                 wrong("no attempt of the step can have had an effect: it may undo what is not the run's");
@@ -87,15 +83,21 @@ pub(super) fn settling(reading: &Reading<'_>, found: &mut Findings) {
                 Standing::Succeeded => {}
                 _ => {
                     let moves = forward.before(start.pos);
-                    let doubtful = moves.iter().filter(|m| m.leaves_doubt()).map(|m| m.at).max();
+                    let doubtful = forward.doubtful_since(start.pos);
                     let quiet = doubtful.map(|at| later(at, step.effect.longest_delay));
                     if let Some(quiet) = quiet.filter(|quiet| before(start.at, *quiet)) {
                         wrong(&format!(
                             "an attempt of the step can land until {quiet}: it may land after its undo"
                         ));
                     }
-                    let asked = moves.last().is_some_and(|last| {
-                        matches!(last.what, What::Said(StepEvent::Probed { ask_again_at: None, .. }))
+                    // That somebody asked to look again takes nothing from an answer that was one.
+                    let hastened = |m: &&Move<'_>| matches!(m.what, What::Said(StepEvent::Hastened));
+                    let again = moves.last().is_some_and(|last| hastened(&last));
+                    let asked = moves.iter().rev().find(|m| !hastened(m)).is_some_and(|m| match m.what {
+                        What::Said(StepEvent::Probed { answer, ask_again_at: None }) => {
+                            !again || !matches!(answer, Answer::Unknown { .. })
+                        }
+                        _ => false,
                     });
                     if standing == Standing::Doubt && step.effect.probed && !asked {
                         wrong(

@@ -29,7 +29,9 @@ pub(super) fn retries(reading: &Reading<'_>, course: &CourseLog<'_>, found: &mut
     let mut count = Count::default();
     for m in &course.moves {
         match m.what {
-            What::Said(StepEvent::Retried { .. }) => count = Count::default(),
+            _ if m.begins_anew() => count = Count::default(),
+            // Somebody would not wait any longer.
+            What::Said(StepEvent::Hastened) => count.retry_at = None,
             What::Said(StepEvent::Started { .. }) => {
                 if let Some(due) = count.retry_at.take().filter(|due| before(m.at, *due)) {
                     let message = format!(

@@ -69,8 +69,16 @@ rules! {
     End, "H16 end";
     /// At the end the world holds what the journal says.
     World, "H17 world";
+    /// A step that requires a proof starts only with it, or when people have let it go without.
+    Proof, "H18 proof";
     /// What a client was told is there, under one run for each key, and nothing is there that nobody asked for.
     Acknowledged, "H19 acknowledged";
+    /// Every signal is read at most once, the oldest of its name first, by a step that waits for it.
+    Signals, "H20 signals";
+    /// A wait ends when its time has come, its signal is there or its people have spoken, never before.
+    Timers, "H21 timers";
+    /// An action is answered once, says who, and alone brings about what only people decide; overriding takes two.
+    Actions, "H22 actions";
     /// Retries keep to the plan: how many, how late, and never before their time.
     Retry, "H23 retry";
     /// The index says what the journal says, and a live run has exactly one reason to wake.
@@ -87,6 +95,16 @@ rules! {
     Stuck, "stuck";
     /// Nothing starts in a run that is left alone.
     Quarantine, "quarantine";
+    /// Nothing starts in a run that is paused, and no wait ends.
+    Paused, "paused";
+    /// When a run is rolled back, whatever it made is gone or kept, and somebody has said so.
+    Resources, "resources";
+    /// Finalizing steps start after the commit and no others do, only a success is committed, and then nothing turns round.
+    Commit, "commit";
+    /// Behind its point of no return a run turns round only if somebody says that it should all the same.
+    NoReturn, "no return";
+    /// A run turns round because somebody says so, a step failed, or nobody committed it in time.
+    Turns, "turns";
 }
 
 impl fmt::Display for RuleId {

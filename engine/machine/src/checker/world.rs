@@ -9,7 +9,7 @@ use super::standing::{Standing, before, later};
 use super::{Findings, RuleId};
 use crate::Time;
 use crate::event::{Applied, ClaimReason, CourseId, Event, Outcome};
-use crate::plan::Span;
+use crate::plan::{Kind, Span};
 
 /// What the world knows of one run: a simulator's ground truth, or what was found on the spot.
 #[derive(Clone, Debug, Default)]
@@ -52,6 +52,7 @@ struct Announced {
     course: CourseId,
     at: Time,
     claim: i32,
+    generation: u32,
     ended_in_doubt: bool,
 }
 
@@ -63,7 +64,8 @@ fn announced(reading: &Reading<'_>) -> HashMap<Uuid, Vec<Announced>> {
             let Some(key) = start.key() else { continue };
             let ended_in_doubt =
                 attempt.over.is_some_and(|m| matches!(m.failure(), Some((Applied::Maybe, _))));
-            let entry = Announced { course: course.id, at: start.at, claim: start.claim, ended_in_doubt };
+            let (at, claim, generation) = (start.at, start.claim, start.generation);
+            let entry = Announced { course: course.id, at, claim, generation, ended_in_doubt };
             all.entry(key).or_default().push(entry);
         }
     }
@@ -126,6 +128,8 @@ pub(super) fn overlaps(reading: &Reading<'_>, world: &WorldLog, found: &mut Find
                 let excused = causes(reading, &journal, world, other).any(|one| {
                     causes(reading, &journal, world, effect).any(|two| {
                         lost_between(one.claim.min(two.claim), one.claim.max(two.claim))
+                            // Somebody had it begin anew without waiting for the first.
+                            || one.generation != two.generation
                             // An undo that may have been done is done again at once.
                             || (effect.undo && one.ended_in_doubt && one.at < two.at)
                     })
@@ -148,11 +152,19 @@ pub(super) fn overlaps(reading: &Reading<'_>, world: &WorldLog, found: &mut Find
 
 pub(super) fn truth(reading: &Reading<'_>, world: &WorldLog, found: &mut Findings) {
     let Some((end, outcome)) = reading.ended else { return };
-    for (_, step, forward, _) in reading.steps() {
+    for (ix, step, forward, undo) in reading.steps().filter(|(_, step, ..)| step.kind == Kind::Call) {
         let Some(&there) = world.present.get(&*step.name) else { continue };
         let may_be = forward.may_be_applied(end);
+        // What people say was done by hand, or is to stay, is theirs to know.
+        let by_hand = reading.left(ix)
+            || [forward, undo].iter().any(|half| half.moves.iter().any(|m| m.after == Standing::Skipped));
+        if by_hand {
+            continue;
+        }
         let wrong = match outcome {
-            Outcome::Succeeded if forward.standing(end) == Standing::Succeeded && !there => {
+            Outcome::Succeeded | Outcome::Committed
+                if forward.standing(end) == Standing::Succeeded && !there =>
+            {
                 "succeeded, and so did the run, but its effect is not there"
             }
             Outcome::RolledBack if step.undo.is_some() && there => {

@@ -216,7 +216,7 @@ impl State {
         {
             return Err(format!("{name} stands on it"));
         }
-        let no_recalled_behind = !declared.before.iter().any(|ix| self.step(*ix).recalled);
+        let no_recalled_behind = !self.recalled_behind(id.step);
         let step = self.step(id.step);
         let begins_anew = matches!(what, StepEvent::Retried { .. });
         let about_world = matches!(what, StepEvent::Resource { .. });
@@ -389,8 +389,12 @@ impl State {
             (BackingOff { until }, StepEvent::Hastened) if forward || id.direction == Direction::Undo => {
                 *until = at;
             }
-            (InDoubt { not_before, .. }, StepEvent::Hastened) if id.direction == Direction::Forward => {
-                *not_before = None;
+            (InDoubt { not_before, unknowns, settled, .. }, StepEvent::Hastened)
+                if id.direction == Direction::Forward =>
+            {
+                (*not_before, *unknowns) = (None, 0);
+                // That it could not be found out is no answer to whoever asks again.
+                *settled = settled.take().filter(|answer| !matches!(answer, Answer::Unknown { .. }));
             }
             (Failed { .. } | Held { .. }, StepEvent::Hastened)
                 if id.direction == Direction::Forward
@@ -417,12 +421,12 @@ impl State {
                 self.stuck = false;
             }
             (
-                Succeeded { .. } | CourseAt::Skipped { .. } | Failed { .. } | Held { .. },
+                Untouched | Succeeded { .. } | CourseAt::Skipped { .. } | Failed { .. } | Held { .. },
                 StepEvent::Recalled,
             ) if id.direction == Direction::Forward && phase == Phase::Forward && !recalled => {
                 if declared.undo.is_some() && may_be_applied {
                     self.step_mut(id.step).recalled = true;
-                } else if matches!(course.at, Held { .. }) {
+                } else if matches!(course.at, Untouched | Held { .. }) {
                     return Err("there is nothing to undo".into());
                 } else {
                     // It only looked, or waited: what it found may not be so any more, once what it stands on is done
@@ -550,6 +554,24 @@ impl State {
             && !self.recalled(ix)
             && (at.is_done() || matches!(at, CourseAt::Failed { .. }))
             && self.plan.step(ix).before.iter().all(untouched)
+    }
+
+    /// Whether the undo of a recalled step waits for that of another, over any number of steps between.
+    pub(super) fn recalled_behind(&self, ix: StepIx) -> bool {
+        if !self.recalled(ix) {
+            return false;
+        }
+        let mut seen = BTreeSet::new();
+        let mut todo = self.plan.step(ix).before.clone();
+        while let Some(ix) = todo.pop() {
+            if self.recalled(ix) {
+                return true;
+            }
+            if seen.insert(ix) {
+                todo.extend(&self.plan.step(ix).before);
+            }
+        }
+        false
     }
 
     /// Some step behind, over any number of steps between, that is under way or may be there: this one cannot be undone

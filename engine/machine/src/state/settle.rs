@@ -28,7 +28,7 @@ impl State {
             let declared = plan.step(ix);
             let given_up = self.turned.as_ref().is_some_and(|turned| turned.past_failures);
             let left = self.turned.as_ref().is_some_and(|turned| turned.left.contains(&ix));
-            let recalled_behind = declared.before.iter().any(|ix| self.step(*ix).recalled);
+            let recalled_behind = self.recalled_behind(ix);
             let state = self.step_mut(ix);
             let settled = match phase {
                 // What is done counts once everything before it is done: it may have been skipped before its turn, or
@@ -43,6 +43,8 @@ impl State {
                 Phase::RollingBack => {
                     state.blockers == 0
                         && state.forward.at != CourseAt::Running
+                        // Also of a step that is left: its undo may have begun by itself before.
+                        && state.undo().at != CourseAt::Running
                         && (!state.forward.may_be_applied
                             || declared.undo.is_none()
                             || left

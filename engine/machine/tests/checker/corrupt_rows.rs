@@ -215,6 +215,7 @@ fn grammar() -> Vec<Corruption> {
             h.tell_after("succeeded b", "retried", json!(null));
             h.row("retried b").body = None;
             h.row("retried b").generation = 1;
+            h.move_after("retried b", "started c");
             h
         }),
         broken(Grammar, "an attempt under a wrong number", || {

@@ -33,6 +33,7 @@ pub fn all() -> Vec<Corruption> {
     let mut all = crate::corrupt_rows::all();
     all.extend(crate::corrupt_steps::all());
     all.extend(crate::corrupt_ends::all());
+    all.extend(crate::corrupt_people::all());
     all
 }
 

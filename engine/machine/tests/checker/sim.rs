@@ -2,6 +2,7 @@
 //! What each attempt comes to is scripted, or drawn from a seed.
 
 mod outside;
+mod people;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -174,15 +175,15 @@ impl Sim {
     /// Who wants to be woken by what.
     pub fn index(&self) -> Index {
         let (mut status, claim) = (self.state.status(), self.state.claim());
-        let people = matches!(status, Status::Held | Status::Stuck | Status::Quarantined);
-        let wake = decide(&self.state, self.now, 1).wake_at;
+        let people = matches!(status, Status::Held | Status::Stuck | Status::Quarantined | Status::Paused);
+        let decision = decide(&self.state, self.now, 1);
         let (mut owner, mut due_at) = (None, None);
-        if !status.is_end() && !people {
-            if let (true, Some(at)) = (self.dice.0.is_multiple_of(2), wake)
-                && self.state.running() == 0
-            {
-                due_at = Some(at);
-                if status == Status::Running {
+        if !self.state.is_over() && !people {
+            let rests = self.state.running() == 0 && decision.commands.is_empty();
+            let waits = decision.wake_at.is_some() || self.state.waits_for().is_some();
+            if self.dice.0.is_multiple_of(2) && rests && waits {
+                due_at = decision.wake_at;
+                if matches!(status, Status::Running | Status::Committing) {
                     status = Status::Waiting;
                 }
             } else {
@@ -249,7 +250,7 @@ impl Sim {
                     moved = true;
                     if let Event::Step { course, what, .. } = event {
                         match what {
-                            StepEvent::Started { key, .. } => self.call(course, key),
+                            StepEvent::Started { key, .. } if self.calls(course) => self.call(course, key),
                             StepEvent::Failed { .. } => self.abandon(course),
                             _ => {}
                         }
@@ -306,6 +307,7 @@ impl Sim {
             return;
         };
         let call = self.calls.remove(n);
+        self.tell_of_resources(&call);
         if self.dice.chance(self.trouble) {
             let what = StepEvent::Checkpointed { value: Json::of(&json!({ "job": 7 })) };
             self.append(step_event(&self.state, call.id, what));
@@ -351,74 +353,6 @@ impl Sim {
             }
         }
         self.claim(ClaimReason::LostLease);
-    }
-
-    /// Something nobody asked for.
-    fn meddle(&mut self) {
-        let over = self.state.is_over() || self.state.quarantined();
-        match self.dice.below(12) {
-            _ if over => {}
-            0..=7 => self.die(None),
-            8..=9 if self.calls.is_empty() => {
-                self.questions.clear();
-                self.claim(ClaimReason::Free);
-            }
-            10 if self.state.phase() == Phase::Forward => {
-                self.append(Event::RollingBack {
-                    because: "an operator said so".into(),
-                    how: Default::default(),
-                });
-            }
-            11 if self.dice.chance(10) => {
-                self.append(Event::Quarantined { why: "it kills its nodes".into() });
-            }
-            _ => {}
-        }
-    }
-
-    /// At rest, somebody comes by and decides. False: nobody does.
-    fn operate(&mut self) -> bool {
-        if self.trouble == 0 || self.dice.chance(40) || self.state.quarantined() {
-            return false;
-        }
-        let forward = self.state.phase() == Phase::Forward;
-        if forward && self.dice.chance(30) {
-            self.append(Event::RollingBack {
-                because: "an operator gave up".into(),
-                how: Default::default(),
-            });
-            return true;
-        }
-        let waits = self.plan.steps().map(|(ix, _)| ix).find_map(|ix| {
-            let id = if forward { CourseId::forward(ix) } else { CourseId::undo(ix) };
-            let at = &self.state.course(id).at;
-            let due = if forward {
-                matches!(at, CourseAt::Held { .. })
-            } else {
-                matches!(at, CourseAt::Failed { .. })
-            };
-            due.then_some(id)
-        });
-        match (waits, self.state.phase()) {
-            (Some(id), Phase::Forward | Phase::RollingBack) => {
-                // A careful one: not before what was started under the old key has come or not.
-                self.now += TimeDelta::seconds(60);
-                self.land(self.now);
-                self.retry(id);
-                true
-            }
-            _ => false,
-        }
-    }
-
-    pub fn retry(&mut self, id: CourseId) {
-        let generation = self.state.course(id).generation + 1;
-        self.append(Event::Step {
-            course: id,
-            generation,
-            attempt: 0,
-            what: StepEvent::Retried { input: None },
-        });
     }
 
     /// The journal as text, one line an event.
