@@ -8,7 +8,10 @@ use super::{Findings, RuleId};
 use crate::action::Verb;
 use crate::event::{Answer, Direction, Event, Outcome, StepEvent};
 use crate::names::StepIx;
-use crate::plan::{OnFailure, Step};
+use crate::plan::{Kind, OnFailure, Step};
+
+/// Who has paused a run whose world has changed.
+const ENGINE: &str = "the engine";
 
 pub(super) fn end(reading: &Reading<'_>, found: &mut Findings) {
     let mut over = None;
@@ -260,17 +263,25 @@ pub(super) fn rests(reading: &Reading<'_>, found: &mut Findings) {
             }
             Event::Acted(action) => {
                 match &action.verb {
-                    Verb::Pause => paused = Some(&action.who),
+                    Verb::Pause => paused = Some(action.who.as_str()),
                     Verb::Resume => (alone, paused) = (false, None),
+                    // Whoever wants it undone wants it to move.
+                    Verb::RollBack(_) => paused = None,
                     _ => {}
                 }
+                continue;
+            }
+            Event::Drifted { .. } => {
+                paused = Some(ENGINE);
                 continue;
             }
             Event::Step { course, what: StepEvent::Started { .. }, .. } => {
                 format!("{} starts", reading.name(*course))
             }
             Event::Step { course, what: StepEvent::Succeeded { .. } | StepEvent::Failed { .. }, .. }
-                if course.direction == Direction::Forward
+                // A run that is a step says itself that it has ended.
+                if reading.plan.step(course.step).kind != Kind::Run
+                    && course.direction == Direction::Forward
                     && reading.forward(course.step).standing(pos) == Standing::Waiting =>
             {
                 format!("{} waits no longer", reading.name(*course))

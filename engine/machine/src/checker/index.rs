@@ -124,8 +124,12 @@ fn expected(reading: &Reading<'_>) -> Vec<Status> {
         return vec![Status::Stuck];
     }
     let paused = last(|event| match event {
-        Event::Acted(action) if action.verb == Verb::Pause => Some(true),
-        Event::Acted(action) if action.verb == Verb::Resume => Some(false),
+        Event::Drifted { .. } => Some(true),
+        Event::Acted(action) => match action.verb {
+            Verb::Pause => Some(true),
+            Verb::Resume | Verb::RollBack(_) => Some(false),
+            _ => None,
+        },
         _ => None,
     });
     let flying = reading.courses().any(|course| course.standing(end) == Standing::Flying);

@@ -1,7 +1,7 @@
 //! Corruptions of rows, numbers, owners, keys and inputs.
 
 use backstay_machine::checker::{RuleId, Violation};
-use backstay_machine::{Applied, Json};
+use backstay_machine::{Applied, Chain, Json};
 use chrono::TimeDelta;
 use serde_json::json;
 use uuid::Uuid;
@@ -56,6 +56,16 @@ fn readable() -> Vec<Corruption> {
         broken(Readable, "a plan that was changed after its hash was taken", || {
             let mut h = History::of(chain());
             edit(&mut h.rows[0], |body| body["plan"]["workflow"] = json!("other"));
+            h
+        }),
+        broken(RuleId::Chain, "a row that was changed after a later one was sealed", || {
+            let mut h = History::of(chain());
+            let mut sealed = Chain::new(h.run);
+            for row in &mut h.rows {
+                sealed.link(row);
+                row.seal = Some(sealed.seal());
+            }
+            edit(h.row("succeeded a"), |body| *body = json!({ "made": "another" }));
             h
         }),
         broken(Readable, "no plan", || {
