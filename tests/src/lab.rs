@@ -117,7 +117,7 @@ impl Lab {
                 tokio::time::sleep(Duration::from_millis(10)).await;
             }
         };
-        Ok(tokio::time::timeout(Duration::from_secs(30), over).await??)
+        tokio::time::timeout(Duration::from_secs(30), over).await?
     }
 
     /// The journal as text, one line an event, without what differs from time to time.
