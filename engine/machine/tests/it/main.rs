@@ -13,6 +13,7 @@
 
 mod big_plans;
 mod children;
+mod documents;
 mod enumeration;
 mod histories;
 mod hostile_plans;
