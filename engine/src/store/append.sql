@@ -35,11 +35,6 @@ written as (
     from fence, unnest($5::journal_row[]) as e
     -- The events of a run that was refused go with it.
     where not e.fresh or e.run_id in (select run_id from admitted)
-),
--- What is answered leaves the inbox as it enters the journal. After the rows of the runs are locked, as for whoever
--- sends, or the two could wait for each other.
-answered as (
-    delete from inbox using fence where inbox.id = any ($6::uuid[]) and (select count(*) from changed) >= 0
 )
 select (select count(*) from fence) as "fenced!",
        (select count(*) from changed) as "changed!",

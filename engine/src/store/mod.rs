@@ -9,9 +9,10 @@
 //!   schema.rs   which migrations the database has had
 //! ```
 //!
-//! Each write is one statement, so that no dropped future can leave a transaction open. Lock order: the own
-//! row of `nodes`, then rows of `runs` in the order of their ids, then `journal` and `inbox`; a takeover locks rows of
-//! `nodes` alone.
+//! Each write is one statement, so that no dropped future can leave a transaction open; but for a write in which runs
+//! speak to others, which is a transaction on the writer's own connection. Lock order: the own row of `nodes` (or, where
+//! runs speak, after their rows), rows of `runs` in the order of their ids, then `inbox` and `journal`. A takeover locks
+//! rows of `nodes` and waits for nothing else, and a claim skips what is locked.
 
 mod append;
 mod claim;

@@ -11,6 +11,7 @@ use backstay_engine::{
 };
 use backstay_tests::{Cut, Lab, Wire, plans};
 use serde_json::{Value, json};
+use sqlx::PgConnection;
 use uuid::Uuid;
 
 use crate::until;
@@ -403,8 +404,10 @@ async fn what_is_said_to_a_run_that_cannot_be_read_is_refused_once() -> anyhow::
     all_answered(&lab).await
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn messages_that_a_hand_took_away_or_brought_back_keep_nobody_busy() -> anyhow::Result<()> {
+/// A held run that was spoken to once; then, while nobody looks, a hand is at work.
+async fn after_a_hand(
+    work: impl AsyncFnOnce(&Lab, RunId, &mut PgConnection) -> anyhow::Result<()>,
+) -> anyhow::Result<()> {
     let lab = Lab::new().await?;
     let (engine, node) = lab.node(Lab::config("a")).await?;
     let run = submit(&engine, &held(&engine, broken())?).await?;
@@ -413,20 +416,37 @@ async fn messages_that_a_hand_took_away_or_brought_back_keep_nobody_busy() -> an
     is(&lab, run, Status::Held).await?;
     node.drain(Duration::from_millis(100)).await;
     let mut sql = lab.sql().await?;
-    send_raw(&lab, run, "{}").await?;
-    sqlx::raw_sql("delete from inbox").execute(&mut sql).await?;
-    // And one that was answered is there again.
-    let again = "with back as (insert into inbox (id, run_id, body)
-                     select key, run_id, body -> 'action' from journal where kind = 'refused' returning run_id)
-                 update runs set mail = mail + 1 from back where back.run_id = runs.run_id";
-    sqlx::raw_sql(again).execute(&mut sql).await?;
+    work(&lab, run, &mut sql).await?;
     let (_engine, _heir) = lab.node(Lab::config("b")).await?;
-    until("nobody waits for them", async || Ok(lab.engine.get(run).await?.unanswered == 0)).await?;
+    until("nobody waits for it", async || Ok(lab.engine.get(run).await?.unanswered == 0)).await?;
+    is(&lab, run, Status::Held).await?;
     stays(&lab, run).await?;
     sqlx::raw_sql("delete from inbox").execute(&mut sql).await?;
     assert!(accepted(&lab.engine.act(run, &Action::new("ann", "", mend("b"))).await?));
     assert_eq!(lab.settled(run).await?, Status::Succeeded);
     Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_message_that_a_hand_took_away_keeps_nobody_busy() -> anyhow::Result<()> {
+    after_a_hand(async |lab, run, sql| {
+        send_raw(lab, run, "{}").await?;
+        sqlx::raw_sql("delete from inbox").execute(sql).await?;
+        Ok(())
+    })
+    .await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_message_that_a_hand_brought_back_keeps_nobody_busy() -> anyhow::Result<()> {
+    after_a_hand(async |_, _, sql| {
+        let again = "with back as (insert into inbox (id, run_id, body)
+                         select key, run_id, body -> 'action' from journal where kind = 'refused' returning run_id)
+                     update runs set mail = mail + 1, due_at = now() from back where back.run_id = runs.run_id";
+        sqlx::raw_sql(again).execute(sql).await?;
+        Ok(())
+    })
+    .await
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,0 +1,46 @@
+-- append.sql, for a write that answers messages as well. What is answered leaves the inbox as it enters the journal. A
+-- test keeps the two alike.
+with fence as materialized (
+    select 1 from nodes where epoch = $1 and token = $2 and ended_at is null for key share
+),
+admitted as (
+    insert into runs (run_id, workflow, status, plan_hash, activities, priority, labels, client_key, request_hash,
+                      exclusive_key, owner, submitted_at)
+    select a.run_id, a.workflow, 'running', a.plan_hash, string_to_array(a.activities, ','), a.priority,
+           a.labels::jsonb, a.client_key, a.request_hash, a.exclusive_key, $1, a.at
+    from fence, unnest($3::new_run[]) as a
+    on conflict do nothing
+    returning run_id
+),
+changed as (
+    update runs
+    set status = c.status,
+        owner = case when c.release then null else runs.owner end,
+        -- Somebody has spoken to the run since its owner looked into the inbox: it is not over and not put aside, but
+        -- there for whoever claims it, and answers. Only this row may be asked: it is read again after a wait for it.
+        due_at = case when c.release and runs.mail > c.told then least(c.due_at, statement_timestamp()) else c.due_at end,
+        finished_at = case when runs.mail > c.told then null else c.finished_at end,
+        note = c.note,
+        told = greatest(runs.told, c.told),
+        crashes = case when c.clears then 0 else runs.crashes end
+    from fence, unnest($4::index_change[]) as c
+    -- Not "owner = $1": the planner would go by the index of owners, and look at all runs of this life for each one.
+    where runs.run_id = c.run_id and runs.claim = c.claim and runs.owner is not distinct from $1
+    returning runs.owner is null and runs.mail > runs.told as spoken_to
+),
+written as (
+    insert into journal (run_id, seq, claim, epoch, at, kind, step, undo, generation, attempt, key, body, seal)
+    select e.run_id, e.seq, e.claim, e.epoch, e.at, e.kind, e.step, e.undo, e.generation, e.attempt, e.key, e.body::json, e.seal
+    from fence, unnest($5::journal_row[]) as e
+    -- The events of a run that was refused go with it.
+    where not e.fresh or e.run_id in (select run_id from admitted)
+),
+-- What is answered leaves the inbox as it enters the journal. After the rows of the runs are locked, as for whoever
+-- sends, or the two could wait for each other.
+answered as (
+    delete from inbox using fence where inbox.id = any ($6::uuid[]) and (select count(*) from changed) >= 0
+)
+select (select count(*) from fence) as "fenced!",
+       (select count(*) from changed) as "changed!",
+       (select count(*) from changed where spoken_to) as "spoken_to!",
+       array(select run_id from admitted) as "admitted!"
