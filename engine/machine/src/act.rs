@@ -399,7 +399,7 @@ fn roll_back(state: &State, action: &Action, how: &RollBack) -> Result<Vec<Event
 
 fn account(state: &State, step: &str, kind: &str, name: &str, became: Fate) -> Result<Vec<Event>, String> {
     let ix = found(state, step)?;
-    if state.phase() == Phase::Succeeded && !state.quarantined() {
+    if state.phase() == Phase::Succeeded {
         return Err("all its steps are done; roll it back first".into());
     }
     if !became.is_settled() {
