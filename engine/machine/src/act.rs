@@ -444,7 +444,7 @@ fn ended(state: &State, step: &str, run: crate::RunId, outcome: Outcome) -> Resu
 
 fn account(state: &State, step: &str, kind: &str, name: &str, became: Fate) -> Result<Vec<Event>, String> {
     let ix = found(state, step)?;
-    if state.phase() == Phase::Succeeded && !state.quarantined() {
+    if state.phase() == Phase::Succeeded {
         return Err("all its steps are done; roll it back first".into());
     }
     if !became.is_settled() {

@@ -120,6 +120,17 @@ fn forward(state: &State, now: Time, mut room: usize, decision: &mut Decision) {
         decision.append(Event::Finished { outcome });
         return;
     }
+    if state.phase() == Phase::Forward
+        && let Some((step, error)) = turning(state)
+    {
+        // Nothing else is decided in this direction any more; and nothing at all while an attempt at the point of no
+        // return is in flight: its end says whether there is a way back.
+        if !state.at_no_return() {
+            let because = format!("step {step} failed: {}", error.message);
+            decision.append(Event::RollingBack { because, how: RollBack::default() });
+        }
+        return;
+    }
     let mut taken = Vec::new();
     for ix in state.open() {
         let step = state.plan().step(ix);
@@ -201,23 +212,9 @@ fn forward(state: &State, now: Time, mut room: usize, decision: &mut Decision) {
             }
             CourseAt::Failed { error } => {
                 match step.on_failure {
-                    // An attempt at the point of no return is in flight. Its end says whether there is a way back;
-                    // nothing is begun before.
-                    OnFailure::RollBack if state.phase() == Phase::Forward && state.at_no_return() => {
-                        *decision = Decision::default();
-                        return;
-                    }
-                    OnFailure::RollBack if state.phase() == Phase::Committing || state.past_no_return() => {
+                    OnFailure::RollBack => {
                         let why = format!("failed, when nothing is rolled back any more: {}", error.message);
                         decision.append(step_event(state, id, StepEvent::Held { why }));
-                    }
-                    OnFailure::RollBack => {
-                        // Nothing else is decided in this direction any more.
-                        decision.commands.clear();
-                        decision.wake_at = None;
-                        let because = format!("step {} failed: {}", step.name, error.message);
-                        decision.append(Event::RollingBack { because, how: RollBack::default() });
-                        return;
                     }
                     OnFailure::Hold => {
                         let why = format!("failed: {}", error.message);
@@ -240,6 +237,22 @@ fn forward(state: &State, now: Time, mut room: usize, decision: &mut Decision) {
     for ix in state.fresh().take(room) {
         decision.append(start_of(state, CourseId::forward(ix)));
     }
+}
+
+/// A failure that turns the run round, or will.
+fn turning(state: &State) -> Option<(&str, &ActivityError)> {
+    if state.past_no_return() && !state.at_no_return() {
+        return None;
+    }
+    state.open().find_map(|ix| {
+        let step = state.plan().step(ix);
+        match &state.course(CourseId::forward(ix)).at {
+            CourseAt::Failed { error } if step.on_failure == OnFailure::RollBack && !state.recalled(ix) => {
+                Some((&*step.name, error))
+            }
+            _ => None,
+        }
+    })
 }
 
 fn back(state: &State, now: Time, mut room: usize, decision: &mut Decision) {

@@ -203,6 +203,9 @@ impl State {
         at: Time,
     ) -> Result<(), String> {
         let phase = self.phase;
+        if phase == Phase::Succeeded {
+            return Err("all steps are done".into());
+        }
         let forward = matches!(phase, Phase::Forward | Phase::Committing);
         let plan = Arc::clone(&self.plan);
         let declared = plan.step(id.step);

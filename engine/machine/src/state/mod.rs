@@ -594,11 +594,19 @@ impl State {
                 format!("{} paused it; somebody must resume it", self.paused().unwrap_or("somebody"))
             }
             Status::Held => {
-                let held = |(ix, _): &(StepIx, _)| matches!(self.step(*ix).forward.at, CourseAt::Held { .. });
-                let names: Vec<_> =
-                    self.plan.steps().filter(held).map(|(_, step)| &*step.name).take(10).collect();
-                let names =
-                    if names.is_empty() { "the undo of a recalled step".into() } else { names.join(", ") };
+                let names: Vec<_> = self
+                    .plan
+                    .steps()
+                    .filter_map(|(ix, step)| match (&self.step(ix).forward.at, &self.step(ix).undo().at) {
+                        (_, CourseAt::Failed { .. }) if self.recalled(ix) => {
+                            Some(format!("the undo of {}", step.name))
+                        }
+                        (CourseAt::Held { .. }, _) => Some(step.name.to_string()),
+                        _ => None,
+                    })
+                    .take(10)
+                    .collect();
+                let names = names.join(", ");
                 format!("{done} of {all} steps are done; an operator must decide about {names}")
             }
             Status::Succeeded if !self.is_over() => "somebody must commit it, or roll it back".into(),

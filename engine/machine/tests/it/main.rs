@@ -19,6 +19,7 @@ mod histories;
 mod hostile_plans;
 mod in_doubt;
 mod legal_moves;
+mod people_at_large;
 mod pictures;
 mod plan_rules;
 mod retries;
@@ -26,6 +27,10 @@ mod schemas;
 mod storage;
 mod stories;
 mod support;
+mod verbs_anywhere;
+mod verbs_of_ends;
+mod verbs_of_steps;
+mod verbs_of_waits;
 
 /// Whether the long sweeps were asked for.
 fn full_sweep() -> bool {

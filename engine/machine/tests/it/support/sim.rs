@@ -4,7 +4,7 @@
 use std::rc::Rc;
 use std::sync::Arc;
 
-use backstay_machine::plan::Span;
+use backstay_machine::plan::{Kind, Span};
 use backstay_machine::*;
 use chrono::{DateTime, TimeDelta, Utc};
 use serde_json::json;
@@ -42,6 +42,10 @@ pub enum End {
     RolledBack,
     Held,
     Stuck,
+    Committed,
+    Closed,
+    /// For people, or for a signal.
+    Waits,
 }
 
 #[derive(Clone, Debug)]
@@ -54,6 +58,8 @@ struct Call {
 #[derive(Clone, Debug)]
 struct Question {
     step: StepIx,
+    /// The generation and the attempt that it is about.
+    about: (u32, u32),
     asked_at: Time,
     answer: Answer,
 }
@@ -141,7 +147,7 @@ impl Sim {
         let journaled = Journaled {
             seq: self.state.seq() + 1,
             claim: self.state.claim() + i32::from(claims),
-            epoch: Epoch(i64::from(self.state.claim())),
+            epoch: Epoch(i64::from(self.state.claim()) + i64::from(claims)),
             at: self.now,
             event,
         };
@@ -224,7 +230,7 @@ impl Sim {
     pub fn step(&mut self, dice: &mut Dice) -> Option<()> {
         let mut moves = self.moves(dice);
         if moves.is_empty() {
-            let at_rest = self.state.quarantined() || self.end().is_some();
+            let at_rest = self.state.is_over() || self.state.waits_for().is_some();
             assert!(at_rest, "a silent run: {:?}\n{}", self.state.status(), self.story());
             return None;
         }
@@ -252,6 +258,9 @@ impl Sim {
         }
         let Event::Step { course, attempt, what: StepEvent::Started { key, .. }, .. } = event else { return };
         let plan = Arc::clone(self.state.plan());
+        if course.direction == Direction::Forward && plan.step(course.step).kind != Kind::Call {
+            return;
+        }
         self.world.begins(&plan, course, key, attempt);
         let ending = (self.script)(&plan, course, attempt, dice);
         let landing = Landing { course, key, attempt, at: self.now };
@@ -310,12 +319,17 @@ impl Sim {
             () if self.world.has_part(step, &key) => Answer::Partial,
             () => Answer::Absent,
         };
-        self.questions.push(Question { step, asked_at: self.now, answer });
+        let about = (course.generation, course.attempts);
+        self.questions.push(Question { step, about, asked_at: self.now, answer });
     }
 
     fn answer(&mut self, n: usize) {
-        let Question { step, asked_at, answer } = self.questions.remove(n);
+        let Question { step, about, asked_at, answer } = self.questions.remove(n);
         let id = CourseId::forward(step);
+        let course = self.state.course(id);
+        if self.state.is_over() || (course.generation, course.attempts) != about {
+            return;
+        }
         let key = idempotency_key(
             self.state.run(),
             &self.plan().step(step).name,
@@ -340,7 +354,7 @@ impl Sim {
     pub fn run(&mut self, dice: &mut Dice) -> End {
         for _ in 0..100_000 {
             if self.step(dice).is_none() {
-                return self.end().expect("it came to rest");
+                return self.end().unwrap_or(End::Waits);
             }
         }
         panic!("the run does not come to an end\n{}", self.story());
@@ -377,7 +391,9 @@ impl Sim {
     /// How it came to rest, if it did.
     pub fn end(&self) -> Option<End> {
         match self.state.status() {
-            Status::Succeeded => Some(End::Succeeded),
+            Status::Succeeded if self.state.is_over() => Some(End::Succeeded),
+            Status::Committed => Some(End::Committed),
+            Status::Closed => Some(End::Closed),
             Status::RolledBack => Some(End::RolledBack),
             Status::Held => Some(End::Held),
             Status::Stuck => Some(End::Stuck),
@@ -423,6 +439,15 @@ pub fn difference(a: &State, b: &State) -> Option<String> {
     if seen(a) != seen(b) {
         return Some(format!("{:?} / {:?}", seen(a), seen(b)));
     }
+    let said = |s: &State| {
+        let signals: Vec<_> = s.signals().cloned().collect();
+        let resources: Vec<_> =
+            s.resources().map(|(ix, k, n, fate)| (ix, k.to_owned(), n.to_owned(), fate)).collect();
+        (signals, resources, s.paused().map(str::to_owned), s.waits_for(), s.past_no_return(), s.told())
+    };
+    if said(a) != said(b) {
+        return Some(format!("{:?} / {:?}", said(a), said(b)));
+    }
     for (step, declared) in a.plan().steps() {
         for id in [CourseId::forward(step), CourseId::undo(step)] {
             if a.course(id) != b.course(id) {
@@ -458,6 +483,10 @@ fn line(journaled: &Journaled, plan: &Plan) -> String {
         out += &format!(" #{}", row.attempt);
     }
     match &journaled.event {
+        Event::Acted(action) | Event::Refused { action, .. } => {
+            out = out.replace(" #0", "");
+            out += &format!(" by {}: {}", action.who, action.verb.name());
+        }
         Event::Finished { .. } => {
             out += &format!(" {}", row.body.unwrap().value()["outcome"].as_str().unwrap())
         }
