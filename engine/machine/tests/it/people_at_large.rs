@@ -104,7 +104,7 @@ fn storm(seed: u64) -> Sim {
             let mut verb = verbs[dice.pick(verbs.len())].clone();
             let by = who(&mut dice);
             for _ in 0..20 {
-                if judge_action(&sim.state, &Action::new(by, "because", verb.clone())).is_ok() {
+                if judge_action(&sim.state, &Action::new(by, "because", verb.clone()), sim.now).is_ok() {
                     break;
                 }
                 verb = verbs[dice.pick(verbs.len())].clone();
@@ -156,7 +156,7 @@ fn poke(state: &State) {
     for verb in every_verb(state.plan()) {
         let action = Action::new("dan", "because", verb);
         let mut next = state.clone();
-        let events = judge_action(state, &action)
+        let events = judge_action(state, &action, at)
             .unwrap_or_else(|because| vec![Event::Refused { action: Box::new(action), because }]);
         for event in events {
             journal(&mut next, event, at);

@@ -181,6 +181,6 @@ fn whatever_is_asked_whenever_of_a_run_of_three_steps_it_comes_to_rest_and_can_b
 fn what_is_granted_comes_in_one_piece() {
     let sim = begun(&every_dag(2)[1], KINDS[0], None);
     let action = Action::new("ann", "because", roll_back());
-    let events = judge_action(&sim.state, &action).unwrap();
+    let events = judge_action(&sim.state, &action, sim.now).unwrap();
     assert!(matches!(&events[..], [Event::Acted(_), Event::RollingBack { .. }]));
 }

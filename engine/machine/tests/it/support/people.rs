@@ -119,7 +119,7 @@ impl Sim {
     }
 
     pub fn act(&mut self, action: Action) -> Result<(), String> {
-        match judge_action(&self.state, &action) {
+        match judge_action(&self.state, &action, self.now) {
             Ok(events) => {
                 for event in events {
                     self.append(event);
@@ -166,13 +166,13 @@ impl Sim {
                 _ => {}
             }
         }
-        for (ix, kind, name, _) in self.state.residue() {
-            let (kind, name) = (kind.to_owned(), name.to_owned());
-            let step = self.plan().step(ix).name.to_string();
+        for one in self.state.residue() {
+            let (step, kind, name) = (one.step.to_string(), one.kind.clone(), one.name.clone());
             wanted.push(Verb::Account { step, kind, name, became: Fate::Gone });
         }
-        let granted =
-            |verb: &Verb| judge_action(&self.state, &Action::new(who, "it is time", verb.clone())).is_ok();
+        let granted = |verb: &Verb| {
+            judge_action(&self.state, &Action::new(who, "it is time", verb.clone()), self.now).is_ok()
+        };
         wanted.into_iter().find(granted)
     }
 

@@ -441,8 +441,7 @@ pub fn difference(a: &State, b: &State) -> Option<String> {
     }
     let said = |s: &State| {
         let signals: Vec<_> = s.signals().cloned().collect();
-        let resources: Vec<_> =
-            s.resources().map(|(ix, k, n, fate)| (ix, k.to_owned(), n.to_owned(), fate)).collect();
+        let resources: Vec<_> = s.resources().cloned().collect();
         (signals, resources, s.paused().map(str::to_owned), s.waits_for(), s.past_no_return(), s.told())
     };
     if said(a) != said(b) {
