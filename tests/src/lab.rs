@@ -73,8 +73,12 @@ impl Lab {
     }
 
     async fn engine(url: &str, world: &World) -> anyhow::Result<Engine> {
+        Self::engine_on(Store::connect(url).await?, world).await
+    }
+
+    async fn engine_on(store: Store, world: &World) -> anyhow::Result<Engine> {
         let registry = Registry::new().with(Make(world.clone())).with(Unmake(world.clone()));
-        Ok(Engine::open(Store::connect(url).await?, registry).await?)
+        Ok(Engine::open(store, registry).await?)
     }
 
     /// What tests change in a node's behaviour starts from here: everything a little sooner.
@@ -100,6 +104,13 @@ impl Lab {
         Ok((engine, node))
     }
 
+    /// A node with a store of the test's.
+    pub async fn node_on(&self, store: Store, config: NodeConfig) -> anyhow::Result<(Engine, Node)> {
+        let engine = Self::engine_on(store, &self.world).await?;
+        let node = engine.start_node(config).await?;
+        Ok((engine, node))
+    }
+
     /// Waits until the run is over or waits for people.
     pub async fn settled(&self, run: RunId) -> anyhow::Result<Status> {
         let waiting = self.engine.watch(run).ended();
@@ -117,7 +128,7 @@ impl Lab {
                 tokio::time::sleep(Duration::from_millis(10)).await;
             }
         };
-        Ok(tokio::time::timeout(Duration::from_secs(30), over).await??)
+        tokio::time::timeout(Duration::from_secs(30), over).await?
     }
 
     /// The journal as text, one line an event, without what differs from time to time.

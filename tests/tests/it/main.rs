@@ -8,6 +8,7 @@ mod faults;
 mod insight;
 mod processes;
 mod runs;
+mod silence;
 mod spoken;
 mod spoken_crashes;
 mod tidiness;

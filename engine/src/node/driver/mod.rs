@@ -678,15 +678,16 @@ impl Driver {
 
     async fn end(mut self) {
         self.shared.crash_point("drain.released").await;
+        let store = self.shared.store.clone();
         let ending = async {
             let conn = match &mut self.conn {
                 Some(conn) => conn,
-                None => self.conn.insert(self.shared.store.dedicated("writer").await?),
+                None => self.conn.insert(store.dedicated("writer").await?),
             };
             Store::end_life(conn, &self.shared.life).await?;
-            self.shared.store.notify().await
+            store.notify().await
         };
-        if let Err(error) = ending.await {
+        if let Err(error) = store.patiently("end the lease", ending).await {
             tracing::warn!(
                 error = &error as &dyn std::error::Error,
                 "the lease could not be given back; it runs out by itself"
