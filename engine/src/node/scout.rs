@@ -112,6 +112,10 @@ impl Scout {
         if self.listener.is_none() {
             let store = &self.shared.store;
             self.listener = store.patiently("listen for work", store.listener()).await.ok();
+            if self.listener.is_some() {
+                // What was told after the last look and before this was told to nobody.
+                return;
+            }
         }
         let Some(listener) = &mut self.listener else { return tokio::time::sleep(poll).await };
         let told = async {
