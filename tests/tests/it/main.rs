@@ -6,6 +6,7 @@ mod crashes;
 mod families;
 mod faults;
 mod insight;
+mod late;
 mod processes;
 mod runs;
 mod silence;
