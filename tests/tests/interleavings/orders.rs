@@ -110,7 +110,9 @@ impl Bench {
                 for (within, what, by) in exchanges {
                     match *within {
                         TELL => exchange_in_tell(&mut sql, what, by).await?,
-                        SCHEMA => drop(sqlx::raw_sql(AssertSqlSafe(*what)).execute(&mut sql).await?),
+                        SCHEMA => {
+                            sqlx::raw_sql(AssertSqlSafe(*what)).execute(&mut sql).await?;
+                        }
                         _ => wire.exchange(within, what, by),
                     }
                 }
