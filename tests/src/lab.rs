@@ -73,8 +73,12 @@ impl Lab {
     }
 
     async fn engine(url: &str, world: &World) -> anyhow::Result<Engine> {
+        Self::engine_on(Store::connect(url).await?, world).await
+    }
+
+    async fn engine_on(store: Store, world: &World) -> anyhow::Result<Engine> {
         let registry = Registry::new().with(Make(world.clone())).with(Unmake(world.clone()));
-        Ok(Engine::open(Store::connect(url).await?, registry).await?)
+        Ok(Engine::open(store, registry).await?)
     }
 
     /// What tests change in a node's behaviour starts from here: everything a little sooner.
@@ -96,6 +100,13 @@ impl Lab {
     /// A node that reaches the same database by another way.
     pub async fn node_by(&self, url: &str, config: NodeConfig) -> anyhow::Result<(Engine, Node)> {
         let engine = Self::engine(url, &self.world).await?;
+        let node = engine.start_node(config).await?;
+        Ok((engine, node))
+    }
+
+    /// A node with a store of the test's.
+    pub async fn node_on(&self, store: Store, config: NodeConfig) -> anyhow::Result<(Engine, Node)> {
+        let engine = Self::engine_on(store, &self.world).await?;
         let node = engine.start_node(config).await?;
         Ok((engine, node))
     }

@@ -14,6 +14,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use anyhow::Context as _;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream, UnixStream};
+use tokio::sync::watch;
 
 /// Where the connection is cut around a write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -24,6 +25,9 @@ pub enum Cut {
     Underway,
     /// The server has committed and said so; the client does not hear it.
     Answered,
+    /// No cut: the server has committed and said so, and its answer is a long time coming. It arrives, or is lost for
+    /// good, when the test says so; until then the way is silent.
+    Late,
 }
 
 /// A way to a database that leads through the test.
@@ -42,6 +46,19 @@ struct State {
     heard: Mutex<Vec<String>>,
     writes: AtomicU64,
     cuts: Mutex<Vec<Cut>>,
+    late: watch::Sender<Late>,
+    /// New connections of this name get no answer, and are not hung up on.
+    silent: Mutex<Option<String>>,
+    silenced: AtomicU64,
+}
+
+/// What becomes of an answer that is late.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Late {
+    #[default]
+    Held,
+    Arrives,
+    Lost,
 }
 
 #[derive(Debug, Default)]
@@ -126,6 +143,26 @@ impl Wire {
         lock(&self.state.cuts).clone()
     }
 
+    /// Answers that are late arrive now.
+    pub fn let_arrive(&self) {
+        self.state.late.send_replace(Late::Arrives);
+    }
+
+    /// Answers that are late are lost, and their connections cut.
+    pub fn hang_up(&self) {
+        self.state.late.send_replace(Late::Lost);
+    }
+
+    /// From now on, new connections of this name get no answer, and are not hung up on; `None`: all do again.
+    pub fn silence(&self, name: Option<&str>) {
+        *lock(&self.state.silent) = name.map(str::to_owned);
+    }
+
+    /// How many connections got no answer.
+    pub fn silenced(&self) -> u64 {
+        self.state.silenced.load(Ordering::SeqCst)
+    }
+
     /// Exchanges a part of every statement that holds `within`, from now on.
     pub fn exchange(&self, within: &str, what: &str, by: &str) {
         let (within, what, by) = (within.into(), what.into(), by.into());
@@ -163,7 +200,14 @@ where
         let mut first = true;
         let mut writes = HashSet::new();
         loop {
-            let mut message = read_message(&mut from_client, std::mem::take(&mut first)).await?;
+            let begins = std::mem::take(&mut first);
+            let mut message = read_message(&mut from_client, begins).await?;
+            if begins && state.is_silent(&message) {
+                state.silenced.fetch_add(1, Ordering::SeqCst);
+                // Until the client has had enough.
+                while read_message(&mut from_client, false).await.is_ok() {}
+                return Ok(());
+            }
             match message.first() {
                 Some(b'P') => parsed(&state, &mut message, &mut writes),
                 Some(b'B') if bound(&message).is_some_and(|name| writes.contains(&name)) => {
@@ -196,6 +240,13 @@ where
                     lock(&state.cuts).push(Cut::Answered);
                     return std::io::Result::Ok(());
                 }
+                Some(Some(Cut::Late)) => {
+                    let mut late = state.late.subscribe();
+                    lock(&state.cuts).push(Cut::Late);
+                    if late.wait_for(|late| *late != Late::Held).await.is_ok_and(|late| *late == Late::Lost) {
+                        return std::io::Result::Ok(());
+                    }
+                }
                 _ => {}
             }
             *lock(&underway) = None;
@@ -216,6 +267,13 @@ where
 }
 
 impl State {
+    /// Whether the first message of a connection gives a name that gets no answer.
+    fn is_silent(&self, startup: &[u8]) -> bool {
+        let Some(name) = lock(&self.silent).clone() else { return false };
+        let name = format!("application_name\0{name}\0");
+        startup.windows(name.len()).any(|window| window == name.as_bytes())
+    }
+
     fn next_cut(&self) -> Option<Cut> {
         let write = self.writes.fetch_add(1, Ordering::SeqCst) + 1;
         let mut plan = lock(&self.plan);

@@ -13,6 +13,7 @@ use sqlx::postgres::{PgPool, PgPoolOptions};
 use uuid::Uuid;
 
 const TABLES: &str = "
+create table gates (name text primary key);
 create table world (key uuid primary key, step text not null);
 create table touches (id bigint generated always as identity primary key, key uuid not null, step text not null,
                       undo boolean not null, attempt int not null, what text not null,
@@ -55,6 +56,21 @@ impl World {
     pub async fn touched(&self, what: &str, step: &str) -> anyhow::Result<i64> {
         let count = "select count(*) from touches where what = $1 and step = $2";
         Ok(sqlx::query_scalar(count).bind(what).bind(step).fetch_one(&self.pool).await?)
+    }
+
+    /// What waits for this gate goes on, and what comes later does not wait.
+    pub async fn open_gate(&self, name: &str) -> anyhow::Result<()> {
+        let open = "insert into gates values ($1) on conflict do nothing";
+        sqlx::query(open).bind(name).execute(&self.pool).await?;
+        Ok(())
+    }
+
+    async fn wait_for_gate(&self, name: &str) -> Result<(), Failure> {
+        let open = "select exists (select from gates where name = $1)";
+        while !sqlx::query_scalar::<_, bool>(open).bind(name).fetch_one(&self.pool).await? {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        Ok(())
     }
 
     async fn note(&self, key: Uuid, context: &Context, what: &str) -> Result<(), Failure> {
@@ -114,6 +130,12 @@ pub struct Thing {
     /// How making it goes wrong: `permanent`, `half` (what it made is there), `not-applied`, `panic`, `hang`, `huge`, a number of
     /// attempts that are refused before one works, or `late:` and a number of attempts that work and do not say so.
     pub fails: Option<String>,
+    /// It waits for this gate before it does anything.
+    pub waits: Option<String>,
+    /// Its probe waits for this gate before it looks.
+    pub probe_waits: Option<String>,
+    /// How many times it says that it is as good as done, all at once.
+    pub reports: u32,
     /// How long it takes.
     pub millis: u64,
     /// Save a checkpoint half way.
@@ -176,6 +198,14 @@ impl Activity for Make {
     async fn run(&self, context: &Context, thing: Thing) -> Result<Made, Failure> {
         let Self(world) = self;
         let fails = thing.fails.as_deref().unwrap_or_default();
+        if let Some(gate) = &thing.waits {
+            world.note(context.key(), context, "wait").await?;
+            world.wait_for_gate(gate).await?;
+        }
+        for _ in 0..thing.reports {
+            // At 100 nothing is left out.
+            context.progress(100.0, "");
+        }
         match fails {
             "permanent" => return Err(Failure::permanent("broken", "it broke, and may have done something")),
             "not-applied" => return Err(Failure::permanent("refused", "it was refused").not_applied()),
@@ -220,7 +250,11 @@ impl Activity for Make {
         Ok(Made { id: context.key().to_string(), attempt: context.attempt(), padding })
     }
 
-    async fn probe(&self, context: &Context, _: Thing) -> Result<Probe<Made>, Failure> {
+    async fn probe(&self, context: &Context, thing: Thing) -> Result<Probe<Made>, Failure> {
+        if let Some(gate) = &thing.probe_waits {
+            self.0.note(context.key(), context, "ask").await?;
+            self.0.wait_for_gate(gate).await?;
+        }
         let there: bool = sqlx::query_scalar("select exists (select from world where key = $1)")
             .bind(context.key())
             .fetch_one(&self.0.pool)

@@ -75,8 +75,14 @@ pub(super) fn start(shared: &Shared, state: &State, course: CourseId, now: Time)
     Call { attempt, cancel, noted: None, _task: AbortOnDrop(task.abort_handle()) }
 }
 
+/// A probe under way. Dropping it ends it wherever it is.
+pub(super) struct Question {
+    pub attempt: (u32, u32),
+    _task: AbortOnDrop,
+}
+
 /// Asks the world about an attempt in doubt.
-pub(super) fn probe(shared: &Shared, state: &State, step: StepIx, now: Time) -> AbortOnDrop {
+pub(super) fn probe(shared: &Shared, state: &State, step: StepIx, now: Time) -> Question {
     let course = CourseId::forward(step);
     let (context, work) = prepare(shared, state, course, now, &CancellationToken::new());
     let attempt = (context.generation, context.attempt);
@@ -108,7 +114,8 @@ pub(super) fn probe(shared: &Shared, state: &State, step: StepIx, now: Time) -> 
         let run = context.run;
         let _ = shared.inbox.send(Message::Probed { run, step, attempt, answer, output, asked_at: now });
     };
-    AbortOnDrop(tokio::spawn(task.instrument(span)).abort_handle())
+    let task = tokio::spawn(task.instrument(span));
+    Question { attempt, _task: AbortOnDrop(task.abort_handle()) }
 }
 
 fn prepare<'a>(

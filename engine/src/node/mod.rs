@@ -272,10 +272,11 @@ struct Alive {
 impl Births {
     async fn begin(&mut self) -> Result<Alive, NodeError> {
         let Self { store, config, .. } = self;
-        let mut conn = store.dedicated("lease").await?;
+        let connecting = store.dedicated("lease");
+        let mut conn = store.patiently("connect to the database", connecting).await?;
         let deadline = Instant::now() + Duration::from_secs(2);
         // The session of a process that was killed is gone as soon as Postgres notices.
-        while !Store::take_name(&mut conn, &config.name).await? {
+        while !store.patiently("take the node's name", Store::take_name(&mut conn, &config.name)).await? {
             if Instant::now() > deadline {
                 return Err(NodeError::NameInUse(config.name.clone()));
             }
@@ -283,7 +284,8 @@ impl Births {
         }
         let names = self.registry.all_names();
         let sent = Instant::now();
-        let (life, time) = Store::begin_life(&mut conn, &config.name, &names, config.lease).await?;
+        let beginning = Store::begin_life(&mut conn, &config.name, &names, config.lease);
+        let (life, time) = store.patiently("begin a lease", beginning).await?;
         let (tell, lease) = watch::channel(lease::Lease::renewed(sent, time, config.lease));
         let (lost, keeper) = (CancellationToken::new(), CancellationToken::new());
         lease::keep(

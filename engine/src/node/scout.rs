@@ -15,7 +15,7 @@ use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 
 use super::{Found, Message, Shared, lock};
-use crate::store::{Claimed, LONGEST_STATEMENT, Letter, Store, StoreError};
+use crate::store::{Claimed, Letter, Store, StoreError};
 
 /// Runs claimed at once: enough to share a round trip, few enough that others get some.
 const BATCH: i64 = 500;
@@ -25,15 +25,6 @@ const READ: usize = 32;
 
 /// Messages handed to the driver at once: they may be large.
 const PAGE: i64 = 200;
-
-/// The database bounds its statements; this bounds the way to it.
-async fn bounded<T>(
-    doing: &'static str,
-    statement: impl Future<Output = Result<T, StoreError>>,
-) -> Result<T, StoreError> {
-    let late = |_| StoreError::silent(doing);
-    tokio::time::timeout(LONGEST_STATEMENT, statement).await.map_err(late)?
-}
 
 /// Plans in memory by the digest of their text, so that runs of the same plan share it.
 type Plans = HashMap<[u8; 32], Weak<Plan>>;
@@ -82,7 +73,7 @@ impl Scout {
                         self.conn = None;
                         self.listener = None;
                         let now = Instant::now();
-                        self.unsure = vec![now, now + LONGEST_STATEMENT];
+                        self.unsure = vec![now, now + self.shared.store.patience()];
                     }
                 }
                 self.gauge().await;
@@ -100,13 +91,14 @@ impl Scout {
             return;
         }
         self.gauged = Some(Instant::now());
-        if let Ok(silent) = self.shared.store.silent(100).await {
+        let store = &self.shared.store;
+        if let Ok(silent) = store.patiently("look for silent runs", store.silent(100)).await {
             metrics::gauge!("backstay_silent_runs").set(silent.len() as f64);
             for (run, why) in silent {
                 tracing::error!(%run, "nothing moves this run: {why}");
             }
         }
-        if let Ok(counts) = self.shared.store.count_live().await {
+        if let Ok(counts) = store.patiently("count the runs", store.count_live()).await {
             for status in STATUSES.map(Status::as_str) {
                 let count = counts.iter().find(|(name, _)| name == status).map_or(0, |(_, count)| *count);
                 metrics::gauge!("backstay_runs", "status" => status).set(count as f64);
@@ -118,7 +110,12 @@ impl Scout {
     async fn wait(&mut self) {
         let poll = self.shared.config.poll;
         if self.listener.is_none() {
-            self.listener = self.shared.store.listener().await.ok();
+            let store = &self.shared.store;
+            self.listener = store.patiently("listen for work", store.listener()).await.ok();
+            if self.listener.is_some() {
+                // What was told after the last look and before this was told to nobody.
+                return;
+            }
         }
         let Some(listener) = &mut self.listener else { return tokio::time::sleep(poll).await };
         let told = async {
@@ -141,16 +138,19 @@ impl Scout {
     async fn round(&mut self) -> Result<(), StoreError> {
         let shared = self.shared.clone();
         let names = shared.registry.all_names();
+        let store = &shared.store;
         let conn = match &mut self.conn {
             Some(conn) => conn,
-            None => self.conn.insert(shared.store.dedicated("scout").await?),
+            None => {
+                self.conn.insert(store.patiently("connect to the database", store.dedicated("scout")).await?)
+            }
         };
         // After an outage everybody's lease has run out, by the database's clock: who has not renewed its own ends
         // nobody else's, and not its own either.
         if !shared.lease.borrow().is_safe() {
             return Ok(());
         }
-        for name in bounded("take over", Store::take_over(conn)).await? {
+        for name in store.patiently("take over", Store::take_over(conn)).await? {
             tracing::warn!(node = name, "a node's lease ran out; its runs are taken over");
         }
         self.end_trials();
@@ -164,7 +164,7 @@ impl Scout {
             let Some(conn) = &mut self.conn else { return Ok(()) };
             let mut claimed = Vec::new();
             if self.unsure.first().is_some_and(|at| *at <= Instant::now()) {
-                let owned = bounded("list own runs", Store::owned(conn, &shared.life)).await?;
+                let owned = store.patiently("list own runs", Store::owned(conn, &shared.life)).await?;
                 let (reply, unknown) = oneshot::channel();
                 if shared.inbox.send(Message::Unknown { owned, reply }).is_err() {
                     return Ok(());
@@ -174,16 +174,20 @@ impl Scout {
                     unknown.truncate(room as usize);
                     self.unsure.push(Instant::now());
                 }
-                claimed = bounded("claim", Store::claim_forgotten(conn, &shared.life, &unknown)).await?;
+                claimed =
+                    store.patiently("claim", Store::claim_forgotten(conn, &shared.life, &unknown)).await?;
                 self.unsure.remove(0);
             }
             if claimed.is_empty() {
-                claimed =
-                    bounded("claim", Store::claim_orphans(conn, &shared.life, &names, false, room)).await?;
+                claimed = store
+                    .patiently("claim", Store::claim_orphans(conn, &shared.life, &names, false, room))
+                    .await?;
             }
             let on_trial = lock(&shared.suspect).is_some();
             if claimed.is_empty() && !on_trial {
-                claimed = bounded("claim", Store::claim_orphans(conn, &shared.life, &names, true, 1)).await?;
+                claimed = store
+                    .patiently("claim", Store::claim_orphans(conn, &shared.life, &names, true, 1))
+                    .await?;
                 if let Some(suspect) = claimed.first() {
                     let run = suspect.run;
                     tracing::warn!(%run, crashes = suspect.crashes, "this run was there when nodes died; it is watched alone");
@@ -191,7 +195,8 @@ impl Scout {
                 }
             }
             if claimed.is_empty() {
-                claimed = bounded("claim", Store::claim_due(conn, &shared.life, &names, room)).await?;
+                claimed =
+                    store.patiently("claim", Store::claim_due(conn, &shared.life, &names, room)).await?;
             }
             if claimed.is_empty() {
                 return Ok(());
@@ -204,12 +209,12 @@ impl Scout {
             for some in claimed.chunks(READ) {
                 let runs: Vec<_> = some.iter().map(|claimed| claimed.run).collect();
                 let Some(conn) = &mut self.conn else { return Ok(()) };
-                let mut journals = bounded("read journals", Store::journals(conn, &runs)).await?;
+                let mut journals = store.patiently("read journals", Store::journals(conn, &runs)).await?;
                 // With the run, or it would be put down again before anybody has read what it was told.
                 let told: Vec<_> = some.iter().filter(|run| run.mail > run.told).map(|run| run.run).collect();
                 let mut mail = HashMap::new();
                 if !told.is_empty() {
-                    mail = bounded("look into the inbox", Store::mail_for(conn, &told)).await?;
+                    mail = store.patiently("look into the inbox", Store::mail_for(conn, &told)).await?;
                     shared.crash_point("mail.read").await;
                 }
                 for claimed in some {
@@ -234,7 +239,7 @@ impl Scout {
         loop {
             let Some(conn) = &mut self.conn else { return Ok(()) };
             let looking = Store::mail(conn, &self.shared.life, after, PAGE);
-            let letters = bounded("look into the inbox", looking).await?;
+            let letters = self.shared.store.patiently("look into the inbox", looking).await?;
             let Some(last) = letters.last() else { return Ok(()) };
             after = last.nr;
             let more = letters.len() as i64 == PAGE;

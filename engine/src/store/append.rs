@@ -9,7 +9,7 @@ use sqlx::postgres::types::PgRecordEncoder;
 use sqlx::postgres::{PgArgumentBuffer, PgHasArrayType, PgTypeInfo};
 use sqlx::{PgConnection, Postgres};
 
-use super::{LONGEST_STATEMENT, Life, Outgoing, Store, StoreError, Told};
+use super::{Life, Outgoing, Store, StoreError, Told};
 
 /// Rows on their way into the statement, as Postgres reads them: see the types in the migration.
 struct NewRun<'a>(&'a Admission);
@@ -443,9 +443,7 @@ pub(crate) async fn append_surely(
             }
             Ok(appended)
         };
-        // The database bounds its statements; this bounds the way to it.
-        let silent = |_| Err(StoreError::silent("write to the journal"));
-        let done = tokio::time::timeout(LONGEST_STATEMENT, attempt).await.unwrap_or_else(silent);
+        let done = store.patiently("write to the journal", attempt).await;
         if let Err(error) = &done {
             too_much += u32::from(error.is_too_much());
             duplicates += u32::from(error.is_duplicate());

@@ -38,14 +38,15 @@ pub use schema::Schema;
 
 static MIGRATIONS: sqlx::migrate::Migrator = sqlx::migrate!("../migrations");
 
-/// A statement whose answer was lost is over by then, one way or the other: `statement_timeout` and a little more.
-pub(crate) const LONGEST_STATEMENT: Duration = Duration::from_secs(35);
+/// How long a statement may take before Postgres cancels it, unless said otherwise.
+const LONGEST_STATEMENT: Duration = Duration::from_secs(30);
 
 /// Where the journal is.
 #[derive(Clone, Debug)]
 pub struct Store {
     options: PgConnectOptions,
     pool: PgPool,
+    patience: Duration,
 }
 
 /// What went wrong between us and Postgres.
@@ -80,7 +81,7 @@ impl StoreError {
     }
 
     /// The database gave no answer at all.
-    pub(crate) fn silent(doing: &'static str) -> Self {
+    fn silent(doing: &'static str) -> Self {
         let source = std::io::Error::new(std::io::ErrorKind::TimedOut, "the database gave no answer");
         Self::Database { doing, source: sqlx::Error::Io(source) }
     }
@@ -124,10 +125,16 @@ impl StoreError {
 impl Store {
     /// Opens a pool on a database. Nothing is changed in it.
     pub async fn connect(url: &str) -> Result<Self, StoreError> {
+        Self::connect_within(url, LONGEST_STATEMENT).await
+    }
+
+    /// Opens a pool on a database where no statement may take longer than this.
+    pub async fn connect_within(url: &str, longest_statement: Duration) -> Result<Self, StoreError> {
         let options: PgConnectOptions = url.parse().map_err(StoreError::Url)?;
+        let statement_timeout = format!("{}ms", longest_statement.as_millis());
         let options = options.application_name("backstay").options([
             // A client that freezes inside a statement hides its rows from everybody without any error.
-            ("statement_timeout", "30s"),
+            ("statement_timeout", statement_timeout.as_str()),
             ("lock_timeout", "10s"),
             ("idle_in_transaction_session_timeout", "10s"),
             ("jit", "off"),
@@ -142,7 +149,9 @@ impl Store {
             .connect_with(options.clone())
             .await
             .map_err(StoreError::database("connect to the database"))?;
-        let store = Self { options, pool };
+        // A little longer than Postgres takes to cancel.
+        let patience = longest_statement.mul_f64(7.0 / 6.0);
+        let store = Self { options, pool, patience };
         store.refuse_lost_commits().await?;
         Ok(store)
     }
@@ -167,6 +176,21 @@ impl Store {
             ("plan_cache_mode", "force_generic_plan"),
         ]);
         PgConnection::connect_with(&options).await.map_err(StoreError::database("connect to the database"))
+    }
+
+    /// A statement whose answer was lost is over by then, one way or the other.
+    pub(crate) fn patience(&self) -> Duration {
+        self.patience
+    }
+
+    /// The database bounds its statements; this bounds the way to it. A connection can fall silent without an error.
+    pub(crate) async fn patiently<T>(
+        &self,
+        doing: &'static str,
+        asking: impl Future<Output = Result<T, StoreError>>,
+    ) -> Result<T, StoreError> {
+        let late = |_| StoreError::silent(doing);
+        tokio::time::timeout(self.patience, asking).await.map_err(late)?
     }
 
     /// Hears that there may be work. Losing it costs a poll interval.

@@ -28,7 +28,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
 use super::call::{self, Call};
-use super::{AbortOnDrop, Found, Message, Shared};
+use super::{Found, Message, Shared};
 use crate::engine::Submission;
 use crate::store::{Appended, Batch, IndexChange, Store, StoreError};
 
@@ -59,7 +59,7 @@ struct Run {
     /// Over the rows of its journal, with those that are on their way.
     chain: Chain,
     calls: HashMap<CourseId, Call>,
-    probes: HashMap<StepIx, AbortOnDrop>,
+    probes: HashMap<StepIx, call::Question>,
     /// What the index says.
     indexed: Status,
     /// Messages to it that are answered.
@@ -237,14 +237,20 @@ impl Driver {
             }
             Message::Probed { run: id, step, attempt, answer, output, asked_at } => {
                 let Some(run) = self.runs.get_mut(&id) else { return };
+                if run.probes.get(&step).is_none_or(|question| question.attempt != attempt) {
+                    return;
+                }
                 run.probes.remove(&step);
                 let course = CourseId::forward(step);
                 let at = run.state.course(course);
-                if run.leaving || (at.generation, at.attempts) != attempt {
-                    return;
-                }
-                let now = self.shared.now();
-                for what in judge_probe(&run.state, step, answer, output, asked_at, now) {
+                // An operator may have had it begin anew meanwhile. Then the run goes on all the same: it may have waited
+                // for this answer to be put down.
+                let events = if (at.generation, at.attempts) == attempt {
+                    judge_probe(&run.state, step, answer, output, asked_at, self.shared.now())
+                } else {
+                    Vec::new()
+                };
+                for what in events {
                     if let Some(run) = self.runs.get(&id) {
                         let event = step_event(&run.state, course, what);
                         self.append(id, event);
@@ -452,7 +458,10 @@ impl Driver {
                     }
                     Command::Probe(step) if !draining => {
                         let Some(run) = self.runs.get_mut(&id) else { return };
-                        if run.probes.contains_key(&step) {
+                        let at = run.state.course(CourseId::forward(step));
+                        let attempt = (at.generation, at.attempts);
+                        // A question about an earlier attempt is not waited for.
+                        if run.probes.get(&step).is_some_and(|question| question.attempt == attempt) {
                         } else if self.shared.lease.borrow().is_safe() {
                             let probe = call::probe(&self.shared, &run.state, step, now);
                             run.probes.insert(step, probe);
@@ -678,15 +687,16 @@ impl Driver {
 
     async fn end(mut self) {
         self.shared.crash_point("drain.released").await;
+        let store = self.shared.store.clone();
         let ending = async {
             let conn = match &mut self.conn {
                 Some(conn) => conn,
-                None => self.conn.insert(self.shared.store.dedicated("writer").await?),
+                None => self.conn.insert(store.dedicated("writer").await?),
             };
             Store::end_life(conn, &self.shared.life).await?;
-            self.shared.store.notify().await
+            store.notify().await
         };
-        if let Err(error) = ending.await {
+        if let Err(error) = store.patiently("end the lease", ending).await {
             tracing::warn!(
                 error = &error as &dyn std::error::Error,
                 "the lease could not be given back; it runs out by itself"
