@@ -100,7 +100,8 @@ async fn a_held_run_does_what_an_operator_says_to_any_process() -> anyhow::Resul
         story.contains("held b #1\nclaimed free\nrefused\nclaimed free\nacted b #0\nretried b #0"),
         "{story}"
     );
-    all_answered(&lab).await
+    all_answered(&lab).await?;
+    lab.assert_history(run).await
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -133,7 +134,8 @@ async fn a_run_that_was_put_down_for_an_hour_is_woken() -> anyhow::Result<()> {
     let now = Verb::Retry { step: "only".into(), undo: false, input: None, in_doubt: false };
     assert!(accepted(&lab.engine.act(run, &Action::new("ann", "", now)).await?));
     assert_eq!(lab.settled(run).await?, Status::Succeeded);
-    all_answered(&lab).await
+    all_answered(&lab).await?;
+    lab.assert_history(run).await
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -367,7 +369,8 @@ async fn what_nobody_understands_is_refused_and_the_run_goes_on() -> anyhow::Res
     let (_engine, _heir) = lab.node(Lab::config("b")).await?;
     assert!(accepted(&lab.engine.act(run, &Action::new("ann", "", mend("b"))).await?));
     assert_eq!(lab.settled(run).await?, Status::Succeeded);
-    all_answered(&lab).await
+    all_answered(&lab).await?;
+    lab.assert_history(run).await
 }
 
 /// How often the run is claimed while nothing happens.
