@@ -203,7 +203,8 @@ impl State {
         at: Time,
     ) -> Result<(), String> {
         let phase = self.phase;
-        if phase == Phase::Succeeded {
+        let looking = matches!(what, StepEvent::Compared { .. });
+        if phase == Phase::Succeeded && !looking {
             return Err("all steps are done".into());
         }
         let forward = matches!(phase, Phase::Forward | Phase::Committing);
@@ -225,9 +226,7 @@ impl State {
         let about_world = matches!(what, StepEvent::Resource { .. });
         // Others have gone on from it: it cannot become unsettled again, unless that is what is asked for.
         let again = begins_anew || matches!(what, StepEvent::Hastened);
-        let asked = matches!(what, StepEvent::Recalled | StepEvent::Compared { .. })
-            || (again && may_restart)
-            || about_world;
+        let asked = looking || matches!(what, StepEvent::Recalled) || (again && may_restart) || about_world;
         if id.direction == Direction::Forward && forward && step.settled && !asked {
             return Err("the step is settled".into());
         }

