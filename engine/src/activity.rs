@@ -7,7 +7,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use backstay_machine::plan::{Effect, Span};
 use backstay_machine::{
-    ActivityError, ActivitySpec, Applied, Catalog, Direction, Fate, Json, RunId, StepEvent, Time,
+    ActivityError, ActivitySpec, Applied, Catalog, Direction, Fate, Json, RunId, Sender, StepEvent, Time,
 };
 use schemars::JsonSchema;
 use serde::Serialize;
@@ -136,6 +136,7 @@ fn storable(text: &str) -> String {
 pub struct Context {
     pub(crate) run: RunId,
     pub(crate) step: Arc<str>,
+    pub(crate) sender: Option<Sender>,
     pub(crate) direction: Direction,
     pub(crate) generation: u32,
     pub(crate) attempt: u32,
@@ -173,6 +174,11 @@ impl Context {
     /// The step.
     pub fn step(&self) -> &str {
         &self.step
+    }
+
+    /// Who submitted the run, where somebody said so; with the trace to go on with.
+    pub fn sender(&self) -> Option<&Sender> {
+        self.sender.as_ref()
     }
 
     /// Forward, or undoing.

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use backstay_machine::{CheckError, Epoch, Event, Journaled, Plan, Row, RunId, Seq, Status};
+use backstay_machine::{CheckError, Epoch, Event, Journaled, Plan, Row, RunId, Sender, Seq, Status, action};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use tokio::sync::{Notify, oneshot};
@@ -40,6 +40,10 @@ pub struct SubmitOptions {
     pub labels: Value,
     /// 0 low, 1 normal, 2 high.
     pub priority: Option<i16>,
+    /// Who submits it; it stands in the run's first event.
+    pub by: Option<Sender>,
+    /// What was asked under the key, in the client's words. Left out: the plan and these options.
+    pub asked: Option<String>,
 }
 
 /// Why the engine did not do as it was asked.
@@ -130,15 +134,16 @@ pub struct RunHandle {
 pub(crate) struct Submission {
     pub admission: Admission,
     pub plan: Arc<Plan>,
+    pub by: Option<Box<Sender>>,
     pub ended: Option<oneshot::Sender<Status>>,
     reply: oneshot::Sender<bool>,
 }
 
 impl Submission {
     /// Of a run that is a step of another: nobody waits for its admission.
-    pub(crate) fn by_engine(admission: Admission, plan: Arc<Plan>) -> Self {
+    pub(crate) fn by_engine(admission: Admission, plan: Arc<Plan>, by: Option<Box<Sender>>) -> Self {
         let (reply, _) = oneshot::channel();
-        Self { admission, plan, ended: None, reply }
+        Self { admission, plan, by, ended: None, reply }
     }
 
     pub(crate) fn admit(self) {
@@ -195,14 +200,17 @@ impl Engine {
         if let Some(node) = node {
             let (reply, admitted) = oneshot::channel();
             let plan = Arc::clone(plan);
-            let submission = Submission { admission: admission.clone(), plan, ended: Some(tell_end), reply };
+            let by = options.by.clone().map(Box::new);
+            let submission =
+                Submission { admission: admission.clone(), plan, by, ended: Some(tell_end), reply };
             // If the node dies over it, nobody knows whether it was written; the free way below finds out.
             if node.send(Message::Submit(Box::new(submission))).is_ok() && admitted.await == Ok(true) {
                 return Ok(submitted(run, true, Some(ended)));
             }
         }
+        let by = options.by.clone().map(Box::new);
         let first =
-            Journaled { seq: 1, claim: 0, epoch: Epoch(0), at: admission.at, event: Event::Submitted };
+            Journaled { seq: 1, claim: 0, epoch: Epoch(0), at: admission.at, event: Event::Submitted { by } };
         let first = first.to_row(plan);
         // A holder of the key may end between the refusal and the look: then it is tried again.
         for _ in 0..3 {
@@ -265,6 +273,16 @@ fn admission(plan: &Plan, options: &SubmitOptions) -> Result<Admission, EngineEr
             return wrong(format!("the {what} has 1 to 200 characters, none of them control characters"));
         }
     }
+    if let Some(Sender { who, why, via, trace }) = &options.by {
+        for text in [Some(who), Some(why), via.as_ref(), trace.as_ref()].into_iter().flatten() {
+            if text.chars().count() > action::limits::TEXT || text.chars().any(char::is_control) {
+                return wrong(format!(
+                    "who submits it, and why, have at most {} characters, none of them control characters",
+                    action::limits::TEXT
+                ));
+            }
+        }
+    }
     let labels = match &options.labels {
         Value::Null => "{}".to_owned(),
         Value::Object(map) if map.len() <= 50 => {
@@ -286,11 +304,11 @@ fn admission(plan: &Plan, options: &SubmitOptions) -> Result<Admission, EngineEr
     let request_hash = match &options.key {
         None => String::new(),
         Some(_) => {
-            let asked = json!([plan.hash(), options.exclusive, options.labels, priority]);
-            Sha256::digest(backstay_machine::canonical(&asked))
-                .iter()
-                .map(|byte| format!("{byte:02x}"))
-                .collect()
+            let asked = options.asked.clone().unwrap_or_else(|| {
+                let asked = json!([plan.hash(), options.exclusive, options.labels, priority]);
+                backstay_machine::canonical(&asked)
+            });
+            Sha256::digest(asked).iter().map(|byte| format!("{byte:02x}")).collect()
         }
     };
     Ok(Admission {

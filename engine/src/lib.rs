@@ -22,7 +22,7 @@ pub use activity::{Activity, Context, Failure, Probe, Registry, Undone};
 pub use async_trait::async_trait;
 pub use backstay_machine as machine;
 pub use backstay_machine::plan::{Effect, OnFailure, PlanBuilder, Retry, Span, output};
-pub use backstay_machine::{Action, Plan, RunId, Status, Verb};
+pub use backstay_machine::{Action, Plan, RunId, Sender, Status, Verb};
 pub use engine::{Engine, EngineError, RunHandle, SubmitOptions, Submitted};
 pub use insight::Continuation;
 #[cfg(debug_assertions)]

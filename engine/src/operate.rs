@@ -55,6 +55,8 @@ pub struct Bulk {
     pub who: String,
     /// Why.
     pub why: String,
+    /// By which request.
+    pub via: Option<String>,
     /// What.
     pub verb: Verb,
 }
@@ -75,13 +77,20 @@ pub struct BulkReport {
 impl Bulk {
     /// A wish with an id of its own.
     pub fn new(who: impl Into<String>, why: impl Into<String>, verb: Verb) -> Self {
-        Self { id: Uuid::now_v7(), who: who.into(), why: why.into(), verb }
+        Self { id: Uuid::now_v7(), who: who.into(), why: why.into(), via: None, verb }
     }
 
     /// The same for one run.
     pub fn action(&self, run: RunId) -> Action {
         let id = Uuid::new_v5(&self.id, run.0.as_bytes());
-        Action { id, who: self.who.clone(), why: self.why.clone(), seen: None, verb: self.verb.clone() }
+        Action {
+            id,
+            who: self.who.clone(),
+            why: self.why.clone(),
+            seen: None,
+            via: self.via.clone(),
+            verb: self.verb.clone(),
+        }
     }
 }
 
@@ -166,7 +175,7 @@ impl Engine {
         payload: Value,
     ) -> Result<Answer, EngineError> {
         let verb = Verb::Signal { name: name.into(), payload };
-        self.tell(run, &Action { id, who: who.into(), why: String::new(), seen: None, verb }).await
+        self.tell(run, &Action { id, who: who.into(), why: String::new(), seen: None, via: None, verb }).await
     }
 
     /// Asks many things of many runs. What is wrong with one of them is said of it alone.
@@ -323,7 +332,8 @@ async fn tell_surely(store: &Store, messages: &[Outgoing]) -> Result<Vec<Told>, 
 fn is_same(action: &Action, said: &str) -> bool {
     match serde_json::from_str::<Action>(said) {
         Ok(Action { verb: Verb::Signal { name, .. }, .. }) if name == UNREADABLE => true,
-        Ok(before) => before == *action,
+        // Asked again it is another request, and the same asking.
+        Ok(before) => Action { via: action.via.clone(), ..before } == *action,
         Err(_) => false,
     }
 }

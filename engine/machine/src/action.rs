@@ -35,6 +35,9 @@ pub struct Action {
     /// The last event that the asker saw: refused if what it is about has moved since.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub seen: Option<Seq>,
+    /// By which request; it stands in the logs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub via: Option<String>,
     /// What.
     pub verb: Verb,
 }
@@ -199,7 +202,7 @@ impl std::fmt::Display for Fate {
 impl Action {
     /// An asking with an id of its own.
     pub fn new(who: impl Into<String>, why: impl Into<String>, verb: Verb) -> Self {
-        Self { id: Uuid::now_v7(), who: who.into(), why: why.into(), seen: None, verb }
+        Self { id: Uuid::now_v7(), who: who.into(), why: why.into(), seen: None, via: None, verb }
     }
 
     /// What is wrong with it whatever the run.

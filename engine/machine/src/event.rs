@@ -56,11 +56,30 @@ pub struct Journaled {
     pub event: Event,
 }
 
+/// Who submitted a run: for those who ask later, and for the traces of its activities.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Sender {
+    /// Who.
+    pub who: String,
+    /// Why.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub why: String,
+    /// By which request; it stands in the logs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub via: Option<String>,
+    /// The caller's trace (a W3C traceparent).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub trace: Option<String>,
+}
+
 /// One fact.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Event {
     /// The run is there.
-    Submitted,
+    Submitted {
+        /// By whom, where somebody said so.
+        by: Option<Box<Sender>>,
+    },
     /// A node took it over.
     Claimed {
         /// The node's name.
@@ -399,6 +418,13 @@ pub struct Undecodable {
     pub why: String,
 }
 
+/// The plan is read apart, before anything else of a run is.
+#[derive(Deserialize)]
+struct SubmittedBody {
+    #[serde(default)]
+    by: Option<Box<Sender>>,
+}
+
 #[derive(Serialize, Deserialize)]
 struct ClaimedBody {
     node: String,
@@ -507,7 +533,8 @@ impl Journaled {
             seal: None,
         };
         (row.kind, row.body) = match &self.event {
-            Event::Submitted => ("submitted", Some(plan.submitted().clone())),
+            Event::Submitted { by: None } => ("submitted", Some(plan.submitted().clone())),
+            Event::Submitted { by: Some(by) } => ("submitted", plan.submitted_by(by)),
             Event::Claimed { node, reason } => {
                 ("claimed", body(&ClaimedBody { node: node.clone(), reason: *reason }))
             }
@@ -591,7 +618,7 @@ impl Journaled {
 
 fn read(row: &Row, plan: &Plan) -> Result<Event, String> {
     let what = match row.kind {
-        "submitted" => return Ok(Event::Submitted),
+        "submitted" => return parsed(row).map(|SubmittedBody { by }| Event::Submitted { by }),
         "claimed" => {
             let ClaimedBody { node, reason } = parsed(row)?;
             return Ok(Event::Claimed { node, reason });

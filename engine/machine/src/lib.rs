@@ -32,7 +32,7 @@ pub use action::{Action, Fate, RollBack, Verb};
 pub use chain::{Broken, Chain, is_sealed};
 pub use decide::{Command, Decision, decide, step_event};
 pub use event::{
-    ActivityError, Answer, Applied, ClaimReason, CourseId, Direction, Event, Journaled, Outcome, Row,
+    ActivityError, Answer, Applied, ClaimReason, CourseId, Direction, Event, Journaled, Outcome, Row, Sender,
     StepEvent, Undecodable, idempotency_key,
 };
 pub use explain::{Driven, Explanation, Forecast, explain, forecast};

@@ -145,6 +145,7 @@ fn prepare<'a>(
     let context = Context {
         run: state.run(),
         step: Arc::clone(&step.name),
+        sender: state.sender().cloned(),
         direction: id.direction,
         generation: course.generation,
         attempt: course.attempts,

@@ -227,7 +227,7 @@ mod tests {
             details: None,
         };
         let events = [
-            (0, Event::Submitted),
+            (0, Event::Submitted { by: None }),
             (0, started("snapshot")),
             (900, step("snapshot", StepEvent::Succeeded { output: Json::null() })),
             (900, started("copy-disk-0")),

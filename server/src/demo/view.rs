@@ -111,7 +111,7 @@ impl View {
     /// An event as a line, for those who have no terminal to draw on.
     pub(super) fn line(&self, event: &Event, progress_before: Option<f64>) -> Option<String> {
         let (course, attempt, what) = match event {
-            Event::Submitted => return None,
+            Event::Submitted { .. } => return None,
             Event::Claimed { node, .. } => return Some(format!("{:<17} by node {node}", "taken over")),
             Event::RollingBack { because, .. } => return Some(format!("{:<17} {because}", "rolling back")),
             Event::Checking { because, .. } => return Some(format!("{:<17} {because}", "looking")),

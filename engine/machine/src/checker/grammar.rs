@@ -13,8 +13,8 @@ use crate::plan::Source;
 pub(super) fn run(reading: &Reading<'_>, found: &mut Findings) {
     for (pos, journaled) in reading.events.iter().enumerate() {
         let wrong = match &journaled.event {
-            Event::Submitted if pos > 0 => "the run is submitted a second time: it has two beginnings",
-            Event::Submitted => continue,
+            Event::Submitted { .. } if pos > 0 => "the run is submitted a second time: it has two beginnings",
+            Event::Submitted { .. } => continue,
             _ if pos == 0 => "a run begins with its submission, this one does not",
             Event::RollingBack { .. } if reading.turned_before(pos) => {
                 "the run turns round a second time: it can only go back once"

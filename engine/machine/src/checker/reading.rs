@@ -102,7 +102,7 @@ impl<'a> Reading<'a> {
                         reading.ended = Some((pos, *outcome));
                     }
                 }
-                Event::Submitted
+                Event::Submitted { .. }
                 | Event::Stuck { .. }
                 | Event::Quarantined { .. }
                 | Event::Acted(_)

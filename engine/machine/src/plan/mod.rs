@@ -229,6 +229,13 @@ impl Plan {
         names
     }
 
+    /// The run's first event, with who submitted it. Whoever reads only the plan sees no difference.
+    pub(crate) fn submitted_by(&self, by: &crate::event::Sender) -> Option<Json> {
+        let by = serde_json::to_string(by).ok()?;
+        let whole = self.submitted.as_str().strip_prefix('{')?;
+        Some(Json::trusted(format!("{{\"by\":{by},{whole}").into()))
+    }
+
     /// Reads the plan out of a run's first event: data that was checked when it was submitted, so only its
     /// form is looked at again and no catalog is asked. That is why a new release cannot break a run.
     pub fn from_submitted(body: &Json) -> Result<Arc<Plan>, CheckError> {

@@ -40,7 +40,7 @@ impl State {
         if self.quarantined && !is_fact(&journaled.event) {
             return Err(illegal("the run is left alone".into()));
         }
-        if self.seq == 0 && journaled.event != Event::Submitted {
+        if self.seq == 0 && !matches!(journaled.event, Event::Submitted { .. }) {
             return Err(illegal("the first event of a run is its submission".into()));
         }
         self.apply_event(journaled).map_err(illegal)?;
@@ -52,10 +52,11 @@ impl State {
     fn apply_event(&mut self, journaled: &Journaled) -> Result<(), String> {
         let (at, seq) = (journaled.at, journaled.seq);
         match &journaled.event {
-            Event::Submitted => {
+            Event::Submitted { by } => {
                 if self.seq != 0 {
                     return Err("a run is submitted once".into());
                 }
+                self.sender.clone_from(by);
                 for (ix, _) in Arc::clone(&self.plan).steps() {
                     self.settle(ix);
                 }

@@ -22,7 +22,7 @@ use std::sync::Arc;
 
 use crate::Time;
 use crate::action::{Fate, RollBack};
-use crate::event::{ActivityError, Answer, CourseId, Direction, Journaled, Outcome, Row};
+use crate::event::{ActivityError, Answer, CourseId, Direction, Journaled, Outcome, Row, Sender};
 use crate::json::Json;
 use crate::names::{ClaimNo, RunId, Seq, StepIx, StepName};
 use crate::plan::Plan;
@@ -36,6 +36,7 @@ pub use wait::{Wait, run_of_step};
 pub struct State {
     run: RunId,
     plan: Arc<Plan>,
+    sender: Option<Box<Sender>>,
     seq: Seq,
     claim: ClaimNo,
     at: Option<Time>,
@@ -314,6 +315,7 @@ impl State {
         let mut state = Self {
             run,
             plan,
+            sender: None,
             seq: 0,
             claim: 0,
             at: None,
@@ -411,6 +413,11 @@ impl State {
     /// The run.
     pub fn run(&self) -> RunId {
         self.run
+    }
+
+    /// Who submitted it, where somebody said so.
+    pub fn sender(&self) -> Option<&Sender> {
+        self.sender.as_deref()
     }
 
     /// Its plan.

@@ -101,7 +101,7 @@ impl Sim {
     pub fn new(plan: Arc<Plan>) -> Self {
         let mut sim = Self::unsubmitted(plan, 0, 0);
         sim.epoch = 1;
-        sim.append(Event::Submitted);
+        sim.append(Event::Submitted { by: None });
         sim
     }
 
@@ -110,9 +110,9 @@ impl Sim {
         let mut sim = Self::unsubmitted(plan, seed, trouble);
         if sim.dice.chance(50) {
             sim.epoch = 1;
-            sim.append(Event::Submitted);
+            sim.append(Event::Submitted { by: None });
         } else {
-            sim.append(Event::Submitted);
+            sim.append(Event::Submitted { by: None });
             sim.now += TimeDelta::milliseconds(300);
             sim.claim(ClaimReason::Free);
         }

@@ -26,7 +26,14 @@ fn ix(state: &State, name: &str) -> StepIx {
 }
 
 fn act(sim: &mut Sim, verb: Verb) -> Result<(), String> {
-    let action = Action { id: uuid::Uuid::new_v4(), who: "anna".into(), why: "so".into(), seen: None, verb };
+    let action = Action {
+        id: uuid::Uuid::new_v4(),
+        who: "anna".into(),
+        why: "so".into(),
+        seen: None,
+        via: None,
+        verb,
+    };
     for event in judge_action(&sim.state, &action, sim.now)? {
         sim.append(event);
     }

@@ -316,7 +316,7 @@ fn every_event_of_a_run_is_legal_or_refused_as_this_table_says() {
         ("all undone", back(undone, undone, undone).state),
     ];
     let events = [
-        ("submitted", Event::Submitted),
+        ("submitted", Event::Submitted { by: None }),
         ("claimed", Event::Claimed { node: "n".into(), reason: ClaimReason::LostLease }),
         ("rolling_back", Event::RollingBack { because: String::new(), how: Default::default() }),
         ("stuck", Event::Stuck { steps: vec![], resources: vec![] }),

@@ -167,6 +167,33 @@ fn a_stored_plan_is_judged_neither_by_the_limits_nor_by_the_activities_of_today(
     assert_eq!(plan.spec(), &spec);
 }
 
+#[test]
+fn who_submitted_a_run_stands_in_its_first_event_and_changes_nothing_else() {
+    let plan = checked(spec(crate::support::diamond()));
+    let by = Sender { who: "anna \"the\" first".into(), via: Some("r-1".into()), ..Sender::default() };
+    let event = Event::Submitted { by: Some(Box::new(by.clone())) };
+    let row = Journaled { seq: 1, claim: 0, epoch: Epoch(0), at: Time::UNIX_EPOCH, event: event.clone() }
+        .to_row(&plan);
+    let body = row.body.as_ref().unwrap();
+    let stored = Plan::from_submitted(body).unwrap();
+    assert_eq!((stored.hash(), stored.submitted()), (plan.hash(), plan.submitted()));
+    let read = Journaled::from_row(&row, &stored).unwrap();
+    assert_eq!(read.event, event);
+    let state = State::from_rows(RunId::fresh(), &[row.clone()]).unwrap();
+    assert_eq!(state.sender(), Some(&by));
+    // As the releases before wrote it, and as a database may have rewritten it.
+    let plain = row_of(&plan, Event::Submitted { by: None });
+    assert_eq!(Journaled::from_row(&plain, &stored).unwrap().event, Event::Submitted { by: None });
+    let reordered = reordered(body);
+    assert_eq!(Plan::from_submitted(&reordered).unwrap().hash(), plan.hash());
+    let row = Row { body: Some(reordered), ..row };
+    assert_eq!(Journaled::from_row(&row, &stored).unwrap().event, event);
+}
+
+fn row_of(plan: &Plan, event: Event) -> Row {
+    Journaled { seq: 1, claim: 0, epoch: Epoch(0), at: Time::UNIX_EPOCH, event }.to_row(plan)
+}
+
 fn sha(text: &str) -> String {
     use sha2::{Digest, Sha256};
     Sha256::digest(text.as_bytes()).iter().map(|byte| format!("{byte:02x}")).collect()

@@ -121,7 +121,13 @@ impl Library {
 
     /// The journal of a run that was just submitted.
     pub fn first(&self) -> Journal {
-        let row = Journaled { seq: 1, claim: 0, epoch: Epoch(0), at: time(0), event: Event::Submitted };
+        let row = Journaled {
+            seq: 1,
+            claim: 0,
+            epoch: Epoch(0),
+            at: time(0),
+            event: Event::Submitted { by: None },
+        };
         self.page(None, row)
     }
 

@@ -67,7 +67,8 @@ impl Driver {
                     exclusive_key: None,
                     at: self.shared.now(),
                 };
-                self.take_on(Box::new(Submission::by_engine(admission, plan)));
+                let by = run.state.sender().cloned().map(Box::new);
+                self.take_on(Box::new(Submission::by_engine(admission, plan, by)));
             }
             Err(wrong) => {
                 let error = ActivityError {
@@ -93,6 +94,7 @@ impl Driver {
             who: ENGINE.into(),
             why: format!("run {id}, of which it is a step, is rolled back"),
             seen: None,
+            via: None,
             verb: Verb::RollBack(RollBack { past_no_return: true, ..RollBack::default() }),
         };
         self.send(id, child, &action);
@@ -127,6 +129,7 @@ impl Driver {
                 who: action.who.clone(),
                 why: format!("as run {id}, of which it is a step"),
                 seen: None,
+                via: None,
                 verb: action.verb.clone(),
             };
             self.send(id, child, &action);
@@ -197,6 +200,7 @@ fn ended(id: Uuid, step: String, run: RunId, outcome: Outcome) -> Action {
         who: ENGINE.into(),
         why: String::new(),
         seen: None,
+        via: None,
         verb: Verb::Ended { step, run, outcome },
     }
 }

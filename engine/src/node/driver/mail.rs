@@ -113,6 +113,7 @@ fn stand_in(letter: &Letter) -> Action {
         who,
         why: String::new(),
         seen: None,
+        via: None,
         verb: Verb::Signal { name: UNREADABLE.into(), payload: Value::String(text) },
     }
 }

@@ -323,8 +323,9 @@ impl Driver {
         run.admitting = true;
         self.insert(id, run);
         self.pending.batch.admissions.push(submission.admission.clone());
+        let by = submission.by.clone();
         self.pending.then.push(Then::Admitted(submission));
-        self.append(id, Event::Submitted);
+        self.append(id, Event::Submitted { by });
         self.advance(id);
     }
 

@@ -13,7 +13,7 @@ impl Sim {
     pub fn ask_for(&mut self, who: &str, verb: Verb) -> bool {
         // Not by the clock: the same seed makes the same journal.
         let id = Uuid::from_u64_pair(self.journal.len() as u64, u64::MAX);
-        let action = Action { id, who: who.into(), why: "because".into(), seen: None, verb };
+        let action = Action { id, who: who.into(), why: "because".into(), seen: None, via: None, verb };
         match judge_action(&self.state, &action, self.now) {
             Ok(events) => {
                 for event in events {

@@ -107,7 +107,7 @@ impl Sim {
             calls: Vec::new(),
             questions: Vec::new(),
         };
-        sim.append(Event::Submitted);
+        sim.append(Event::Submitted { by: None });
         sim.claim();
         sim
     }
