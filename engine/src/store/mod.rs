@@ -1,6 +1,7 @@
 //! What did happen: the only home of SQL.
 //!
 //! ```text
+//!   access/     who may speak to this installation, and what they did that no journal holds
 //!   append.rs   the writer's one statement: new runs, events, index changes; fenced, in one commit
 //!   claim.rs    who drives which run; reading a journal comes after its claim, in a later statement
 //!   inbox.rs    what is said to runs, and what the journal answers
@@ -14,6 +15,7 @@
 //! runs speak, after their rows), rows of `runs` in the order of their ids, then `inbox` and `journal`. A takeover locks
 //! rows of `nodes` and waits for nothing else, and a claim skips what is locked.
 
+pub mod access;
 mod append;
 mod claim;
 mod inbox;

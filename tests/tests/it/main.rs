@@ -1,6 +1,7 @@
 //! The engine on real Postgres.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, reason = "tests")]
 
+mod access;
 mod cluster;
 mod crashes;
 mod families;
