@@ -260,7 +260,12 @@ impl Engine {
 
     /// A run for watching and waiting, from its first event on.
     pub fn watch(&self, run: RunId) -> RunHandle {
-        RunHandle { engine: self.clone(), run, ended: None, seen: 0, buffer: VecDeque::new() }
+        self.watch_after(run, 0)
+    }
+
+    /// A run for watching and waiting, from the event after this one on.
+    pub fn watch_after(&self, run: RunId, seen: Seq) -> RunHandle {
+        RunHandle { engine: self.clone(), run, ended: None, seen, buffer: VecDeque::new() }
     }
 }
 

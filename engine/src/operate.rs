@@ -150,6 +150,14 @@ impl Engine {
         }
     }
 
+    /// What became of something that was asked of a run before; `None` if it never was.
+    pub async fn answer(&self, run: RunId, id: Uuid) -> Result<Option<Answer>, EngineError> {
+        if let Some(answered) = self.store().answers(&[id]).await?.pop() {
+            return Ok((answered.run == run.0).then(|| answered.into()));
+        }
+        Ok(self.store().is_asked(run, id).await?.then_some(Answer::Waiting))
+    }
+
     /// While the database is away, nobody has answered yet.
     async fn look_for(&self, ids: &[Uuid]) -> Result<Vec<Answered>, EngineError> {
         match self.store().answers(ids).await {

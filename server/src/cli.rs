@@ -55,6 +55,9 @@ pub(crate) enum Command {
     /// Moves two small machines before your eyes: one arrives, one fails half way and is rolled back
     #[command(after_help = EXIT_CODES, long_about = DEMO)]
     Demo(DemoArgs),
+    /// Serves the API, and runs a node beside it, until SIGTERM or Ctrl-C
+    #[command(after_help = EXIT_CODES, long_about = SERVE)]
+    Serve(NodeArgs),
     /// Runs a node: it claims runs and works on them until SIGTERM or Ctrl-C
     #[command(after_help = EXIT_CODES, long_about = NODE)]
     Node(NodeArgs),
@@ -70,6 +73,12 @@ pub(crate) enum Command {
     /// The database's schema
     #[command(subcommand, after_help = EXIT_CODES)]
     Db(DbCommand),
+    /// Prints the description of the API (OpenAPI 3.1), or of what can go wrong in it (Markdown)
+    Openapi {
+        /// The problems that answers name, and what to do about each
+        #[arg(long)]
+        problems: bool,
+    },
     /// The configuration
     #[command(subcommand, after_help = CONFIG)]
     Config(ConfigCommand),
@@ -87,6 +96,12 @@ not repeated and what had been in doubt. --kill-after does that for you at a cho
 
   backstay demo --kill-after copy-disk-0
   backstay demo";
+
+const SERVE: &str = "\
+Serves the API, and runs a node beside it, until SIGTERM or Ctrl-C.
+
+The first start on a database that nobody may speak to yet makes an admin, and writes the admin's token to the file \
+\"admin-token\" of the data folder. Every request needs a token. The API's description is at /openapi.json.";
 
 const NODE: &str = "\
 Runs a node: it claims runs and works on them until SIGTERM or Ctrl-C.

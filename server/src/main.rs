@@ -8,6 +8,8 @@
 //!   trouble    how a command fails: a sentence and an exit code
 //! ```
 
+mod api;
+mod catalog;
 mod check;
 mod cli;
 mod config;
@@ -18,6 +20,8 @@ mod interrupt;
 mod log;
 mod node;
 mod run;
+mod seal;
+mod serve;
 mod trouble;
 
 use std::process::ExitCode;
@@ -55,7 +59,9 @@ fn main() -> ExitCode {
 
 async fn command(cli: &Cli) -> Result<(), Trouble> {
     let node_name = match &cli.command {
-        Command::Node(node) => node.name.clone().map(|name| ("--name", "node.name", name)),
+        Command::Node(node) | Command::Serve(node) => {
+            node.name.clone().map(|name| ("--name", "node.name", name))
+        }
         _ => None,
     };
     let loaded = config::load(&cli.settings, node_name.as_slice())?;
@@ -64,11 +70,16 @@ async fn command(cli: &Cli) -> Result<(), Trouble> {
     match &cli.command {
         Command::Demo(demo) => demo::run(demo, config, &interrupt).await,
         Command::Node(_) => node::run(config, &interrupt).await,
+        Command::Serve(_) => serve::run(config, &interrupt).await,
         Command::Check(check) => check::run(config, &interrupt, check.run.as_deref(), check.json).await,
         Command::Explain(args) => run::explain(config, &interrupt, &args.run, args.json).await,
         Command::Export(args) => run::export(config, &interrupt, &args.run).await,
         Command::Db(DbCommand::Migrate) => db::migrate(config, &interrupt).await,
         Command::Db(DbCommand::Status { json }) => db::status(config, &interrupt, *json).await,
+        Command::Openapi { problems } => {
+            db::print(&if *problems { api::document::problems() } else { api::document::text() });
+            Ok(())
+        }
         Command::Config(ConfigCommand::Show { json }) => {
             db::print(&config::show(&loaded, *json));
             Ok(())

@@ -2,9 +2,9 @@
 
 use backstay_engine::Engine;
 
+use crate::catalog;
 use crate::config::Config;
 use crate::db::with_database;
-use crate::demo;
 use crate::interrupt::Interrupt;
 use crate::trouble::Trouble;
 
@@ -16,7 +16,7 @@ pub(crate) async fn run(config: &Config, interrupt: &Interrupt) -> Result<(), Tr
     let done = with_database(config, interrupt, async |database| {
         let store = interrupt.or(database.store()).await?;
         interrupt.or(async { Ok(store.migrate().await?) }).await?;
-        let engine = Engine::open(store.clone(), demo::activities()).await?;
+        let engine = Engine::open(store.clone(), catalog::activities()).await?;
         let node = interrupt.or(async { Ok(engine.start_node(settings).await?) }).await?;
         tracing::info!(node = node.name(), epoch = node.epoch(), database = %database, "the node is ready");
         let lost = tokio::select! {

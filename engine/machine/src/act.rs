@@ -33,6 +33,9 @@ pub fn judge_action(state: &State, action: &Action, now: Time) -> Result<Vec<Eve
     Ok(events)
 }
 
+/// How a refusal ends whose only reason is that what the asker saw is no longer so.
+pub const MOVED: &str = "; look again";
+
 fn found(state: &State, name: &str) -> Result<StepIx, String> {
     state.plan().find(name).ok_or_else(|| format!("the plan has no step \"{name}\""))
 }
@@ -53,11 +56,11 @@ fn unmoved(state: &State, action: &Action, step: Option<StepIx>) -> Result<(), S
     if let Some((seq, who, verb)) = state.last_action(step)
         && seq > seen
     {
-        return Err(format!("{who} has asked for \"{verb}\" of {what} since (event {seq}); look again"));
+        return Err(format!("{who} has asked for \"{verb}\" of {what} since (event {seq}){MOVED}"));
     }
     let moved = state.moved(step);
     if moved > seen {
-        return Err(format!("{what} has moved on since (event {moved}); look again"));
+        return Err(format!("{what} has moved on since (event {moved}){MOVED}"));
     }
     Ok(())
 }

@@ -22,7 +22,7 @@ pub mod limits {
 }
 
 /// One asking. Asking again under the same id is the same asking.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Action {
     /// Made by whoever asks; unique.
@@ -43,7 +43,7 @@ pub struct Action {
 }
 
 /// What can be asked.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields, rename_all = "snake_case")]
 pub enum Verb {
     /// Try a step, or its undo, again: at once if it waits for its next attempt; from the start, with a new
@@ -144,7 +144,7 @@ pub enum Verb {
 }
 
 /// How a run is rolled back.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct RollBack {
     /// Steps that are not undone; what they made is kept.
@@ -165,7 +165,7 @@ impl RollBack {
 }
 
 /// What became of something that a run was about to make.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Fate {
     /// It is about to be made.

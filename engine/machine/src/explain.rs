@@ -22,7 +22,7 @@ pub enum Driven {
 }
 
 /// A run in a few words.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, schemars::JsonSchema)]
 pub struct Explanation {
     /// Why it is where it is.
     pub why: String,
@@ -35,7 +35,7 @@ pub struct Explanation {
 }
 
 /// How long the rest is likely to take: the longest chain of what is left, each step as long as it took before.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, schemars::JsonSchema)]
 pub struct Forecast {
     /// So long, at least.
     pub time: Span,

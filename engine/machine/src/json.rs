@@ -122,6 +122,15 @@ pub(crate) fn strict<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Value
     Strict::deserialize(deserializer).map(|strict| strict.0)
 }
 
+/// Reads JSON from outside: no key twice, no deeper than this, nothing that could not be stored and read again as it is.
+pub fn strict_json(bytes: &[u8], max_depth: usize) -> Result<Value, String> {
+    let Strict(value) = serde_json::from_slice(bytes).map_err(|error| error.to_string())?;
+    match unfit(&value, max_depth) {
+        None => Ok(value),
+        Some((at, wrong)) => Err(format!("at \"{at}\" it {wrong}")),
+    }
+}
+
 struct Strict(Value);
 
 impl<'de> Deserialize<'de> for Strict {

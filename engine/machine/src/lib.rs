@@ -27,7 +27,7 @@ pub mod plan;
 mod runbook;
 pub mod state;
 
-pub use act::judge_action;
+pub use act::{MOVED, judge_action};
 pub use action::{Action, Fate, RollBack, Verb};
 pub use chain::{Broken, Chain, is_sealed};
 pub use decide::{Command, Decision, decide, step_event};
@@ -36,7 +36,7 @@ pub use event::{
     StepEvent, Undecodable, idempotency_key,
 };
 pub use explain::{Driven, Explanation, Forecast, explain, forecast};
-pub use json::{Json, canonical};
+pub use json::{Json, canonical, strict_json};
 pub use judge::{judge, judge_probe};
 pub use names::{ClaimNo, Epoch, RunId, Seq, StepIx, StepName};
 pub use plan::{ActivitySpec, Catalog, CheckError, Plan, PlanSpec, Problem};

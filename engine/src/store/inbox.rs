@@ -67,6 +67,8 @@ pub enum Told {
 pub struct Answered {
     /// The message.
     pub id: Uuid,
+    /// The run.
+    pub run: Uuid,
     /// The event.
     pub seq: Seq,
     /// Why it was refused, if it was.
@@ -189,7 +191,7 @@ impl Store {
     pub(crate) async fn answers(&self, ids: &[Uuid]) -> Result<Vec<Answered>, StoreError> {
         let rows = sqlx::query_as!(
             Answered,
-            r#"select key as "id!", seq, case kind when 'refused' then body ->> 'because' end as because
+            r#"select key as "id!", run_id as run, seq, case kind when 'refused' then body ->> 'because' end as because
                from journal where key = any ($1) and kind in ('acted', 'refused')"#,
             ids
         )
@@ -197,5 +199,17 @@ impl Store {
         .await
         .map_err(StoreError::database("look for an answer"))?;
         Ok(rows)
+    }
+
+    /// Whether a message waits for its answer.
+    pub(crate) async fn is_asked(&self, run: RunId, id: Uuid) -> Result<bool, StoreError> {
+        sqlx::query_scalar!(
+            r#"select exists (select from inbox where id = $1 and run_id = $2) as "it!""#,
+            id,
+            run.0
+        )
+        .fetch_one(&self.pool)
+        .await
+        .map_err(StoreError::database("look for a message"))
     }
 }

@@ -50,6 +50,14 @@ pub struct RunFilter {
     pub status: Option<Status>,
     /// Only of this workflow.
     pub workflow: Option<String>,
+    /// Only of these workflows.
+    pub workflows: Option<Vec<String>>,
+    /// Only those that hold, or held, this exclusive key.
+    pub exclusive: Option<String>,
+    /// Only those submitted at this time or later.
+    pub since: Option<Time>,
+    /// Only those submitted before this time.
+    pub until: Option<Time>,
     /// Only those that are not over.
     pub live: bool,
     /// Only with these labels: an object of texts.
@@ -194,6 +202,15 @@ impl Store {
         row.map(IndexRow::read).transpose()
     }
 
+    /// The position of a run's last event; 0 if there is none.
+    pub async fn last_seq(&self, run: RunId) -> Result<Seq, StoreError> {
+        let last = sqlx::query_scalar!("select max(seq) from journal where run_id = $1", run.0)
+            .fetch_one(&self.pool)
+            .await
+            .map_err(StoreError::database("look for the last event of a run"))?;
+        Ok(last.unwrap_or(0))
+    }
+
     /// Runs, the newest first.
     pub async fn list(&self, filter: &RunFilter) -> Result<Vec<RunInfo>, StoreError> {
         let limit = if filter.limit == 0 { 100 } else { i64::from(filter.limit.min(1_000)) };
@@ -205,6 +222,10 @@ impl Store {
              where ($1::text is null or status = $1) and ($2::text is null or workflow = $2)
                and ($3::uuid is null or run_id < $3) and ($5::bool is not true or finished_at is null)
                and ($6::jsonb is null or labels @> $6)
+               and ($8::text[] is null or workflow = any($8))
+               and ($9::text is null or exclusive_key = $9)
+               and ($10::timestamptz is null or submitted_at >= $10)
+               and ($11::timestamptz is null or submitted_at < $11)
                and ($7::text is null
                     or (select j.kind from journal j
                         where j.run_id = runs.run_id and j.step = $7
@@ -217,7 +238,11 @@ impl Store {
             limit,
             filter.live,
             filter.labels.as_object().map(|_| &filter.labels),
-            filter.failing.as_deref()
+            filter.failing.as_deref(),
+            filter.workflows.as_deref(),
+            filter.exclusive.as_deref(),
+            filter.since,
+            filter.until
         )
         .fetch_all(&self.pool)
         .await

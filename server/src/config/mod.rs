@@ -23,7 +23,30 @@ pub(crate) struct Config {
     pub data_dir: PathBuf,
     pub database: DatabaseSettings,
     pub node: NodeSettings,
+    pub listen: ListenSettings,
+    pub secrets: SecretSettings,
     pub log: LogSettings,
+}
+
+/// Where the API is.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct ListenSettings {
+    pub address: std::net::SocketAddr,
+}
+
+impl Default for ListenSettings {
+    fn default() -> Self {
+        Self { address: std::net::SocketAddr::from(([127, 0, 0, 1], 7433)) }
+    }
+}
+
+/// What seals secrets.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct SecretSettings {
+    /// The key file. Left out: one in the data folder, made when it is first needed.
+    pub key_file: Option<PathBuf>,
 }
 
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]

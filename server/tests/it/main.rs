@@ -7,7 +7,10 @@
 )]
 //! The program as a process: what it prints, how it exits, what it leaves behind.
 
+mod api;
 mod config;
 mod demo;
 mod node;
+mod policy;
+mod served;
 mod support;

@@ -71,6 +71,11 @@ impl Place {
         Self { url: Some(cluster.url(&name)), ..Self::embedded() }
     }
 
+    /// Another data folder on the same database.
+    pub fn another(&self) -> Self {
+        Self { url: self.url.clone(), ..Self::embedded() }
+    }
+
     /// For looking into the database, and for breaking it.
     pub async fn sql(&self) -> PgConnection {
         PgConnection::connect(self.url.as_deref().unwrap()).await.unwrap()
@@ -191,13 +196,15 @@ impl Running {
         Self { child, out: BufReader::new(out).lines(), seen: String::new() }
     }
 
-    pub async fn until_it_says(&mut self, text: &str) {
+    /// Reads on to a line with this, and gives the line.
+    pub async fn until_it_says(&mut self, text: &str) -> String {
         while !self.seen.lines().last().is_some_and(|line| line.contains(text)) {
             let line = tokio::time::timeout(Duration::from_secs(30), self.out.next_line()).await;
             let line = line.ok().and_then(Result::ok).flatten();
             let line = line.unwrap_or_else(|| panic!("it never said \"{text}\", but: {}", self.seen));
             self.seen += &format!("{line}\n");
         }
+        self.seen.lines().last().unwrap_or_default().to_owned()
     }
 
     pub fn signal(&self, signal: Signal) {

@@ -15,6 +15,7 @@ mod preview;
 mod problem;
 mod schema;
 mod spec;
+mod svg;
 
 use std::collections::HashMap;
 use std::sync::Arc;

@@ -9,7 +9,7 @@ use serde_json::Value;
 use crate::names::RunId;
 
 /// A plan as it is written. What is left out is filled in when the plan is checked.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct PlanSpec {
     /// The name of the procedure.
@@ -47,7 +47,7 @@ pub struct PlanSpec {
 }
 
 /// One step as it is written.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct StepSpec {
     /// Unique in the plan.
@@ -101,7 +101,7 @@ pub struct StepSpec {
 }
 
 /// The run of which another one is a step.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Parent {
     /// The run.
@@ -111,7 +111,7 @@ pub struct Parent {
 }
 
 /// What a step's output has to say before another one starts.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Proof {
     /// Whose output.
@@ -124,7 +124,7 @@ pub struct Proof {
 }
 
 /// How a run that has succeeded becomes final. Until then it holds its exclusive key.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Commit {
     /// How long somebody has to decide. Left out: for ever.
@@ -139,7 +139,7 @@ pub struct Commit {
 }
 
 /// What happens to a run that nobody decided about.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Ending {
     /// It is made final.
@@ -149,7 +149,7 @@ pub enum Ending {
 }
 
 /// The undo of a step as it is written.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct UndoSpec {
     /// The activity.
@@ -184,7 +184,7 @@ fn empty_object() -> Value {
 }
 
 /// What a step's final failure does.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum OnFailure {
     /// Undo everything that was started, in reverse.
@@ -197,7 +197,7 @@ pub enum OnFailure {
 }
 
 /// What is known of an activity's effect on the world; it decides how an attempt in doubt is settled.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Effect {
     /// The longest time after the end of a call at which its effect may still appear.
@@ -216,7 +216,7 @@ pub struct Effect {
 
 /// When to try again. The delays grow by `factor` from `first` to `ceiling`; each is longer or shorter by up
 /// to `jitter` of itself. It ends after `attempts` failures or once `elapsed` has passed, whichever first.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Retry {
     /// The delay after the first failure.
@@ -300,6 +300,20 @@ impl From<Duration> for Span {
 impl fmt::Display for Span {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         humantime::format_duration(self.0).fmt(f)
+    }
+}
+
+impl schemars::JsonSchema for Span {
+    fn schema_name() -> std::borrow::Cow<'static, str> {
+        "Span".into()
+    }
+
+    fn json_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+        schemars::json_schema!({
+            "type": "string",
+            "description": "A length of time.",
+            "examples": ["30s", "5m", "1h 30m"],
+        })
     }
 }
 

@@ -66,7 +66,7 @@ pub struct State {
 }
 
 /// Something outside that a run made, moved, or was about to.
-#[derive(Clone, Debug, PartialEq, serde::Serialize)]
+#[derive(Clone, Debug, PartialEq, serde::Serialize, schemars::JsonSchema)]
 pub struct Resource {
     /// The step that it belongs to.
     pub step: StepName,
@@ -113,7 +113,9 @@ pub enum Phase {
 }
 
 /// What people are told about a run.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize, schemars::JsonSchema,
+)]
 #[serde(rename_all = "snake_case")]
 pub enum Status {
     /// No node has begun.

@@ -179,7 +179,7 @@ fn who_submitted_a_run_stands_in_its_first_event_and_changes_nothing_else() {
     assert_eq!((stored.hash(), stored.submitted()), (plan.hash(), plan.submitted()));
     let read = Journaled::from_row(&row, &stored).unwrap();
     assert_eq!(read.event, event);
-    let state = State::from_rows(RunId::fresh(), &[row.clone()]).unwrap();
+    let state = State::from_rows(RunId::fresh(), std::slice::from_ref(&row)).unwrap();
     assert_eq!(state.sender(), Some(&by));
     // As the releases before wrote it, and as a database may have rewritten it.
     let plain = row_of(&plan, Event::Submitted { by: None });

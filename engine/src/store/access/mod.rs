@@ -256,6 +256,14 @@ impl Store {
         .map_err(StoreError::database("list tokens"))
     }
 
+    /// Whether there is, or was, such a token.
+    pub async fn has_token(&self, id: Uuid) -> Result<bool, StoreError> {
+        sqlx::query_scalar!(r#"select exists (select from tokens where token_id = $1) as "it!""#, id)
+            .fetch_one(&self.pool)
+            .await
+            .map_err(StoreError::database("look for a token"))
+    }
+
     /// Adds a token to a principal who is there and not disabled.
     pub async fn add_token(&self, token: &NewToken, change: &Change) -> Result<Changed, StoreError> {
         let kept = change.kept();

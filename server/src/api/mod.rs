@@ -1,0 +1,113 @@
+//! The HTTP API, under `/api/v1`.
+//!
+//! ```text
+//!   operation  one row of the table: path, right, types, handler; everything else is made from it
+//!   gate       who asks, and may they: the only way from a handler to the engine
+//!   rights     what there is to be allowed, and the roles that allow it
+//!   ledger     refused attempts on their way into the audit trail
+//!   problem    what goes wrong, by a catalogue
+//!   document   OpenAPI 3.1, out of the table
+//!   runs, views, watch       submitting runs and looking at them
+//!   verbs, bulk              what people do to runs
+//!   plans                    what would run
+//!   people, trail, cluster   who may do what, what they did, who works
+//! ```
+
+mod bulk;
+mod cluster;
+pub mod document;
+pub mod gate;
+mod ledger;
+pub mod operation;
+mod people;
+mod plans;
+pub mod problem;
+pub mod rights;
+mod runs;
+mod trail;
+mod verbs;
+mod views;
+mod watch;
+
+use axum::Router;
+use axum::response::{Html, IntoResponse};
+use axum::routing::get;
+
+use crate::seal::Keyring;
+use gate::Gate;
+use operation::Operation;
+use problem::{CATALOGUE, METHOD_NOT_ALLOWED, NO_SUCH_PATH, Problem};
+
+/// Where the operations are.
+pub const BASE: &str = "/api/v1";
+
+/// How this server is set up.
+#[derive(Clone, Debug, Default)]
+pub struct Settings {
+    /// Seals what only this installation may read again.
+    pub keys: Option<Keyring>,
+}
+
+/// Every operation there is.
+pub fn operations() -> Vec<Operation> {
+    let mut all = Vec::new();
+    all.extend(runs::operations());
+    all.extend(watch::operations());
+    all.extend(verbs::operations());
+    all.extend(bulk::operations());
+    all.extend(plans::operations());
+    all.extend(people::operations());
+    all.extend(trail::operations());
+    all.extend(cluster::operations());
+    all
+}
+
+/// The API as a service. Nothing in it is open but what describes it.
+pub fn router(gate: Gate) -> Router {
+    let document = document::document(&operations()).to_string();
+    let mut under = Router::new();
+    for operation in operations() {
+        let (path, route) = operation.route();
+        under = under.route(path, route);
+    }
+    Router::new()
+        .nest(BASE, under.method_not_allowed_fallback(no_such_method).with_state(gate))
+        .route(
+            "/openapi.json",
+            get(move || {
+                let document = document.clone();
+                async move { ([("content-type", "application/json")], document) }
+            }),
+        )
+        .route("/problems/{slug}", get(problem_page))
+        .fallback(no_such_path)
+        .method_not_allowed_fallback(no_such_method)
+}
+
+/// The text of a new token.
+pub fn fresh_token() -> Result<String, Problem> {
+    people::fresh_text()
+}
+
+async fn no_such_path() -> Problem {
+    Problem::new(&NO_SUCH_PATH, "there is nothing at this path")
+}
+
+async fn no_such_method() -> Problem {
+    Problem::new(&METHOD_NOT_ALLOWED, "this path does not take this method")
+}
+
+async fn problem_page(axum::extract::Path(slug): axum::extract::Path<String>) -> axum::response::Response {
+    match CATALOGUE.iter().find(|kind| kind.slug == slug) {
+        None => no_such_path().await.into_response(),
+        Some(kind) => Html(format!(
+            "<!doctype html><html lang=\"en\"><meta charset=\"utf-8\"><title>{title}</title><h1>{title}</h1><p>Status \
+             {status}, type <code>/problems/{slug}</code></p><p>{about}</p></html>",
+            title = kind.title,
+            status = kind.status,
+            slug = kind.slug,
+            about = kind.about.replace('<', "&lt;"),
+        ))
+        .into_response(),
+    }
+}

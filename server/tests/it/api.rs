@@ -1,0 +1,263 @@
+//! The API as its callers meet it: a real server, real HTTP, a real database.
+
+use std::time::Duration;
+
+use reqwest::Method;
+use serde_json::{Value, json};
+
+use crate::served::{Served, said, waiting_plan};
+use crate::support::Place;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_run_is_submitted_looked_at_and_steered() {
+    let api = Served::start().await;
+    let body = json!({ "plan": waiting_plan("waits"), "labels": { "site": "west" }, "exclusive": "vm-1", "why": "a drill" });
+    let made = api.post("/api/v1/runs", body.clone()).await.is(202);
+    let run = made.json()["run"].as_str().unwrap().to_owned();
+    assert_eq!(made.header("location"), format!("/api/v1/runs/{run}"));
+    api.until(&run, "waiting").await;
+
+    let again = api.post("/api/v1/runs", body).await.is(409);
+    assert_eq!((again.problem().as_str(), &again.json()["holder"]), ("exclusive-key-taken", &json!(run)));
+
+    let found =
+        api.get("/api/v1/runs?labels=site:west&status=waiting&exclusive=vm-1&live=true").await.is(200).json();
+    assert_eq!(found["items"][0]["run"], json!(run));
+    for none in
+        ["labels=site:east", "workflow=other", "until=2020-01-01T00:00:00Z", "failing=w", "status=held"]
+    {
+        let found = api.get(&format!("/api/v1/runs?{none}")).await.is(200).json();
+        assert_eq!(found["items"], json!([]), "{none}");
+    }
+
+    let steps = api.get(&format!("/api/v1/runs/{run}/steps")).await.is(200).json();
+    assert_eq!((&steps[0]["step"], &steps[0]["forward"]["state"]), (&json!("w"), &json!("waiting")));
+    let why = api.get(&format!("/api/v1/runs/{run}/explanation")).await.is(200).json();
+    assert_eq!(why["why"], "w waits for the signal \"go\"");
+    api.get(&format!("/api/v1/runs/{run}/runbook")).await.is(200);
+    let svg = api.get(&format!("/api/v1/runs/{run}/picture?as=svg")).await.is(200);
+    assert!(svg.text.starts_with("<svg") && svg.header("content-type") == "image/svg+xml");
+    assert_eq!(api.get(&format!("/api/v1/runs/{run}/resources")).await.is(200).json(), json!([]));
+
+    // Who submitted it, and why, stands in its first event; so does by which request.
+    let journal = api.get(&format!("/api/v1/runs/{run}/journal")).await.is(200).json();
+    let by = &journal["items"][0]["body"]["by"];
+    assert_eq!((&by["who"], &by["why"]), (&json!("admin"), &json!("a drill")));
+    assert!(by["via"].is_string());
+
+    let pause = format!("/api/v1/runs/{run}/pause");
+    let done = api.post_as(&pause, json!({}), &api.admin, Some("p")).await.is(200).json();
+    assert_eq!(api.status(&run).await, "paused");
+    // Asked again under the same key: the same answer, and nothing is done twice.
+    assert_eq!(api.post_as(&pause, json!({}), &api.admin, Some("p")).await.is(200).json(), done);
+    let other = api.post_as(&pause, json!({ "why": "another" }), &api.admin, Some("p")).await.is(422);
+    assert_eq!(other.problem(), "idempotency-key-reused");
+    let place = format!("/api/v1/runs/{run}/actions/{}", done["id"].as_str().unwrap());
+    assert_eq!(api.get(&place).await.is(200).json(), done);
+
+    // Whoever saw the run before that is told that it has changed, and by whom.
+    let resume = format!("/api/v1/runs/{run}/resume");
+    let old = api.request(Method::POST, &resume, &api.admin).header("if-match", "\"1\"");
+    let old = said(old.header("content-type", "application/json").body("{}")).await.is(412);
+    assert_eq!(old.problem(), "moved");
+    assert!(old.json()["detail"].as_str().unwrap().starts_with("admin has asked for \"pause\""), "{old:?}");
+    let now = api.get(&format!("/api/v1/runs/{run}")).await;
+    let now = api.request(Method::POST, &resume, &api.admin).header("if-match", now.header("etag"));
+    said(now.header("content-type", "application/json").body("{}")).await.is(200);
+    let wrong = api.post(&format!("/api/v1/runs/{run}/steps/nothing/retry"), json!({})).await.is(409);
+    assert_eq!(wrong.problem(), "refused");
+    api.post(&format!("/api/v1/runs/{run}/signals"), json!({ "name": "go", "payload": { "by": "hand" } }))
+        .await
+        .is(200);
+    api.until(&run, "succeeded").await;
+    api.post(&format!("/api/v1/runs/{run}/commit"), json!({})).await.is(200);
+    api.until(&run, "committed").await;
+    let late = api.post(&format!("/api/v1/runs/{run}/rollback"), json!({})).await.is(409);
+    assert_eq!(late.problem(), "refused");
+    api.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_same_key_is_the_same_run_however_often_and_wherever_it_is_submitted() {
+    let one = Served::start().await;
+    let two = Served::on(one.place.another(), "n2").await;
+    let body = json!({ "plan": waiting_plan("waits") });
+    let mut asked = tokio::task::JoinSet::new();
+    for n in 0..64 {
+        let api = if n % 2 == 0 { &one } else { &two };
+        let request = api.request(Method::POST, "/api/v1/runs", &one.admin).header("idempotency-key", "once");
+        asked.spawn(said(request.header("content-type", "application/json").body(body.to_string())));
+    }
+    let answers = asked.join_all().await;
+    let runs: std::collections::BTreeSet<_> =
+        answers.into_iter().map(|answer| answer.is(202).json()["run"].as_str().unwrap().to_owned()).collect();
+    assert_eq!(runs.len(), 1, "{runs:?}");
+    let other = json!({ "plan": waiting_plan("another") });
+    let other = one.post_as("/api/v1/runs", other, &one.admin, Some("once")).await.is(422);
+    assert_eq!(other.problem(), "idempotency-key-reused");
+    // Another caller who thinks of the same key means another run.
+    let ben = one.person("ben", &["operator"]).await;
+    let his = one.post_as("/api/v1/runs", body, &ben, Some("once")).await.is(202).json();
+    assert!(!runs.contains(his["run"].as_str().unwrap()));
+    two.end().await;
+    one.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn pages_follow_on_each_other_and_events_are_streamed_from_where_one_was_cut_off() {
+    let api = Served::start().await;
+    let mut runs = Vec::new();
+    for _ in 0..5 {
+        runs.push(api.waiting_run().await);
+    }
+    let (mut seen, mut cursor) = (Vec::new(), String::new());
+    loop {
+        let page = api.get(&format!("/api/v1/runs?limit=2{cursor}")).await.is(200).json();
+        for run in page["items"].as_array().unwrap() {
+            seen.push(run["run"].as_str().unwrap().to_owned());
+        }
+        let Some(next) = page["next"].as_str() else { break };
+        cursor = format!("&cursor={next}");
+    }
+    runs.reverse();
+    assert_eq!(seen, runs);
+
+    let run = &runs[0];
+    api.until(run, "waiting").await;
+    let watch = api.request(Method::GET, &format!("/api/v1/runs/{run}/events"), &api.admin);
+    let mut watching = watch.header("last-event-id", "1").send().await.unwrap();
+    assert_eq!(watching.headers()["content-type"], "text/event-stream");
+    let mut text = String::new();
+    let mut told = false;
+    while let Ok(Some(some)) = tokio::time::timeout(Duration::from_secs(10), watching.chunk()).await.unwrap()
+    {
+        text += std::str::from_utf8(&some).unwrap();
+        if !told && text.contains("event: started") {
+            told = true;
+            api.post(&format!("/api/v1/runs/{run}/signals"), json!({ "name": "go" })).await.is(200);
+        }
+    }
+    assert!(!text.contains("event: submitted") && text.contains("event: acted"), "{text}");
+    assert!(text.ends_with("event: end\ndata: {}\n\n"), "{text}");
+    let ids: Vec<i64> = text.lines().filter_map(|line| line.strip_prefix("id: ")?.parse().ok()).collect();
+    assert_eq!(ids, (2..2 + ids.len() as i64).collect::<Vec<_>>());
+    api.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_wrong_is_named_and_changes_nothing() {
+    let api = Served::start().await;
+    let raw = async |body: Vec<u8>, kind: &str| {
+        said(api.request(Method::POST, "/api/v1/runs", &api.admin).header("content-type", kind).body(body))
+            .await
+    };
+    let deep = |n| format!("{}1{}", "[".repeat(n), "]".repeat(n));
+    let plan = |input: &str| {
+        format!(
+            r#"{{"plan":{{"workflow":"w","steps":[{{"name":"a","activity":"wait","nothing_to_undo":"x","input":{input}}}]}}}}"#
+        )
+    };
+    let json = "application/json";
+    for (body, kind, status, problem, says) in [
+        (b"{".to_vec(), json, 400, "bad-request", "EOF"),
+        (b"\xff\xfe".to_vec(), json, 400, "bad-request", ""),
+        (br#"{"plan":null,"plan":null}"#.to_vec(), json, 400, "bad-request", "plan"),
+        (br#"{"plna":null}"#.to_vec(), json, 400, "bad-request", "plna"),
+        (br#"{"priority":"high"}"#.to_vec(), json, 400, "bad-request", "body/priority"),
+        (br#"{}"#.to_vec(), json, 400, "bad-request", "plan"),
+        (plan(&deep(70)).into_bytes(), json, 400, "bad-request", "nested"),
+        (plan(&deep(100_000)).into_bytes(), json, 400, "bad-request", "recursion"),
+        (plan(r#"{"signal":"\u0000"}"#).into_bytes(), json, 400, "bad-request", "U+0000"),
+        (plan(r#"{"until":1}"#).into_bytes(), json, 422, "bad-plan", "a"),
+        (vec![b' '; (1 << 20) + 1], json, 413, "too-large", ""),
+        (plan("{}").into_bytes(), "text/plain", 415, "unsupported-media-type", ""),
+        (Vec::new(), json, 400, "bad-request", ""),
+    ] {
+        let answer = raw(body.clone(), kind).await;
+        let shown = String::from_utf8_lossy(&body).chars().take(80).collect::<String>();
+        assert_eq!((answer.status, answer.problem().as_str()), (status, problem), "{shown}: {answer:?}");
+        assert!(answer.text.contains(says), "{shown}: {answer:?}");
+        assert_eq!(answer.header("content-type"), "application/problem+json");
+    }
+    for (path, status) in [
+        ("/api/v1/runs/no-uuid", 400),
+        ("/api/v1/runs/00000000-0000-0000-0000-000000000000", 404),
+        ("/api/v1/runs?limit=0", 400),
+        ("/api/v1/runs?limit=501", 400),
+        ("/api/v1/runs?limit=x", 400),
+        ("/api/v1/runs?lmit=5", 400),
+        ("/api/v1/runs?cursor=x", 400),
+        ("/api/v1/runs?workflow=%00", 400),
+        ("/api/v1/runs?status=x", 400),
+        ("/api/v1/me?x=1", 400),
+        ("/api/v1/nothing", 404),
+        ("/nothing", 404),
+        ("/problems/nothing", 404),
+    ] {
+        let answer = api.get(path).await;
+        assert_eq!(answer.status, status, "{path}: {answer:?}");
+        answer.problem();
+    }
+    let answer = said(api.request(Method::DELETE, "/api/v1/runs", &api.admin)).await.is(405);
+    assert_eq!(answer.problem(), "method-not-allowed");
+    assert_eq!(api.get("/api/v1/runs").await.is(200).json()["items"], json!([]));
+    api.end().await;
+}
+
+/// Whoever hangs up in the middle leaves nothing half done, and no session of the database in a transaction.
+#[tokio::test(flavor = "multi_thread")]
+async fn callers_who_hang_up_at_any_moment_leave_nothing_behind() {
+    let api = Served::start().await;
+    let body = json!({ "plan": waiting_plan("waits") }).to_string();
+    for n in 0..60_u64 {
+        let request =
+            api.request(Method::POST, "/api/v1/runs", &api.admin).header("idempotency-key", format!("k-{n}"));
+        let request = request.header("content-type", "application/json").body(body.clone()).send();
+        let _ = tokio::time::timeout(Duration::from_micros(150 * n), request).await;
+    }
+    for n in 0..60 {
+        api.post_as(
+            "/api/v1/runs",
+            json!({ "plan": waiting_plan("waits") }),
+            &api.admin,
+            Some(&format!("k-{n}")),
+        )
+        .await
+        .is(202);
+    }
+    let all = api.get("/api/v1/runs?limit=500").await.is(200).json();
+    assert_eq!(all["items"].as_array().unwrap().len(), 60);
+    let mut sql = api.place.sql().await;
+    let open: i64 = sqlx::query_scalar(
+        "select count(*) from pg_stat_activity where datname = current_database() and state like 'idle in transaction%'",
+    )
+    .fetch_one(&mut sql)
+    .await
+    .unwrap();
+    assert_eq!(open, 0);
+    api.end().await;
+}
+
+/// `docs/openapi.json` and `docs/problems.md` are what the program prints. After a change: BACKSTAY_UPDATE=1.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_documents_of_the_api_are_those_of_the_program() {
+    let place = Place::embedded();
+    let docs = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs");
+    for (file, arguments) in [("openapi.json", &["openapi"][..]), ("problems.md", &["openapi", "--problems"])]
+    {
+        let printed = place.run(arguments).await.exits(0).out;
+        if std::env::var_os("BACKSTAY_UPDATE").is_some() {
+            std::fs::write(docs.join(file), &printed).unwrap();
+        }
+        let kept = std::fs::read_to_string(docs.join(file)).unwrap_or_default();
+        assert!(kept == printed, "docs/{file} is not what \"backstay {}\" prints", arguments.join(" "));
+    }
+    let api = Served::start().await;
+    let served = api.get_as("/openapi.json", "").await.is(200).json();
+    let kept: Value =
+        serde_json::from_str(&std::fs::read_to_string(docs.join("openapi.json")).unwrap()).unwrap();
+    assert_eq!(served, kept);
+    let page = api.get_as("/problems/refused", "").await.is(200);
+    assert!(page.text.contains("The run refused"));
+    api.end().await;
+}
