@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use crate::remote::args::{AuditCommand, PrincipalCommand, REMOTE, RunCommand, Shown, TokenCommand};
 use crate::trouble::EXIT_CODES;
 
 /// Runs long, dangerous procedures step by step: journaled in Postgres, resumed after any crash, undone when they fail.
@@ -73,6 +74,34 @@ pub(crate) enum Command {
     /// The database's schema
     #[command(subcommand, after_help = EXIT_CODES)]
     Db(DbCommand),
+    /// Runs, over the API of a server
+    #[command(subcommand, after_help = REMOTE)]
+    Run(RunCommand),
+    /// Principals: people and programs that may speak to a server
+    #[command(subcommand, after_help = REMOTE)]
+    Principal(PrincipalCommand),
+    /// Tokens of principals
+    #[command(subcommand, after_help = REMOTE)]
+    Token(TokenCommand),
+    /// The audit trail: changes that no run's journal holds, and attempts that were refused
+    #[command(subcommand, after_help = REMOTE)]
+    Audit(AuditCommand),
+    /// The nodes that work on a server's database
+    #[command(after_help = REMOTE)]
+    Nodes(Shown),
+    /// Looks for what is wrong here, and says what to do about it
+    #[command(after_help = EXIT_CODES)]
+    Doctor,
+    /// Prints completions for a shell
+    Completions {
+        /// Which shell
+        shell: clap_complete::Shell,
+    },
+    /// Writes manual pages into a folder
+    Man {
+        /// Where to
+        folder: PathBuf,
+    },
     /// Prints the description of the API (OpenAPI 3.1), or of what can go wrong in it (Markdown)
     Openapi {
         /// The problems that answers name, and what to do about each

@@ -18,7 +18,7 @@ pub(crate) fn begin(settings: &LogSettings) {
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     // A second subscriber is refused; there is only this one.
     let _ = if to_people {
-        log.with_ansi(std::io::stderr().is_terminal() && crate::demo::wants_colour()).try_init()
+        log.with_ansi(std::io::stderr().is_terminal() && crate::tree::wants_colour()).try_init()
     } else {
         log.json().flatten_event(true).try_init()
     };

@@ -16,12 +16,16 @@ mod config;
 mod database;
 mod db;
 mod demo;
+mod doctor;
 mod interrupt;
 mod log;
+mod manual;
 mod node;
+mod remote;
 mod run;
 mod seal;
 mod serve;
+mod tree;
 mod trouble;
 
 use std::process::ExitCode;
@@ -76,6 +80,14 @@ async fn command(cli: &Cli) -> Result<(), Trouble> {
         Command::Export(args) => run::export(config, &interrupt, &args.run).await,
         Command::Db(DbCommand::Migrate) => db::migrate(config, &interrupt).await,
         Command::Db(DbCommand::Status { json }) => db::status(config, &interrupt, *json).await,
+        Command::Run(command) => remote::run::run(command, config, &interrupt).await,
+        Command::Principal(command) => remote::people::principal(command, config).await,
+        Command::Token(command) => remote::people::token(command, config).await,
+        Command::Audit(command) => remote::people::audit(command, config, &interrupt).await,
+        Command::Nodes(shown) => remote::people::nodes(shown, config).await,
+        Command::Doctor => doctor::run(&loaded, &interrupt).await,
+        Command::Completions { shell } => manual::completions(*shell),
+        Command::Man { folder } => manual::pages(folder),
         Command::Openapi { problems } => {
             db::print(&if *problems { api::document::problems() } else { api::document::text() });
             Ok(())

@@ -30,9 +30,9 @@ use crate::seal::Keyring;
 use crate::trouble::Trouble;
 
 /// The file in the data folder that holds the first admin's token.
-const FIRST_TOKEN: &str = "admin-token";
+pub(crate) const FIRST_TOKEN: &str = "admin-token";
 /// How long the first admin's token is good: time enough to make others.
-const FIRST_TOKEN_DAYS: i64 = 30;
+pub(crate) const FIRST_TOKEN_DAYS: i64 = 30;
 
 /// Works until it is told to stop.
 pub(crate) async fn run(config: &Config, interrupt: &Interrupt) -> Result<(), Trouble> {

@@ -19,7 +19,10 @@ Exit codes:
   2    the command line or the configuration is wrong
   3    what was named is not there
   4    somebody else holds it, or it is in another state
-  5    the database cannot be reached
+  5    the database, or the server, cannot be reached
+  6    the server refused: the token is missing, not valid, or may not do this
+  7    the run that was waited for came to another end
+  8    the run that was waited for waits for people
   130  stopped by Ctrl-C before it was done (143: by SIGTERM)";
 
 impl Trouble {
@@ -46,6 +49,11 @@ impl Trouble {
     /// The database does not answer.
     pub(crate) fn unreachable(text: impl Into<String>) -> Self {
         Self { code: 5, text: text.into() }
+    }
+
+    /// The caller may not.
+    pub(crate) fn denied(text: impl Into<String>) -> Self {
+        Self { code: 6, text: text.into() }
     }
 
     /// It was told to stop, and did; that needs no words.

@@ -27,7 +27,7 @@ pub(super) fn operations() -> Vec<Operation> {
             .about("people", "Lists principals: people and programs that may speak to this installation."),
         operation(Method::POST, "/principals", "addPrincipal", Right::Admin, add)
             .about("people", "Adds a principal. A token comes apart.")
-            .fails(&[&CONFLICT]),
+            .fails(&[&CONFLICT, &KEY_REUSED]),
         operation(Method::PATCH, "/principals/{name}", "changePrincipal", Right::Admin, change)
             .about("people", "Gives a principal other roles, or disables or enables them. It works at once on this node, within seconds on others.")
             .fails(&[&NOT_FOUND, &MOVED, &CONFLICT]),
@@ -148,15 +148,15 @@ async fn add(permit: Permit, ask: Ask<(), (), InJson<Added>>) -> Result<Made<Pri
             "it has letters, digits, and . _ @ + - , and begins with one of the first two",
         ));
     }
-    let change = permit.change(&name, json!({ "roles": roles }));
+    let key = ask.key.as_deref();
+    let mut change = permit.change(&name, json!({ "roles": roles }));
+    change.kept = permit.kept(key, &ask.digest, 201, &json!(name))?;
     let added = permit.store().add_principal(&name, &roles, &change).await?;
-    let Some(one) = permit.store().principal(&name).await? else { return Err(gone(&name)) };
-    match added {
-        Changed::Done(_) => {}
-        // Asked again, since the first answer was lost: it is as it was asked.
-        _ if ask.key.is_some() && one.roles == roles && one.version == 1 => {}
-        _ => return Err(Problem::new(&CONFLICT, format!("there is a principal {name} already"))),
+    // Asked again, since the first answer was lost: it was done then.
+    if !matches!(added, Changed::Done(_)) && permit.answered(key, &ask.digest).await?.is_none() {
+        return Err(Problem::new(&CONFLICT, format!("there is a principal {name} already")));
     }
+    let one = permit.store().principal(&name).await?.ok_or_else(|| gone(&name))?;
     let version = one.version;
     Ok(Made::new(PrincipalView::from(one))
         .version(version)

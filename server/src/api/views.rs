@@ -59,6 +59,8 @@ impl From<RunInfo> for Run {
 pub struct EventView {
     /// Its position, from 1.
     pub seq: i64,
+    /// Counts the nodes that took the run over.
+    pub claim: i32,
     /// When, by the database's clock.
     pub at: Time,
     /// Which event.
@@ -81,6 +83,7 @@ impl From<Row> for EventView {
     fn from(row: Row) -> Self {
         Self {
             seq: row.seq,
+            claim: row.claim,
             at: row.at,
             kind: row.kind.to_owned(),
             step: row.step.as_deref().map(str::to_owned),

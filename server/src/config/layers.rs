@@ -13,7 +13,17 @@ use crate::trouble::Trouble;
 const USUAL_FILE: &str = "/etc/backstay/backstay.toml";
 const PREFIX: &str = "BACKSTAY_";
 /// These begin like settings and are none.
-const OTHER_VARIABLES: [&str; 5] = ["config", "postgres_bin", "postgres_mirror", "crash_at", "log_style"];
+const OTHER_VARIABLES: [&str; 9] = [
+    "config",
+    "postgres_bin",
+    "postgres_mirror",
+    "crash_at",
+    "log_style",
+    "server",
+    "token",
+    "token_file",
+    "ca_file",
+];
 
 /// The settings, and where each comes from.
 pub(crate) struct Loaded {

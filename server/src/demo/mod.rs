@@ -4,18 +4,14 @@
 //!   stage       the folder that it plays in
 //!   activities  what is done there, and undone; files helps
 //!   saga        the plan
-//!   view        what the journal says of a run;  draw, screen  how that is shown
 //!   resumed     what is told of a run that was cut off
 //! ```
 
 mod activities;
-mod draw;
 mod files;
 mod resumed;
-mod saga;
-mod screen;
+pub(crate) mod saga;
 mod stage;
-mod view;
 
 use std::time::Duration;
 
@@ -27,18 +23,16 @@ use serde_json::json;
 use tokio::sync::mpsc;
 
 pub(crate) use activities::activities;
-pub(crate) use screen::wants_colour;
 
 use crate::cli::DemoArgs;
 use crate::config::Config;
 use crate::database::Database;
 use crate::interrupt::Interrupt;
+use crate::tree::{Screen, View, seconds, tree};
 use crate::trouble::Trouble;
 use resumed::Cut;
 use saga::{KillAfter, Part};
-use screen::Screen;
 use stage::Stage;
-use view::View;
 
 /// Pictures are drawn so often.
 const FRAME: Duration = Duration::from_millis(80);
@@ -202,7 +196,7 @@ impl Demo<'_> {
             "\nThe last demo was cut off {after}: run {run} was over by then, and the demo goes on."
         ));
         self.headline(*part);
-        let tree = draw::tree(&view, view.now(), &self.screen.style());
+        let tree = tree(&view, view.now(), &self.screen.style());
         self.screen.lines(&tree);
         self.judge(*part, &view)?;
         self.report(cut, &view, &journal)
@@ -265,7 +259,7 @@ impl Demo<'_> {
                 }
                 _ = frames.tick() => {
                     if let Some(view) = &view {
-                        self.screen.draw(&draw::tree(view, view.now(), &self.screen.style()));
+                        self.screen.draw(&tree(view, view.now(), &self.screen.style()));
                     }
                 }
             }
@@ -273,7 +267,7 @@ impl Demo<'_> {
         let Some(view) = view else {
             return Err(Trouble::failed(format!("The journal of run {run} is empty.")));
         };
-        let tree = draw::tree(&view, view.now(), &self.screen.style());
+        let tree = tree(&view, view.now(), &self.screen.style());
         if self.screen.is_live() {
             self.screen.draw(&tree)
         } else {
@@ -305,7 +299,7 @@ impl Demo<'_> {
             && row.seq > seen
             && let Some(line) = view.line(&entry.event, progress)
         {
-            let time = view::seconds(entry.at - view.begun);
+            let time = seconds(entry.at - view.begun);
             self.screen.lines(&[format!("  {time:>8}  {line}")]);
         }
         Ok(entry)
@@ -317,7 +311,7 @@ impl Demo<'_> {
         if !asked || !resumed::is_result(what) {
             return;
         }
-        self.screen.draw(&draw::tree(view, view.now(), &self.screen.style()));
+        self.screen.draw(&tree(view, view.now(), &self.screen.style()));
         self.screen.say(&format!(
             "The result of {} is in the journal, and this process kills itself now. \"backstay demo\" goes on from \
              there.",

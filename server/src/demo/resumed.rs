@@ -4,7 +4,7 @@ use backstay_engine::machine::{
     Answer, CourseAt, CourseId, Direction, Event, Journaled, Seq, State, StepEvent,
 };
 
-use super::view::View;
+use crate::tree::View;
 
 /// Where a run was cut off.
 #[derive(Debug)]

@@ -17,23 +17,23 @@ use crate::trouble::Trouble;
 
 /// The demo plays the procedure twice.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Part {
+pub(crate) enum Part {
     /// web-1 arrives.
     First,
     /// db-1 does not, and is rolled back.
     Second,
 }
 
-pub(super) const WORKFLOW: &str = "demo-move";
+pub(crate) const WORKFLOW: &str = "demo-move";
 const STEPS: [&str; 6] = ["snapshot", "copy-disk-0", "copy-disk-1", "create-vm", "attach", "check"];
 /// The second run never comes to its last step.
 const FAILING: &str = "attach";
 
 impl Part {
-    pub(super) const ALL: [Part; 2] = [Part::First, Part::Second];
+    pub(crate) const ALL: [Part; 2] = [Part::First, Part::Second];
 
     /// What is played after it.
-    pub(super) fn later(self) -> &'static [Part] {
+    pub(crate) fn later(self) -> &'static [Part] {
         match self {
             Part::First => &[Part::Second],
             Part::Second => &[],
@@ -41,31 +41,31 @@ impl Part {
     }
 
     /// As its run's label says it.
-    pub(super) fn number(self) -> &'static str {
+    pub(crate) fn number(self) -> &'static str {
         match self {
             Part::First => "1",
             Part::Second => "2",
         }
     }
 
-    pub(super) fn of_number(number: &str) -> Option<Part> {
+    pub(crate) fn of_number(number: &str) -> Option<Part> {
         Part::ALL.into_iter().find(|part| part.number() == number)
     }
 
-    pub(super) fn vm(self) -> &'static str {
+    pub(crate) fn vm(self) -> &'static str {
         match self {
             Part::First => "web-1",
             Part::Second => "db-1",
         }
     }
 
-    pub(super) fn title(self) -> String {
+    pub(crate) fn title(self) -> String {
         format!("move {} from old-host to new-host", self.vm())
     }
 }
 
 /// The plan. Everything that differs between the two runs is input.
-pub(super) fn plan(
+pub(crate) fn plan(
     part: Part,
     folder: &Path,
     quick: bool,
@@ -131,14 +131,14 @@ pub(super) fn plan(
 }
 
 /// What is undone if the second run fails where it will: computed from the plan, before anything runs.
-pub(super) fn preview(plan: &Plan) -> String {
+pub(crate) fn preview(plan: &Plan) -> String {
     let undone = plan.find(FAILING).map(|step| plan.if_fails(step)).unwrap_or_default();
     undone.into_iter().map(|undoing| undoing.step).collect::<Vec<_>>().join(", ")
 }
 
 /// Where `--kill-after` kills.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct KillAfter {
+pub(crate) struct KillAfter {
     part: Part,
     direction: Direction,
     step: String,
@@ -147,7 +147,7 @@ pub(super) struct KillAfter {
 }
 
 impl KillAfter {
-    pub(super) fn parse(name: &str) -> Result<Self, Trouble> {
+    pub(crate) fn parse(name: &str) -> Result<Self, Trouble> {
         let (part, direction, step, last) = match name.split_once(':') {
             None => (Part::First, Direction::Forward, name, "check"),
             Some(("second", step)) => (Part::Second, Direction::Forward, step, FAILING),
@@ -161,7 +161,7 @@ impl KillAfter {
         Ok(Self { part, direction, step: step.to_owned(), name: name.to_owned() })
     }
 
-    pub(super) fn is(&self, part: Part, course: CourseId, plan: &Plan) -> bool {
+    pub(crate) fn is(&self, part: Part, course: CourseId, plan: &Plan) -> bool {
         (self.part, self.direction) == (part, course.direction) && *plan.step(course.step).name == *self.step
     }
 }

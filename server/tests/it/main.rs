@@ -12,5 +12,6 @@ mod config;
 mod demo;
 mod node;
 mod policy;
+mod remote;
 mod served;
 mod support;

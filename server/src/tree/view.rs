@@ -11,7 +11,7 @@ use crate::trouble::Trouble;
 
 /// A run, folded from its journal.
 #[derive(Debug)]
-pub(super) struct View {
+pub(crate) struct View {
     pub state: State,
     traces: HashMap<CourseId, Trace>,
     /// When it was submitted.
@@ -24,7 +24,7 @@ pub(super) struct View {
 
 /// What is shown of one half of a step beside its state.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Trace {
+pub(crate) struct Trace {
     /// The time that all attempts together took, without the one in flight.
     spent: TimeDelta,
     since: Option<Time>,
@@ -36,7 +36,7 @@ pub(super) struct Trace {
 
 impl View {
     /// Begins with a run's first event: it holds the plan.
-    pub(super) fn begin(run: RunId, first: &Row) -> Result<Self, Trouble> {
+    pub(crate) fn begin(run: RunId, first: &Row) -> Result<Self, Trouble> {
         let body = first.body.clone().unwrap_or_else(backstay_engine::machine::Json::null);
         let plan = Plan::from_submitted(&body).map_err(|error| unreadable(run, &error))?;
         Ok(Self {
@@ -49,7 +49,7 @@ impl View {
     }
 
     /// Takes in the next event.
-    pub(super) fn take(&mut self, row: &Row) -> Result<Journaled, Trouble> {
+    pub(crate) fn take(&mut self, row: &Row) -> Result<Journaled, Trouble> {
         let run = self.state.run();
         let journaled = Journaled::from_row(row, self.plan()).map_err(|error| unreadable(run, &error))?;
         let before = self.state.at();
@@ -85,22 +85,22 @@ impl View {
         Ok(journaled)
     }
 
-    pub(super) fn plan(&self) -> &Arc<Plan> {
+    pub(crate) fn plan(&self) -> &Arc<Plan> {
         self.state.plan()
     }
 
-    pub(super) fn trace(&self, course: CourseId) -> Option<&Trace> {
+    pub(crate) fn trace(&self, course: CourseId) -> Option<&Trace> {
         self.traces.get(&course)
     }
 
     /// The database's time, as well as we know it.
-    pub(super) fn now(&self) -> Time {
+    pub(crate) fn now(&self) -> Time {
         let now = Utc::now().checked_sub_signed(self.ahead).unwrap_or_default();
         self.state.at().map_or(now, |last| last.max(now))
     }
 
     /// What people call it.
-    pub(super) fn name(&self, course: CourseId) -> String {
+    pub(crate) fn name(&self, course: CourseId) -> String {
         let name = &self.plan().step(course.step).name;
         match course.direction {
             Direction::Forward => name.to_string(),
@@ -109,7 +109,7 @@ impl View {
     }
 
     /// An event as a line, for those who have no terminal to draw on.
-    pub(super) fn line(&self, event: &Event, progress_before: Option<f64>) -> Option<String> {
+    pub(crate) fn line(&self, event: &Event, progress_before: Option<f64>) -> Option<String> {
         let (course, attempt, what) = match event {
             Event::Submitted { .. } => return None,
             Event::Claimed { node, .. } => return Some(format!("{:<17} by node {node}", "taken over")),
@@ -189,7 +189,7 @@ impl Trace {
     }
 
     /// How long its attempts took up to now.
-    pub(super) fn took(&self, now: Time) -> TimeDelta {
+    pub(crate) fn took(&self, now: Time) -> TimeDelta {
         self.spent + self.since.map_or(TimeDelta::zero(), |since| now - since)
     }
 }
@@ -199,7 +199,7 @@ fn unreadable(run: RunId, error: &dyn std::error::Error) -> Trouble {
 }
 
 /// As people read it.
-pub(super) fn seconds(span: TimeDelta) -> String {
+pub(crate) fn seconds(span: TimeDelta) -> String {
     let seconds = span.as_seconds_f64().max(0.0);
     match seconds {
         _ if seconds < 60.0 => format!("{seconds:.1} s"),

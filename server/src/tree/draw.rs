@@ -6,7 +6,7 @@ use super::view::{View, seconds};
 
 /// What the terminal can show.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Style {
+pub(crate) struct Style {
     pub colour: bool,
     pub unicode: bool,
     pub width: usize,
@@ -46,7 +46,7 @@ impl Look {
 }
 
 /// The run, and its steps, a line each.
-pub(super) fn tree(view: &View, now: Time, style: &Style) -> Vec<String> {
+pub(crate) fn tree(view: &View, now: Time, style: &Style) -> Vec<String> {
     let plan = view.plan();
     let levels = levels(view);
     let name_width = plan.steps().map(|(_, step)| step.name.chars().count()).max().unwrap_or(0);
@@ -199,8 +199,9 @@ mod tests {
     };
     use chrono::TimeDelta;
 
-    use super::super::{activities, saga, view::View};
+    use super::super::View;
     use super::{Style, tree};
+    use crate::demo::{activities, saga};
 
     fn at(ms: i64) -> Time {
         Time::UNIX_EPOCH + TimeDelta::milliseconds(ms)

@@ -4,7 +4,7 @@ use std::io::{IsTerminal, Write};
 
 use super::draw::Style;
 
-pub(super) struct Screen {
+pub(crate) struct Screen {
     live: bool,
     colour: bool,
     unicode: bool,
@@ -26,7 +26,7 @@ fn speaks_unicode() -> bool {
 }
 
 impl Screen {
-    pub(super) fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let terminal = std::io::stdout().is_terminal();
         let able = std::env::var_os("TERM").is_some_and(|term| term != "dumb");
         Self {
@@ -38,17 +38,17 @@ impl Screen {
     }
 
     /// Whether it can be drawn on.
-    pub(super) fn is_live(&self) -> bool {
+    pub(crate) fn is_live(&self) -> bool {
         self.live
     }
 
-    pub(super) fn style(&self) -> Style {
+    pub(crate) fn style(&self) -> Style {
         let width = if self.live { size().0.max(40) } else { 100 };
         Style { colour: self.colour, unicode: self.unicode, width }
     }
 
     /// Text that stays. Sentences are wrapped between words.
-    pub(super) fn say(&mut self, text: &str) {
+    pub(crate) fn say(&mut self, text: &str) {
         self.drawn = 0;
         let width = if self.live { size().0.clamp(40, 100) } else { usize::MAX };
         let text: String = text.lines().map(|line| wrapped(line, width) + "\n").collect();
@@ -56,20 +56,20 @@ impl Screen {
     }
 
     /// A headline.
-    pub(super) fn title(&mut self, text: &str) {
+    pub(crate) fn title(&mut self, text: &str) {
         let (bold, plain) = if self.colour { ("\x1b[1m", "\x1b[0m") } else { ("", "") };
         self.drawn = 0;
         self.put(&format!("\n{bold}{text}{plain}\n"));
     }
 
     /// Lines that stand still.
-    pub(super) fn lines(&mut self, lines: &[String]) {
+    pub(crate) fn lines(&mut self, lines: &[String]) {
         self.drawn = 0;
         self.put(&lines.iter().map(|line| format!("{line}\n")).collect::<String>());
     }
 
     /// Draws these lines in place of those drawn last. One write a picture, so that nothing flickers.
-    pub(super) fn draw(&mut self, lines: &[String]) {
+    pub(crate) fn draw(&mut self, lines: &[String]) {
         let (width, height) = size();
         // What does not fit cannot be drawn over.
         if !self.live || lines.len() >= height || width < 40 {

@@ -1,0 +1,25 @@
+//! `backstay completions` and `backstay man`: made from the command line itself.
+
+use std::path::Path;
+
+use clap::CommandFactory;
+
+use crate::cli::Cli;
+use crate::db::print;
+use crate::trouble::Trouble;
+
+/// Prints completions for a shell.
+pub(crate) fn completions(shell: clap_complete::Shell) -> Result<(), Trouble> {
+    let mut text = Vec::new();
+    clap_complete::generate(shell, &mut Cli::command(), "backstay", &mut text);
+    print(&String::from_utf8_lossy(&text));
+    Ok(())
+}
+
+/// Writes a page for the program and one for each of its commands.
+pub(crate) fn pages(folder: &Path) -> Result<(), Trouble> {
+    std::fs::create_dir_all(folder).map_err(Trouble::file("Making", folder))?;
+    clap_mangen::generate_to(Cli::command(), folder).map_err(Trouble::file("Writing into", folder))?;
+    print(&format!("The pages are in {}.\n", folder.display()));
+    Ok(())
+}

@@ -1,0 +1,15 @@
+//! The commands that speak to a server.
+//!
+//! ```text
+//!   args     what they take
+//!   client   HTTP, with errors that say what to do
+//!   run      runs: start, look, watch, steer
+//!   people   principals, tokens, the audit trail, nodes
+//!   show     tables, JSON, names
+//! ```
+
+pub(crate) mod args;
+mod client;
+pub(crate) mod people;
+pub(crate) mod run;
+mod show;

@@ -1,0 +1,212 @@
+//! The command line against a server: what it prints, how it exits.
+
+use rustix::process::Signal;
+use serde_json::{Value, json};
+
+use crate::served::{Served, waiting_plan};
+use crate::support::{Place, Ran, Running, ran};
+
+impl Served {
+    async fn cli(&self, arguments: &[&str]) -> Ran {
+        ran(self.place.command(arguments).env("BACKSTAY_SERVER", &self.base)).await
+    }
+
+    fn plan(&self, plan: &Value) -> String {
+        self.place.file("plan.json", &plan.to_string()).display().to_string()
+    }
+}
+
+fn json_of(ran: &Ran) -> Value {
+    serde_json::from_str(&ran.out).unwrap_or_else(|error| panic!("{error}: {ran:#?}"))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_run_is_started_watched_and_steered_from_the_command_line() {
+    let api = Served::start().await;
+    let plan = api.plan(&waiting_plan("waits"));
+    api.cli(&["run", "start", &plan, "--dry-run"])
+        .await
+        .exits(0)
+        .says("The plan is right.")
+        .says("If w fails for good, nothing is undone");
+    let started = api
+        .cli(&["run", "start", &plan, "--label", "site=west", "--exclusive", "vm-1", "--key", "k"])
+        .await
+        .exits(0);
+    let run = started.out.trim().to_owned();
+    // The same key is the same run.
+    let again = api
+        .cli(&["run", "start", &plan, "--label", "site=west", "--exclusive", "vm-1", "--key", "k"])
+        .await
+        .exits(0);
+    assert_eq!(again.out.trim(), run);
+    let taken = api.cli(&["run", "start", &plan, "--exclusive", "vm-1"]).await.exits(4);
+    taken.complains("Another live run holds the exclusive key").complains(&run);
+    api.until(&run, "waiting").await;
+
+    api.cli(&["run", "list"])
+        .await
+        .exits(0)
+        .says("RUN")
+        .says(&run)
+        .says("waiting")
+        .says("w waits for the signal");
+    assert_eq!(
+        api.cli(&["run", "list", "-o", "name", "--label", "site=west"]).await.exits(0).out.trim(),
+        run
+    );
+    assert_eq!(api.cli(&["run", "list", "-o", "name", "--label", "site=east"]).await.exits(0).out, "");
+    assert_eq!(json_of(&api.cli(&["run", "list", "-o", "json"]).await.exits(0))["status"], "waiting");
+    assert_eq!(json_of(&api.cli(&["run", "get", &run, "-o", "json"]).await.exits(0))["run"], json!(run));
+    api.cli(&["run", "steps", &run]).await.exits(0).says("STEP").says("for the signal \"go\"");
+    api.cli(&["run", "resources", &run]).await.exits(0).says("KIND");
+    api.cli(&["run", "explain", &run]).await.exits(0).says("Why:     w waits for the signal \"go\"");
+    api.cli(&["run", "export", &run]).await.exits(0).says("# ");
+
+    let mut watching = api.place.command(&["run", "watch", &run]);
+    let mut watching = Running::start(watching.env("BACKSTAY_SERVER", &api.base));
+    watching.until_it_says("w").await;
+    api.cli(&["run", "pause", &run, "--why", "a look"]).await.exits(0).says("Done: event ");
+    api.cli(&["run", "resume", &run]).await.exits(0);
+    api.cli(&["run", "signal", &run, "go", "--payload", "{\"by\":\"hand\"}"]).await.exits(0);
+    watching.end().await.exits(0).says("succeeded");
+
+    // What cannot be taken back is asked about, and nobody can be asked here.
+    let unasked = api.cli(&["run", "rollback", &run]).await.exits(2);
+    unasked.complains("The run is rolled back; nothing has to be undone.").complains("add --yes");
+    assert_eq!(api.status(&run).await, "succeeded");
+    api.cli(&["run", "commit", &run, "--yes"]).await.exits(0);
+    api.until(&run, "committed").await;
+    api.cli(&["run", "cancel", &run, "--yes"]).await.exits(4).complains("The run refused");
+    api.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_exit_code_says_how_it_ended() {
+    let api = Served::start().await;
+    let until = |input: Value| {
+        let step = json!({ "name": "w", "activity": "wait", "input": input, "nothing_to_undo": "it waits" });
+        json!({ "workflow": "x", "steps": [step] })
+    };
+    let plan = api.plan(&until(json!({ "for": "10ms" })));
+    api.cli(&["run", "start", &plan, "--wait"]).await.exits(0).says("succeeded");
+    let ended = api.cli(&["run", "start", &plan, "--wait", "-o", "json"]).await.exits(0);
+    assert_eq!(json_of(&ended)["status"], "succeeded");
+    let plan = api.plan(&until(json!({ "signal": "never", "within": "10ms" })));
+    api.cli(&["run", "start", &plan, "--wait"]).await.exits(7).complains("is rolled back");
+    let mut held = until(json!({ "signal": "never", "within": "10ms" }));
+    held["steps"][0]["on_failure"] = json!("hold");
+    let plan = api.plan(&held);
+    let waits = api.cli(&["run", "start", &plan, "--wait"]).await.exits(8);
+    waits.complains("is held: somebody has to decide");
+    let run = api.cli(&["run", "list", "-o", "name", "--status", "held"]).await.out.trim().to_owned();
+
+    api.cli(&["run", "skip", &run, "w", "--yes"]).await.exits(2).complains("It needs a reason");
+    api.cli(&["run", "skip", &run, "w", "--yes", "--why", "seen", "--result", "nothing"])
+        .await
+        .exits(2)
+        .complains("--result is no JSON");
+    api.cli(&["run", "skip", &run, "w", "--yes", "--why", "seen", "--result", "1"]).await.exits(0);
+    api.until(&run, "succeeded").await;
+
+    let bad = api.plan(&json!({ "workflow": "x", "steps": [{ "name": "a", "activity": "nothing" }] }));
+    let bad = api.cli(&["run", "start", &bad]).await.exits(2);
+    bad.complains("The plan, or the input of the workflow, was not taken").complains("\n  a: ");
+    api.cli(&["run", "start", "no-such-file"]).await.exits(1).complains("Reading no-such-file failed");
+    api.cli(&["run", "get", "00000000-0000-0000-0000-000000000000"]).await.exits(3);
+    api.cli(&["run", "get", "x"]).await.exits(2);
+    let elsewhere = ["run", "list", "--server", "http://127.0.0.1:9"];
+    api.cli(&elsewhere).await.exits(5).complains("cannot be reached").complains("backstay serve");
+    api.cli(&["run", "list", "--server", "http://example.com"]).await.exits(2).complains("not encrypted");
+    api.cli(&["run", "list", "--server", "nonsense"]).await.exits(2).complains("is no address of a server");
+    api.cli(&["run", "list", "--token-file", "/no/such/token"]).await.exits(6).complains("No token");
+    let other = Place::embedded().file("token", "bst_no");
+    drop(other);
+    let mut wrong = api.place.command(&["run", "list"]);
+    let wrong =
+        ran(wrong.env("BACKSTAY_SERVER", &api.base).env("BACKSTAY_TOKEN", "bst_wrong")).await.exits(6);
+    wrong.complains("Nobody knows who asks");
+    api.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn people_and_tokens_are_managed_and_the_trail_is_read() {
+    let api = Served::start().await;
+    api.cli(&["principal", "add", "ben", "--role", "viewer"])
+        .await
+        .exits(0)
+        .says("backstay token create ben");
+    api.cli(&["principal", "add", "ben", "--role", "viewer"])
+        .await
+        .exits(4)
+        .complains("there is a principal ben already");
+    api.cli(&["principal", "add", "x", "--role", "king"]).await.exits(2).complains("body/roles/0");
+    let made = api.cli(&["token", "create", "ben", "--label", "laptop", "--days", "2"]).await.exits(0);
+    let token = api.place.file("ben", &made.out).display().to_string();
+    let whoami = ["token", "whoami", "--token-file", &token];
+    api.cli(&whoami).await.exits(0).says("ben").says("view");
+    api.cli(&["principal", "list", "--token-file", &token])
+        .await
+        .exits(6)
+        .complains("it needs the right \"admin\"");
+    api.cli(&["principal", "roles", "ben", "--role", "admin"]).await.exits(0);
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(6);
+    while api.cli(&["principal", "list", "--token-file", &token]).await.code != Some(0) {
+        assert!(std::time::Instant::now() < deadline);
+    }
+    api.cli(&["principal", "list"]).await.exits(0).says("NAME").says("ben");
+    api.cli(&["principal", "disable", "admin"])
+        .await
+        .exits(4)
+        .complains("nobody takes the administration away from themselves");
+    let id =
+        api.cli(&["token", "list", "--principal", "ben", "-o", "name"]).await.exits(0).out.trim().to_owned();
+    api.cli(&["token", "revoke", &id]).await.exits(0);
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(6);
+    while api.cli(&whoami).await.code != Some(6) {
+        assert!(std::time::Instant::now() < deadline);
+    }
+    api.cli(&["audit", "list"]).await.exits(0).says("addPrincipal").says("revokeToken").says("127.0.0.1");
+    api.cli(&["audit", "list", "--refused"]).await.exits(0).says("the right \"admin\" is missing");
+    let head = api.cli(&["audit", "head", "-o", "name"]).await.exits(0).out.trim().to_owned();
+    api.place.run(&["audit", "verify"]).await.exits(0).says(&head);
+    let mut sql = api.place.sql().await;
+    let lie = "update audit set entry = replace(entry::text, 'addPrincipal', 'nothing')::json where nr = 2";
+    sqlx::raw_sql(lie).execute(&mut sql).await.unwrap();
+    api.place.run(&["audit", "verify"]).await.exits(1).complains("was tampered with: line 2");
+    api.cli(&["nodes"]).await.exits(0).says("n1");
+    api.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_doctor_finds_what_is_wrong_and_says_what_to_do() {
+    let place = Place::with_url().await;
+    let sick = place.run(&["doctor"]).await.exits(1);
+    sick.says("WRONG  the schema is behind").says("backstay db migrate");
+    let mut command = place.command(&["serve", "--name", "n1"]);
+    let mut server = Running::start(command.env("BACKSTAY_LISTEN__ADDRESS", "127.0.0.1:0"));
+    let said = server.until_it_says("Listening on http://").await;
+    let address = said.rsplit("http://").next().unwrap().trim().to_owned();
+    let well = async || ran(place.command(&["doctor"]).env("BACKSTAY_LISTEN__ADDRESS", &address)).await;
+    well().await.exits(0).says("ok     1 nodes work on this database").says("ok     the key file ");
+    let mut sql = place.sql().await;
+    sqlx::raw_sql("alter table runs drop constraint runs_wake_reason; insert into runs (run_id, workflow, status, plan_hash, activities, request_hash, submitted_at) values (gen_random_uuid(), 'w', 'running', 'h', '{}', '', now() - interval '1 hour')")
+        .execute(&mut sql).await.unwrap();
+    well().await.exits(1).says("WRONG  nothing moves run ");
+    std::fs::write(place.path("secret.key"), "k1:nonsense").unwrap();
+    well().await.exits(1).says("is wrong in line 1").says("bring the file back from its copy");
+    server.signal(Signal::TERM);
+    server.end().await.exits(0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn completions_and_manual_pages_are_made() {
+    let place = Place::embedded();
+    for shell in ["bash", "zsh", "fish"] {
+        place.run(&["completions", shell]).await.exits(0).says("backstay");
+    }
+    let folder = place.path("man");
+    place.run(&["man", &folder.display().to_string()]).await.exits(0);
+    let page = std::fs::read_to_string(folder.join("backstay-run-rollback.1")).unwrap();
+    assert!(page.contains("Undoes what a run has started"));
+}
