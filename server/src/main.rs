@@ -17,6 +17,7 @@ mod database;
 mod db;
 mod demo;
 mod doctor;
+mod http;
 mod interrupt;
 mod log;
 mod manual;

@@ -16,6 +16,8 @@ use chrono::{TimeDelta, Utc};
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
 use serde_json::json;
 use tokio::net::TcpListener;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 use uuid::Uuid;
 
@@ -25,6 +27,7 @@ use crate::api::{self, Settings};
 use crate::catalog;
 use crate::config::Config;
 use crate::db::{print, with_database};
+use crate::http::{self, Limits, Tls, systemd};
 use crate::interrupt::Interrupt;
 use crate::seal::Keyring;
 use crate::trouble::Trouble;
@@ -67,55 +70,76 @@ async fn serve(
             path.display()
         ));
     }
-    let gate = Gate::new(engine.clone(), Settings { keys: Some(keys) });
+    let stop = CancellationToken::new();
+    let gate = Gate::new(engine.clone(), Settings { keys: Some(keys), stop: stop.clone() });
     let watching = gate.clone();
     let _watch = AbortOnDropHandle::new(tokio::spawn(async move { watching.watch().await }));
     let node = interrupt.or(async { Ok(engine.start_node(config.node.for_engine()).await?) }).await?;
     let health = Health { draining: Arc::default(), gate: gate.clone(), figures };
 
-    let address = config.listen.address;
-    let listener = TcpListener::bind(address).await.map_err(|error| {
-        Trouble::failed(format!(
-            "Listening on {address} failed: {error}. Another program may use it; see listen.address."
-        ))
-    })?;
-    let bound = listener
-        .local_addr()
-        .map_err(|error| Trouble::failed(format!("The address is not known: {error}.")))?;
-    let router = api::router(gate).merge(health.router());
-    let service = router.into_make_service_with_connect_info::<SocketAddr>();
-    tracing::info!(address = %bound, node = node.name(), epoch = node.epoch(), "the server is ready");
-    print(&format!("Listening on http://{bound}\n"));
+    let tls = tls(config)?;
+    let limits = Limits {
+        connections: config.listen.connections,
+        per_address: config.listen.connections_per_address,
+        ..Limits::default()
+    };
+    let listener = bind(config.listen.address, "listen.address").await?;
+    let beside = bind(config.listen.health, "listen.health").await?;
+    let (at, health_at) = (local(&listener)?, local(&beside)?);
+    let scheme = if tls.is_some() { "https" } else { "http" };
+    let mut tasks = JoinSet::new();
+    if let Some(tls) = tls.clone() {
+        tasks.spawn(async move { tls.watch().await });
+    }
+    let well = gate.clone();
+    tasks.spawn(systemd::keep_alive(move || well.is_fresh()));
+    let router = http::layered(api::router(gate), tls.is_some());
+    let serving = tokio::spawn(http::serve(listener, tls, router, limits, stop.clone()));
+    let of_health = http::layered(health.router(), false);
+    tasks.spawn(http::serve(beside, None, of_health, limits, CancellationToken::new()));
+    tracing::info!(address = %at, health = %health_at, node = node.name(), epoch = node.epoch(), "the server is ready");
+    print(&format!("Listening on {scheme}://{at}\nHealth and figures on http://{health_at}\n"));
+    systemd::tell("READY=1");
 
-    let asked = interrupt.clone();
-    let draining = Arc::clone(&health.draining);
-    let serving = axum::serve(listener, service).with_graceful_shutdown(async move {
-        let _ = asked.asked().await;
-        draining.store(true, Ordering::SeqCst);
-    });
     let lost = tokio::select! {
-        served = serving => {
-            served.map_err(|error| Trouble::failed(format!("Serving failed: {error}.")))?;
-            false
-        }
-        _ = ended(interrupt) => false,
+        _ = interrupt.asked() => false,
         () = node.ended() => true,
     };
+    systemd::tell("STOPPING=1");
+    health.draining.store(true, Ordering::SeqCst);
+    if !lost {
+        tracing::info!(grace = %config.node.grace, "asked to end; a second signal ends it at once");
+    }
+    stop.cancel();
+    // Callers are answered while the node hands its runs over.
+    let ((), _) = tokio::join!(node.drain(config.node.grace.0), serving);
     if lost {
         return Err(Trouble::failed(
             "This node has lost its lease, so others go on with its runs. Its clock stood still for too long, or the \
              database did not answer in time. Start it again.",
         ));
     }
-    tracing::info!(grace = %config.node.grace, "asked to end; a second signal ends it at once");
-    node.drain(config.node.grace.0).await;
     Ok(())
 }
 
-/// A little after it was asked to end: answers under way are given the time to be sent.
-async fn ended(interrupt: &Interrupt) {
-    let _ = interrupt.asked().await;
-    tokio::time::sleep(std::time::Duration::from_secs(2)).await;
+async fn bind(address: SocketAddr, setting: &str) -> Result<TcpListener, Trouble> {
+    TcpListener::bind(address).await.map_err(|error| {
+        Trouble::failed(format!(
+            "Listening on {address} failed: {error}. Another program may use it; see {setting}."
+        ))
+    })
+}
+
+fn local(listener: &TcpListener) -> Result<SocketAddr, Trouble> {
+    listener.local_addr().map_err(|error| Trouble::failed(format!("The address is not known: {error}.")))
+}
+
+fn tls(config: &Config) -> Result<Option<Arc<Tls>>, Trouble> {
+    let listen = &config.listen;
+    let (Some(certificate), Some(key)) = (&listen.certificate, &listen.key) else { return Ok(None) };
+    Tls::read(certificate, key, listen.client_authority.as_deref())
+        .map(Some)
+        .map_err(|why| Trouble::failed(format!("TLS is not possible: {why}.")))
 }
 
 fn keyring(config: &Config) -> Result<Keyring, Trouble> {

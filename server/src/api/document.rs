@@ -9,7 +9,8 @@ use serde_json::{Map, Value, json};
 use super::BASE;
 use super::operation::Operation;
 use super::problem::{
-    AWAY, BAD_REQUEST, CATALOGUE, FORBIDDEN, INTERNAL, Kind, TOO_LARGE, UNAUTHENTICATED, UNSUPPORTED,
+    AWAY, BAD_REQUEST, CATALOGUE, FORBIDDEN, INTERNAL, Kind, TOO_LARGE, TOO_SLOW, UNAUTHENTICATED,
+    UNSUPPORTED,
 };
 
 /// Writes the document.
@@ -122,6 +123,7 @@ fn problems_of(operation: &Operation, has_body: bool) -> Vec<&'static Kind> {
     let mut all: Vec<&'static Kind> =
         vec![&BAD_REQUEST, &UNAUTHENTICATED, &FORBIDDEN, &TOO_LARGE, &INTERNAL, &AWAY];
     if has_body {
+        all.push(&TOO_SLOW);
         all.push(&UNSUPPORTED);
     }
     all.extend(&operation.problems);

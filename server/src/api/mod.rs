@@ -37,6 +37,7 @@ use crate::seal::Keyring;
 use gate::Gate;
 use operation::Operation;
 use problem::{CATALOGUE, METHOD_NOT_ALLOWED, NO_SUCH_PATH, Problem};
+use tokio_util::sync::CancellationToken;
 
 /// Where the operations are.
 pub const BASE: &str = "/api/v1";
@@ -46,6 +47,8 @@ pub const BASE: &str = "/api/v1";
 pub struct Settings {
     /// Seals what only this installation may read again.
     pub keys: Option<Keyring>,
+    /// The server is being stopped: answers that go on for hours end.
+    pub stop: CancellationToken,
 }
 
 /// Every operation there is.

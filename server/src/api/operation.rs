@@ -2,6 +2,7 @@
 //! these come the router, the document, the policy and its tests; there is no second place to forget.
 
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use axum::body::{Body, Bytes};
 use axum::extract::{ConnectInfo, RawPathParams, Request, State};
@@ -18,11 +19,13 @@ use tracing::Instrument;
 use uuid::Uuid;
 
 use super::gate::{Asked, Gate, Permit};
-use super::problem::{BAD_REQUEST, INTERNAL, Kind, Problem, TOO_LARGE, UNSUPPORTED};
+use super::problem::{BAD_REQUEST, INTERNAL, Kind, Problem, TOO_LARGE, TOO_SLOW, UNSUPPORTED};
 use super::rights::Right;
 
 /// Bytes of a body.
 pub const LONGEST_BODY: usize = 1 << 20;
+/// How long a body may take to come.
+const SLOWEST_BODY: Duration = Duration::from_secs(30);
 /// Nesting of a body.
 const DEEPEST_BODY: usize = 64;
 /// Characters of an idempotency key.
@@ -346,9 +349,12 @@ where
         Ok(query) => query.0,
         Err(error) => return Err(Problem::at(&BAD_REQUEST, "query", error.body_text())),
     };
-    let bytes = axum::body::to_bytes(body, LONGEST_BODY).await.map_err(|_| {
-        Problem::new(&TOO_LARGE, format!("a body has at most {LONGEST_BODY} bytes, and comes whole"))
-    })?;
+    let whole = tokio::time::timeout(SLOWEST_BODY, axum::body::to_bytes(body, LONGEST_BODY)).await;
+    let slow =
+        |_| Problem::new(&TOO_SLOW, format!("the body has not come within {} s", SLOWEST_BODY.as_secs()));
+    let long =
+        |_| Problem::new(&TOO_LARGE, format!("a body has at most {LONGEST_BODY} bytes, and comes whole"));
+    let bytes = whole.map_err(slow)?.map_err(long)?;
     let body = B::read(&parts.headers, &bytes)?;
     let key = idempotency_key(&parts.headers)?;
     let if_match = if_match(&parts.headers)?;

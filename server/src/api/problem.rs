@@ -44,6 +44,8 @@ catalogue! {
          submitting: `POST /api/v1/plans/check`."
     TOO_LARGE "too-large" 413 "The request is too large"
         "Bodies have at most 1 MiB. Large things belong where activities fetch them from."
+    TOO_SLOW "too-slow" 408 "The request took too long to come"
+        "Send it again, over a better line."
     UNSUPPORTED "unsupported-media-type" 415 "The body is not of a type that is understood"
         "Send `Content-Type: application/json`."
     NO_SUCH_PATH "no-such-path" 404 "There is nothing at this path"

@@ -91,7 +91,17 @@ impl Watching {
                 }
             }
             // What is dropped here had nothing yet, or has it in the handle's buffer.
-            match tokio::time::timeout(CHECK, self.handle.next()).await {
+            let stop = self.permit.settings().stop.clone();
+            let next = tokio::select! {
+                biased;
+                // The watcher comes again, to another node perhaps, with the last id.
+                () = stop.cancelled() => {
+                    self.over = true;
+                    return Some("retry: 2000\nevent: away\ndata: {}\n\n".to_owned());
+                }
+                next = tokio::time::timeout(CHECK, self.handle.next()) => next,
+            };
+            match next {
                 Ok(Ok(Some(row))) => return event(row.seq, row.kind, &EventView::from(row)),
                 Ok(Ok(None)) => {
                     self.over = true;

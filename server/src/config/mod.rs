@@ -4,6 +4,7 @@ mod layers;
 mod show;
 
 use std::fmt;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -32,12 +33,62 @@ pub(crate) struct Config {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct ListenSettings {
-    pub address: std::net::SocketAddr,
+    pub address: SocketAddr,
+    /// Where health and figures are; nobody has to show a token there.
+    pub health: SocketAddr,
+    /// The certificate and its chain (PEM). Off loopback it has to be there.
+    pub certificate: Option<PathBuf>,
+    /// The certificate's key (PEM).
+    pub key: Option<PathBuf>,
+    /// Clients have to show a certificate of this authority (PEM).
+    pub client_authority: Option<PathBuf>,
+    /// "readable-by-all" lets clients speak without TLS from other machines: their tokens can be read on the way.
+    pub plain: String,
+    pub connections: usize,
+    pub connections_per_address: usize,
 }
 
 impl Default for ListenSettings {
     fn default() -> Self {
-        Self { address: std::net::SocketAddr::from(([127, 0, 0, 1], 7433)) }
+        let local = |port| SocketAddr::from(([127, 0, 0, 1], port));
+        let limits = crate::http::Limits::default();
+        Self {
+            address: local(7433),
+            health: local(7434),
+            certificate: None,
+            key: None,
+            client_authority: None,
+            plain: String::new(),
+            connections: limits.connections,
+            connections_per_address: limits.per_address,
+        }
+    }
+}
+
+impl ListenSettings {
+    /// What may not be.
+    fn problem(&self) -> Option<(&'static str, String)> {
+        const OPEN: &str = "readable-by-all";
+        let off = |address: &SocketAddr| !address.ip().is_loopback();
+        if self.certificate.is_some() != self.key.is_some() {
+            return Some(("listen.key", "goes with listen.certificate: both are stated, or neither".into()));
+        }
+        if self.client_authority.is_some() && self.certificate.is_none() {
+            return Some(("listen.client_authority", "is of no use without listen.certificate".into()));
+        }
+        if !self.plain.is_empty() && self.plain != OPEN {
+            return Some(("listen.plain", format!("is empty or \"{OPEN}\"")));
+        }
+        if off(&self.address) && self.certificate.is_none() && self.plain != OPEN {
+            let why = "is reached from other machines, and without TLS everybody between could read the tokens: state \
+                       listen.certificate and listen.key";
+            return Some(("listen.address", format!("{why} (or listen.plain = \"{OPEN}\")")));
+        }
+        if off(&self.health) && self.plain != OPEN {
+            let why = "shows health and figures to whoever asks: keep it on loopback";
+            return Some(("listen.health", format!("{why} (or state listen.plain = \"{OPEN}\")")));
+        }
+        None
     }
 }
 
@@ -149,6 +200,9 @@ impl Config {
         .or_else(|| some("node.max_calls", node.max_calls))
         .or_else(|| some("node.max_runs", node.max_runs))
         .or_else(|| some("node.max_crashes", usize::try_from(node.max_crashes).unwrap_or(0)))
+        .or_else(|| self.listen.problem())
+        .or_else(|| some("listen.connections", self.listen.connections))
+        .or_else(|| some("listen.connections_per_address", self.listen.connections_per_address))
         .or_else(|| self.database.url.problem().map(|wrong| ("database.url", wrong)))
         .or_else(|| self.data_dir.as_os_str().is_empty().then(|| ("data_dir", "is empty".to_owned())))
         .or_else(|| {

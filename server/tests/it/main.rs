@@ -14,4 +14,5 @@ mod node;
 mod policy;
 mod remote;
 mod served;
+mod slow;
 mod support;

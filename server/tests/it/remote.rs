@@ -184,7 +184,9 @@ async fn the_doctor_finds_what_is_wrong_and_says_what_to_do() {
     let sick = place.run(&["doctor"]).await.exits(1);
     sick.says("WRONG  the schema is behind").says("backstay db migrate");
     let mut command = place.command(&["serve", "--name", "n1"]);
-    let mut server = Running::start(command.env("BACKSTAY_LISTEN__ADDRESS", "127.0.0.1:0"));
+    let mut server = Running::start(
+        command.env("BACKSTAY_LISTEN__ADDRESS", "127.0.0.1:0").env("BACKSTAY_LISTEN__HEALTH", "127.0.0.1:0"),
+    );
     let said = server.until_it_says("Listening on http://").await;
     let address = said.rsplit("http://").next().unwrap().trim().to_owned();
     let well = async || ran(place.command(&["doctor"]).env("BACKSTAY_LISTEN__ADDRESS", &address)).await;

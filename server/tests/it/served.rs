@@ -11,6 +11,7 @@ use crate::support::{Place, Running};
 pub struct Served {
     pub place: Place,
     pub base: String,
+    pub health: String,
     pub admin: String,
     running: Option<Running>,
     client: reqwest::Client,
@@ -59,12 +60,24 @@ impl Served {
     }
 
     pub async fn on(place: Place, name: &str) -> Self {
+        Self::with(place, name, &[]).await
+    }
+
+    /// With these settings.
+    pub async fn with(place: Place, name: &str, settings: &[(&str, &str)]) -> Self {
         let mut command = place.command(&["serve", "--name", name]);
-        let mut running = Running::start(command.env("BACKSTAY_LISTEN__ADDRESS", "127.0.0.1:0"));
-        let said = running.until_it_says("Listening on http://").await;
+        command.envs(settings.iter().copied());
+        let mut running = Running::start(
+            command
+                .env("BACKSTAY_LISTEN__ADDRESS", "127.0.0.1:0")
+                .env("BACKSTAY_LISTEN__HEALTH", "127.0.0.1:0"),
+        );
+        let said = running.until_it_says("Listening on http").await;
         let base = said.rsplit("Listening on ").next().unwrap().trim().to_owned();
+        let said = running.until_it_says("Health and figures on ").await;
+        let health = said.rsplit("Health and figures on ").next().unwrap().trim().to_owned();
         let admin = std::fs::read_to_string(place.path("admin-token")).unwrap_or_default().trim().to_owned();
-        Self { place, base, admin, running: Some(running), client: client() }
+        Self { place, base, admin, health, running: Some(running), client: client() }
     }
 
     pub fn request(&self, method: Method, path: &str, token: &str) -> reqwest::RequestBuilder {
@@ -131,8 +144,13 @@ impl Served {
         self.running.as_ref().unwrap().signal(signal);
     }
 
-    pub async fn end(mut self) -> Place {
+    pub async fn end(self) -> Place {
         self.signal(Signal::TERM);
+        self.ended().await
+    }
+
+    /// It was told to end.
+    pub async fn ended(mut self) -> Place {
         self.running.take().unwrap().end().await.exits(0);
         self.place
     }

@@ -1,0 +1,19 @@
+//! The ground under the API: sockets, TLS, and what every request goes through.
+//!
+//! ```text
+//!   listen   the accept loop: who may connect, how many, and how long one may keep us waiting
+//!   socket   a connection that knows when it was last heard of
+//!   tls      certificates, read again when they change
+//!   layers   what every request goes through: id, span, figures, headers, compression
+//!   systemd  what the service manager is told
+//! ```
+
+mod layers;
+mod listen;
+mod socket;
+pub mod systemd;
+mod tls;
+
+pub use layers::layered;
+pub use listen::{Limits, serve};
+pub use tls::Tls;

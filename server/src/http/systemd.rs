@@ -1,0 +1,38 @@
+//! What the service manager is told, if there is one (sd_notify).
+
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::net::{SocketAddr, UnixDatagram};
+use std::time::Duration;
+
+/// Tells it something: `READY=1`, `STOPPING=1`, `STATUS=…`. Nobody has to listen.
+pub fn tell(what: &str) {
+    let Some(path) = std::env::var_os("NOTIFY_SOCKET") else { return };
+    let bytes = path.as_encoded_bytes();
+    // A name that begins with @ is in no folder.
+    let address = match bytes.split_first() {
+        Some((b'@', name)) => SocketAddr::from_abstract_name(name),
+        _ => SocketAddr::from_pathname(&path),
+    };
+    let told = address.and_then(|address| UnixDatagram::unbound()?.send_to_addr(what.as_bytes(), &address));
+    if let Err(error) = told {
+        tracing::debug!(%error, "the service manager does not listen");
+    }
+}
+
+/// How often it wants to hear that all is well, if it does: half of what it allows.
+pub fn watchdog() -> Option<Duration> {
+    let micros: u64 = std::env::var("WATCHDOG_USEC").ok()?.parse().ok()?;
+    let for_us = std::env::var("WATCHDOG_PID").ok().is_none_or(|pid| pid.parse() == Ok(std::process::id()));
+    (for_us && micros > 0).then(|| Duration::from_micros(micros / 2))
+}
+
+/// Says that all is well for as long as it is, and it is awaited.
+pub async fn keep_alive(well: impl Fn() -> bool) {
+    let Some(every) = watchdog() else { return std::future::pending().await };
+    loop {
+        if well() {
+            tell("WATCHDOG=1");
+        }
+        tokio::time::sleep(every).await;
+    }
+}
