@@ -2,18 +2,13 @@
 
 use std::collections::BTreeMap;
 use std::future::Future;
-use std::os::unix::fs::PermissionsExt;
 use std::pin::pin;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use backstay_engine::store::probe;
 use backstay_engine::{Engine, NodeConfig, RunId, Status, Store, SubmitOptions};
-use backstay_postgres::{Postgres, Settings};
 use backstay_tests::{Cut, Lab, Wire, plans};
-use rustix::process::{Pid, Signal, kill_process};
 use serde_json::json;
 use sqlx::PgConnection;
 
@@ -108,52 +103,6 @@ async fn sessions_killed_again_and_again_lose_and_double_nothing() -> anyhow::Re
     println!("killed: {:?}, runs: {}", killing.await?, expected.len());
     all_end_right(&lab, &expected).await?;
     assert_eq!(node.epoch(), epoch, "no lease was lost");
-    Ok(())
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_database_that_crashes_under_load_forgets_nothing_it_acknowledged() -> anyhow::Result<()> {
-    let folder = tempfile::Builder::new().prefix("backstay-f4-").tempdir()?;
-    std::fs::set_permissions(folder.path(), std::fs::Permissions::from_mode(0o755))?;
-    let settings = || Settings::new(folder.path().join("pg"));
-    let mut server = Postgres::start(settings()).await?;
-    let lab = Lab::on(&server).await?;
-    let (engine, node) = lab.node(config()).await?;
-    let epoch = node.epoch();
-    let (stop, acknowledged) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
-    let mut clients = tokio::task::JoinSet::new();
-    for (client, engine) in [("own", engine), ("free", lab.engine.clone())] {
-        let (stop, acknowledged) = (Arc::clone(&stop), Arc::clone(&acknowledged));
-        clients.spawn(async move {
-            let (mut expected, mut rounds) = (BTreeMap::new(), 0);
-            while stop.load(Ordering::SeqCst) == 0 {
-                rounds += 1;
-                expected.extend(submit_some(&engine, &format!("{client}{rounds}-"), 1).await?);
-                acknowledged.fetch_add(1, Ordering::SeqCst);
-            }
-            anyhow::Ok(expected)
-        });
-    }
-    for crash in 1..=2 {
-        let before = acknowledged.load(Ordering::SeqCst);
-        until("there is load", async || Ok(acknowledged.load(Ordering::SeqCst) > before + 20)).await?;
-        kill_process(Pid::from_raw(server.pid().cast_signed()).unwrap(), Signal::KILL)?;
-        drop(server);
-        server = Postgres::start(settings()).await?;
-        assert_eq!(server.how(), backstay_postgres::Started::Recovered, "crash {crash}");
-    }
-    let before = acknowledged.load(Ordering::SeqCst);
-    until("work goes on", async || Ok(acknowledged.load(Ordering::SeqCst) > before + 20)).await?;
-    stop.store(1, Ordering::SeqCst);
-    let mut expected = BTreeMap::new();
-    while let Some(done) = clients.join_next().await {
-        expected.extend(done??);
-    }
-    println!("two crashes, {} acknowledged runs", expected.len());
-    all_end_right(&lab, &expected).await?;
-    assert_eq!(node.epoch(), epoch, "the outage was shorter than the lease");
-    drop(node);
-    server.stop().await?;
     Ok(())
 }
 

@@ -9,6 +9,7 @@ mod faults;
 mod insight;
 mod late;
 mod processes;
+mod restarts;
 mod runs;
 mod silence;
 mod spoken;
