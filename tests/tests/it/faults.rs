@@ -6,8 +6,7 @@ use std::pin::pin;
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
-use backstay_engine::store::probe;
-use backstay_engine::{Engine, NodeConfig, RunId, Status, Store, SubmitOptions};
+use backstay_engine::{Engine, NodeConfig, RunId, Status, SubmitOptions};
 use backstay_tests::{Cut, Lab, Wire, plans};
 use serde_json::json;
 use sqlx::PgConnection;
@@ -57,7 +56,7 @@ async fn all_end_right(lab: &Lab, expected: &BTreeMap<RunId, Status>) -> anyhow:
 }
 
 /// Sessions of the engine that wait for a lock.
-async fn waiting(sql: &mut PgConnection, name: &str) -> anyhow::Result<i64> {
+pub(crate) async fn waiting(sql: &mut PgConnection, name: &str) -> anyhow::Result<i64> {
     let waiting = "select count(*) from pg_stat_activity
                    where datname = current_database() and application_name = $1 and wait_event_type = 'Lock'";
     Ok(sqlx::query_scalar(waiting).bind(name).fetch_one(sql).await?)
@@ -221,30 +220,6 @@ async fn a_locked_and_slow_database_costs_time_only() -> anyhow::Result<()> {
     all_end_right(&lab, &expected).await?;
     assert_eq!(node.epoch(), epoch, "the lease was kept");
     Ok(())
-}
-
-/// A node writes by single statements, so a node that is frozen is never inside a transaction. Should a client with
-/// our settings be frozen inside one all the same, the timeout of its session frees what it holds.
-#[tokio::test(flavor = "multi_thread")]
-async fn a_client_frozen_in_a_transaction_is_thrown_out_and_its_run_goes_on() -> anyhow::Result<()> {
-    let lab = Lab::new().await?;
-    let run = submit_some(&lab.engine, "held", 1).await?;
-    let held = *run.keys().next().unwrap();
-    let store = Store::connect(&lab.url).await?;
-    let mut frozen = probe::session(&store, "frozen").await?;
-    sqlx::raw_sql("begin; select from runs for update").execute(&mut frozen).await?;
-    let begun = Instant::now();
-    let (_engine, _node) = lab.node(config()).await?;
-    let other = submit_some(&lab.engine, "other", 1).await?;
-    for run in other.keys() {
-        assert_eq!(lab.settled(*run).await?, Status::Succeeded);
-    }
-    assert!(begun.elapsed() < Duration::from_secs(8), "others are not delayed");
-    assert_eq!(lab.engine.get(held).await?.status, Status::Pending, "nobody sees it, without any error");
-    assert_eq!(lab.settled(held).await?, Status::Succeeded);
-    let thrown_out = sqlx::raw_sql("select 1").execute(&mut frozen).await.unwrap_err().to_string();
-    assert!(begun.elapsed() < Duration::from_secs(15), "{:?}: {thrown_out}", begun.elapsed());
-    all_end_right(&lab, &run.into_iter().chain(other).collect()).await
 }
 
 #[tokio::test(flavor = "multi_thread")]

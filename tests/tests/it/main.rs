@@ -6,6 +6,7 @@ mod cluster;
 mod crashes;
 mod families;
 mod faults;
+mod frozen;
 mod insight;
 mod late;
 mod processes;

@@ -135,7 +135,7 @@ async fn one_run(crowd: &Crowd, engine: &Engine, name: &str, nth: usize) -> anyh
 async fn one_signal(crowd: &Crowd, engine: &Engine, name: &str, nth: usize) -> anyhow::Result<()> {
     let run = crowd.submit(engine, name, &waiting(engine, name)?, Status::Succeeded).await?;
     // Early ones are kept; later ones wake it.
-    if nth % 2 == 0 {
+    if nth.is_multiple_of(2) {
         crowd.is(engine, run, Status::Waiting).await?;
     }
     let id = Uuid::now_v7();
