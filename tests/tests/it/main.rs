@@ -16,6 +16,7 @@ mod silence;
 mod spoken;
 mod spoken_crashes;
 mod tidiness;
+mod unheard;
 mod verbs;
 
 use std::time::{Duration, Instant};
