@@ -15,6 +15,7 @@ mod runs;
 mod silence;
 mod spoken;
 mod spoken_crashes;
+mod stated;
 mod tidiness;
 mod unheard;
 mod verbs;
