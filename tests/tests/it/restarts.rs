@@ -201,7 +201,7 @@ async fn are_answered(lab: &Lab, messages: &[(RunId, Uuid)]) -> anyhow::Result<(
 #[tokio::test(flavor = "multi_thread")]
 async fn nothing_acknowledged_is_lost_by_a_database_that_dies_again_and_again() -> anyhow::Result<()> {
     let full = std::env::var("BACKSTAY_SWEEP").is_ok_and(|value| value == "full");
-    let restarts: usize = if full { 60 } else { 10 };
+    let restarts: usize = if full { 60 } else { 6 };
     let folder = tempfile::Builder::new().prefix("backstay-f4-").tempdir()?;
     std::fs::set_permissions(folder.path(), std::fs::Permissions::from_mode(0o755))?;
     let settings = || Settings::new(folder.path().join("pg"));
