@@ -5,10 +5,11 @@
 //!   client -- Parse (text) --> here: recorded, exchanged        --> server
 //!   client -- Bind, Execute, Sync of a write --> here: counted  --> server
 //!   client <-- here: held back until ReadyForQuery, then given or cut -- server
+//!   client     here: swallowed <-- NotificationResponse            -- server
 //! ```
 
 use std::collections::HashSet;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use anyhow::Context as _;
@@ -50,6 +51,9 @@ struct State {
     /// New connections of this name get no answer, and are not hung up on.
     silent: Mutex<Option<String>>,
     silenced: AtomicU64,
+    /// Notifications do not get through.
+    deaf: AtomicBool,
+    swallowed: AtomicU64,
 }
 
 /// What becomes of an answer that is late.
@@ -163,6 +167,16 @@ impl Wire {
         self.state.silenced.load(Ordering::SeqCst)
     }
 
+    /// From now on no notification gets through.
+    pub fn swallow_notifications(&self) {
+        self.state.deaf.store(true, Ordering::SeqCst);
+    }
+
+    /// How many notifications did not get through.
+    pub fn swallowed(&self) -> u64 {
+        self.state.swallowed.load(Ordering::SeqCst)
+    }
+
     /// Exchanges a part of every statement that holds `within`, from now on.
     pub fn exchange(&self, within: &str, what: &str, by: &str) {
         let (within, what, by) = (within.into(), what.into(), by.into());
@@ -231,6 +245,10 @@ where
         let mut held = Vec::new();
         loop {
             let message = read_message(&mut from_server, false).await?;
+            if message.first() == Some(&b'A') && state.deaf.load(Ordering::SeqCst) {
+                state.swallowed.fetch_add(1, Ordering::SeqCst);
+                continue;
+            }
             let ready = message.first() == Some(&b'Z');
             held.extend_from_slice(&message);
             let write = *lock(&underway);

@@ -18,7 +18,9 @@ create table world (key uuid primary key, step text not null);
 create table touches (id bigint generated always as identity primary key, key uuid not null, step text not null,
                       undo boolean not null, attempt int not null, what text not null,
                       changed boolean not null,
-                      at timestamptz not null default clock_timestamp());";
+                      at timestamptz not null default clock_timestamp());
+create index on touches (step);
+create index on world (step);";
 
 /// What is there, and what was done.
 #[derive(Clone, Debug)]
@@ -102,14 +104,12 @@ impl World {
     /// has one run.
     pub async fn truth(&self, steps: &[String]) -> anyhow::Result<WorldLog> {
         type Touch = (Uuid, String, bool, DateTime<Utc>);
-        let touches: Vec<Touch> =
-            sqlx::query_as("select key, step, undo, at from touches where changed order by id")
-                .fetch_all(&self.pool)
-                .await?;
-        let things = self.things().await?;
+        let touches = "select key, step, undo, at from touches where changed and step = any ($1) order by id";
+        let touches: Vec<Touch> = sqlx::query_as(touches).bind(steps).fetch_all(&self.pool).await?;
+        let things = "select step from world where step = any ($1)";
+        let things: Vec<String> = sqlx::query_scalar(things).bind(steps).fetch_all(&self.pool).await?;
         let effects = touches
             .into_iter()
-            .filter(|(_, step, ..)| steps.contains(step))
             .map(|(key, step, undo, at)| checker::Effect {
                 key,
                 step,

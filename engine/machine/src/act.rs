@@ -2,6 +2,7 @@
 
 use crate::Time;
 use crate::action::{Action, Fate, RollBack, Verb, limits};
+use crate::decide::turning;
 use crate::event::{ActivityError, Applied, CourseId, Direction, Event, Outcome, StepEvent};
 use crate::json::Json;
 use crate::names::StepIx;
@@ -67,6 +68,14 @@ fn unmoved(state: &State, action: &Action, step: Option<StepIx>) -> Result<(), S
 
 fn consequences(state: &State, action: &Action, now: Time) -> Result<Vec<Event>, String> {
     let who = &action.who;
+    // What is looked at has to stay as it is meanwhile.
+    if matches!(
+        action.verb,
+        Verb::Retry { .. } | Verb::Skip { .. } | Verb::UndoStep { .. } | Verb::RollBack(_) | Verb::Commit
+    ) && state.check().is_some()
+    {
+        return Err("the world is being looked at; ask again once that is done".into());
+    }
     match &action.verb {
         Verb::Retry { step, undo, input, in_doubt } => retry(state, step, *undo, input.as_ref(), *in_doubt),
         Verb::Skip { step, undo, output } => skip(state, step, *undo, output),
@@ -248,6 +257,10 @@ fn undo_step(state: &State, step: &str, cascade: bool) -> Result<Vec<Event>, Str
     if state.phase() != Phase::Forward {
         return Err("single steps are undone while the run goes forward; roll back the run instead".into());
     }
+    // Of a run that somebody has paused. What failed would be forgotten until the ground it stood on is there again.
+    if let Some((failed, _)) = turning(state) {
+        return Err(format!("{failed} failed, which turns the run round; retry it or skip it first"));
+    }
     // Everything behind it that may be there, the step itself last.
     let plan = state.plan();
     let mut behind = vec![false; plan.len()];
@@ -404,9 +417,6 @@ fn roll_back(state: &State, action: &Action, how: &RollBack, now: Time) -> Resul
     } else {
         format!("{} asked for it: {}", action.who, action.why)
     };
-    if state.check().is_some() {
-        return Err("the world is being looked at; ask again once that is done".into());
-    }
     if state.needs_check(now) {
         return Ok(vec![Event::Checking { then: Some(how.clone()), because }]);
     }

@@ -240,7 +240,7 @@ fn forward(state: &State, now: Time, mut room: usize, decision: &mut Decision) {
 }
 
 /// A failure that turns the run round, or will.
-fn turning(state: &State) -> Option<(&str, &ActivityError)> {
+pub(crate) fn turning(state: &State) -> Option<(&str, &ActivityError)> {
     if state.past_no_return() && !state.at_no_return() {
         return None;
     }

@@ -130,15 +130,18 @@ impl Store {
         Self::connect_within(url, LONGEST_STATEMENT).await
     }
 
-    /// Opens a pool on a database where no statement may take longer than this.
+    /// Opens a pool on a database where no statement may take longer than this, wait for a lock longer than a third of
+    /// it, or leave a transaction open and silent for as long.
     pub async fn connect_within(url: &str, longest_statement: Duration) -> Result<Self, StoreError> {
         let options: PgConnectOptions = url.parse().map_err(StoreError::Url)?;
         let statement_timeout = format!("{}ms", longest_statement.as_millis());
+        // What waits for a lock has to end as that and not as a statement that is too much: then it is tried again.
+        let lock_timeout = format!("{}ms", longest_statement.as_millis() / 3);
         let options = options.application_name("backstay").options([
             // A client that freezes inside a statement hides its rows from everybody without any error.
             ("statement_timeout", statement_timeout.as_str()),
-            ("lock_timeout", "10s"),
-            ("idle_in_transaction_session_timeout", "10s"),
+            ("lock_timeout", lock_timeout.as_str()),
+            ("idle_in_transaction_session_timeout", lock_timeout.as_str()),
             ("jit", "off"),
             // A host that vanished without a word holds its node's name no longer than this.
             ("tcp_keepalives_idle", "10"),

@@ -2,6 +2,7 @@
 //! what it does on its output.
 #![allow(clippy::print_stdout, reason = "that is what it is for")]
 
+use backstay_engine::Store;
 use backstay_tests::Lab;
 
 #[tokio::main]
@@ -22,7 +23,13 @@ async fn main() -> anyhow::Result<()> {
     if let Ok(most) = std::env::var("BACKSTAY_MAX_CRASHES") {
         config.max_crashes = most.parse()?;
     }
-    let (_engine, node) = lab.node(config).await?;
+    let (_engine, node) = match std::env::var("BACKSTAY_LONGEST_STATEMENT") {
+        Ok(millis) => {
+            let longest = std::time::Duration::from_millis(millis.parse()?);
+            lab.node_on(Store::connect_within(&url, longest).await?, config).await?
+        }
+        Err(_) => lab.node(config).await?,
+    };
     println!("UP");
     let mut terminated = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
     tokio::select! {

@@ -2,18 +2,12 @@
 
 use std::collections::BTreeMap;
 use std::future::Future;
-use std::os::unix::fs::PermissionsExt;
 use std::pin::pin;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
-use backstay_engine::store::probe;
-use backstay_engine::{Engine, NodeConfig, RunId, Status, Store, SubmitOptions};
-use backstay_postgres::{Postgres, Settings};
+use backstay_engine::{Engine, NodeConfig, RunId, Status, SubmitOptions};
 use backstay_tests::{Cut, Lab, Wire, plans};
-use rustix::process::{Pid, Signal, kill_process};
 use serde_json::json;
 use sqlx::PgConnection;
 
@@ -62,7 +56,7 @@ async fn all_end_right(lab: &Lab, expected: &BTreeMap<RunId, Status>) -> anyhow:
 }
 
 /// Sessions of the engine that wait for a lock.
-async fn waiting(sql: &mut PgConnection, name: &str) -> anyhow::Result<i64> {
+pub(crate) async fn waiting(sql: &mut PgConnection, name: &str) -> anyhow::Result<i64> {
     let waiting = "select count(*) from pg_stat_activity
                    where datname = current_database() and application_name = $1 and wait_event_type = 'Lock'";
     Ok(sqlx::query_scalar(waiting).bind(name).fetch_one(sql).await?)
@@ -108,52 +102,6 @@ async fn sessions_killed_again_and_again_lose_and_double_nothing() -> anyhow::Re
     println!("killed: {:?}, runs: {}", killing.await?, expected.len());
     all_end_right(&lab, &expected).await?;
     assert_eq!(node.epoch(), epoch, "no lease was lost");
-    Ok(())
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_database_that_crashes_under_load_forgets_nothing_it_acknowledged() -> anyhow::Result<()> {
-    let folder = tempfile::Builder::new().prefix("backstay-f4-").tempdir()?;
-    std::fs::set_permissions(folder.path(), std::fs::Permissions::from_mode(0o755))?;
-    let settings = || Settings::new(folder.path().join("pg"));
-    let mut server = Postgres::start(settings()).await?;
-    let lab = Lab::on(&server).await?;
-    let (engine, node) = lab.node(config()).await?;
-    let epoch = node.epoch();
-    let (stop, acknowledged) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
-    let mut clients = tokio::task::JoinSet::new();
-    for (client, engine) in [("own", engine), ("free", lab.engine.clone())] {
-        let (stop, acknowledged) = (Arc::clone(&stop), Arc::clone(&acknowledged));
-        clients.spawn(async move {
-            let (mut expected, mut rounds) = (BTreeMap::new(), 0);
-            while stop.load(Ordering::SeqCst) == 0 {
-                rounds += 1;
-                expected.extend(submit_some(&engine, &format!("{client}{rounds}-"), 1).await?);
-                acknowledged.fetch_add(1, Ordering::SeqCst);
-            }
-            anyhow::Ok(expected)
-        });
-    }
-    for crash in 1..=2 {
-        let before = acknowledged.load(Ordering::SeqCst);
-        until("there is load", async || Ok(acknowledged.load(Ordering::SeqCst) > before + 20)).await?;
-        kill_process(Pid::from_raw(server.pid().cast_signed()).unwrap(), Signal::KILL)?;
-        drop(server);
-        server = Postgres::start(settings()).await?;
-        assert_eq!(server.how(), backstay_postgres::Started::Recovered, "crash {crash}");
-    }
-    let before = acknowledged.load(Ordering::SeqCst);
-    until("work goes on", async || Ok(acknowledged.load(Ordering::SeqCst) > before + 20)).await?;
-    stop.store(1, Ordering::SeqCst);
-    let mut expected = BTreeMap::new();
-    while let Some(done) = clients.join_next().await {
-        expected.extend(done??);
-    }
-    println!("two crashes, {} acknowledged runs", expected.len());
-    all_end_right(&lab, &expected).await?;
-    assert_eq!(node.epoch(), epoch, "the outage was shorter than the lease");
-    drop(node);
-    server.stop().await?;
     Ok(())
 }
 
@@ -272,30 +220,6 @@ async fn a_locked_and_slow_database_costs_time_only() -> anyhow::Result<()> {
     all_end_right(&lab, &expected).await?;
     assert_eq!(node.epoch(), epoch, "the lease was kept");
     Ok(())
-}
-
-/// A node writes by single statements, so a node that is frozen is never inside a transaction. Should a client with
-/// our settings be frozen inside one all the same, the timeout of its session frees what it holds.
-#[tokio::test(flavor = "multi_thread")]
-async fn a_client_frozen_in_a_transaction_is_thrown_out_and_its_run_goes_on() -> anyhow::Result<()> {
-    let lab = Lab::new().await?;
-    let run = submit_some(&lab.engine, "held", 1).await?;
-    let held = *run.keys().next().unwrap();
-    let store = Store::connect(&lab.url).await?;
-    let mut frozen = probe::session(&store, "frozen").await?;
-    sqlx::raw_sql("begin; select from runs for update").execute(&mut frozen).await?;
-    let begun = Instant::now();
-    let (_engine, _node) = lab.node(config()).await?;
-    let other = submit_some(&lab.engine, "other", 1).await?;
-    for run in other.keys() {
-        assert_eq!(lab.settled(*run).await?, Status::Succeeded);
-    }
-    assert!(begun.elapsed() < Duration::from_secs(8), "others are not delayed");
-    assert_eq!(lab.engine.get(held).await?.status, Status::Pending, "nobody sees it, without any error");
-    assert_eq!(lab.settled(held).await?, Status::Succeeded);
-    let thrown_out = sqlx::raw_sql("select 1").execute(&mut frozen).await.unwrap_err().to_string();
-    assert!(begun.elapsed() < Duration::from_secs(15), "{:?}: {thrown_out}", begun.elapsed());
-    all_end_right(&lab, &run.into_iter().chain(other).collect()).await
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -6,14 +6,18 @@ mod cluster;
 mod crashes;
 mod families;
 mod faults;
+mod frozen;
 mod insight;
 mod late;
 mod processes;
+mod restarts;
 mod runs;
 mod silence;
 mod spoken;
 mod spoken_crashes;
+mod stated;
 mod tidiness;
+mod unheard;
 mod verbs;
 
 use std::time::{Duration, Instant};

@@ -211,28 +211,6 @@ async fn of_two_who_act_on_what_they_saw_one_is_told_by_whom() -> anyhow::Result
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_lost_notification_costs_a_poll() -> anyhow::Result<()> {
-    let lab = Lab::new().await?;
-    let config = NodeConfig { poll: Duration::from_millis(300), ..Lab::config("a") };
-    let (engine, _node) = lab.node(config).await?;
-    let run = submit(&engine, &waiting(&engine)?).await?;
-    is(&lab, run, Status::Waiting).await?;
-    let action = Action::new("ann", "", Verb::Signal { name: "go".into(), payload: Value::Null });
-    // As the engine does it, and then it falls silent.
-    let mut sql = lab.sql().await?;
-    sqlx::query("select tell(array[$1], array[$2], array[$3], array[false])")
-        .bind(run.0)
-        .bind(action.id)
-        .bind(serde_json::to_string(&action)?)
-        .execute(&mut sql)
-        .await?;
-    let begun = std::time::Instant::now();
-    assert_eq!(lab.settled(run).await?, Status::Succeeded);
-    assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
-    all_answered(&lab).await
-}
-
-#[tokio::test(flavor = "multi_thread")]
 async fn a_notification_makes_it_quick() -> anyhow::Result<()> {
     let lab = Lab::new().await?;
     let config = NodeConfig { poll: Duration::from_secs(60), ..Lab::config("a") };

@@ -14,8 +14,9 @@ use crate::plan::{Kind, OnFailure, Step};
 const ENGINE: &str = "the engine";
 
 pub(super) fn end(reading: &Reading<'_>, found: &mut Findings) {
-    let mut over = None;
+    let (mut over, mut looked_at) = (None, false);
     for (pos, journaled) in reading.events.iter().enumerate() {
+        looked_at |= matches!(journaled.event, Event::Checking { .. });
         let wrong = match (&journaled.event, over) {
             (Event::Finished { outcome: Outcome::Closed }, Some(Outcome::Succeeded)) => None,
             (Event::Finished { .. }, Some(_)) => Some("the run ends a second time"),
@@ -26,7 +27,17 @@ pub(super) fn end(reading: &Reading<'_>, found: &mut Findings) {
                 over = None;
                 None
             }
-            (Event::Quarantined { .. }, Some(Outcome::Succeeded)) if reading.plan.spec().commit.is_some() => {
+            // Before that the world may be looked at, and not be as it was.
+            (
+                Event::Checking { .. }
+                | Event::Checked
+                | Event::Drifted { .. }
+                | Event::Step { what: StepEvent::Compared { .. }, .. },
+                Some(Outcome::Succeeded),
+            ) => None,
+            (Event::Quarantined { .. }, Some(Outcome::Succeeded))
+                if looked_at || reading.plan.spec().commit.is_some() =>
+            {
                 None
             }
             (_, Some(_)) => Some("something happens after the run's end"),

@@ -644,7 +644,7 @@ fn against_catalog(linked: &Linked, catalog: &dyn Catalog, problems: &mut Proble
             }
             // A place that a binding fills is judged above, even if the binding is wrong.
             let places = binding::find(work.input.written()).into_iter().map(|written| written.at).collect();
-            for (at, wrong) in shape.problems(&work.input, &places) {
+            for (at, wrong) in shape.problems(work.input.written(), &places) {
                 let message = format!("its {} at \"{}\": {wrong}", half(in_undo), clipped(&at));
                 problems.add(Some(&step.name), Rule::Input, message);
             }
@@ -677,19 +677,8 @@ fn waits(step: &Step, problems: &mut Problems) {
         }
     }
     let input = step.forward.input.written();
-    for field in ["for", "within"] {
-        if let Some(text) = input.get(field).and_then(serde_json::Value::as_str)
-            && let Err(error) = humantime::parse_duration(text)
-        {
-            let message = format!("its input at \"/{field}\" is no length of time such as \"30s\": {error}");
-            problems.add(Some(&step.name), Rule::Input, message);
-        }
-    }
-    if let Some(text) = input.get("until").and_then(serde_json::Value::as_str)
-        && let Err(error) = text.parse::<crate::Time>()
-    {
-        let message = format!("its input at \"/until\" is no time such as \"2026-01-31T02:00:00Z\": {error}");
-        problems.add(Some(&step.name), Rule::Input, message);
+    if let Some((at, wrong)) = bad_time(input) {
+        problems.add(Some(&step.name), Rule::Input, format!("its input at \"{at}\" {wrong}"));
     }
     if let Some(schema) = input.get("schema")
         && let Some(wrong) = Shape::new(schema).unusable()
@@ -700,6 +689,18 @@ fn waits(step: &Step, problems: &mut Problems) {
             format!("its input at \"/schema\" is no schema: {wrong}"),
         );
     }
+}
+
+/// Where the input of a wait says no time, and why not.
+pub(super) fn bad_time(input: &serde_json::Value) -> Option<(String, String)> {
+    let text = |field: &str| input.get(field).and_then(serde_json::Value::as_str);
+    for field in ["for", "within"] {
+        if let Some(Err(error)) = text(field).map(humantime::parse_duration) {
+            return Some((format!("/{field}"), format!("is no length of time such as \"30s\": {error}")));
+        }
+    }
+    let error = text("until")?.parse::<crate::Time>().err()?;
+    Some(("/until".into(), format!("is no time such as \"2026-01-31T02:00:00Z\": {error}")))
 }
 
 /// Why what a binding reads cannot stand where it is written.

@@ -15,6 +15,7 @@ mod preview;
 mod problem;
 mod schema;
 mod spec;
+mod suits;
 mod svg;
 
 use std::collections::HashMap;
@@ -33,6 +34,7 @@ pub use preview::{Certainty, Undoing};
 pub use problem::{CheckError, Problem, Rule};
 pub use schema::Fit;
 pub use spec::{Commit, Effect, Ending, OnFailure, Parent, PlanSpec, Proof, Retry, Span, StepSpec, UndoSpec};
+pub use suits::unsuited;
 
 /// What a plan may not exceed, so that checking it stays O(steps + edges) and a run fits into memory.
 pub mod limits {

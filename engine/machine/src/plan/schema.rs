@@ -8,8 +8,8 @@ use std::sync::LazyLock;
 
 use serde_json::{Map, Value};
 
+use super::limits;
 use super::problem::tamed;
-use super::{Template, limits};
 use crate::json::escape;
 
 /// What may stand at a place.
@@ -94,9 +94,8 @@ impl<'a> Shape<'a> {
     }
 
     /// What is wrong with an input, wherever no binding stands: the first things, if there are very many.
-    pub(super) fn problems(&self, input: &Template, bound: &HashSet<String>) -> Vec<(String, String)> {
-        let value = input.written();
-        let mut found = Vec::new();
+    pub(super) fn problems(&self, value: &Value, bound: &HashSet<String>) -> Vec<(String, String)> {
+        let (mut found, mut closed) = (Vec::new(), Vec::new());
         if let Ok(validator) = &self.validator {
             for error in validator.iter_errors(value) {
                 let at = error.instance_path().to_string();
@@ -104,12 +103,15 @@ impl<'a> Shape<'a> {
                 // does a verdict on alternatives around it.
                 let keyword = error.schema_path().to_string();
                 let alternatives = keyword.ends_with("anyOf") || keyword.ends_with("oneOf");
-                // `unknown_fields` says it with the names that there are.
-                let closed = keyword.ends_with("additionalProperties");
-                if closed
-                    || about_binding(&at, bound)
-                    || (alternatives && bound.iter().any(|place| within(place, &at)))
+                if about_binding(&at, bound) || (alternatives && bound.iter().any(|place| within(place, &at)))
                 {
+                    continue;
+                }
+                // `unknown_fields` says it with the names that there are, unless alternatives keep it from knowing.
+                if keyword.ends_with("additionalProperties") {
+                    if closed.len() < limits::PROBLEMS {
+                        closed.push((at, tamed(&error.to_string())));
+                    }
                     continue;
                 }
                 found.push((at, tamed(&error.to_string())));
@@ -118,7 +120,12 @@ impl<'a> Shape<'a> {
                 }
             }
         }
+        let known = found.len();
         self.unknown_fields(value, bound, &mut found);
+        let named: Vec<_> = found.iter().skip(known).map(|(at, _)| at.clone()).collect();
+        closed.retain(|(at, _)| !named.iter().any(|field| within(field, at)));
+        closed.truncate(limits::PROBLEMS.saturating_sub(found.len()));
+        found.extend(closed);
         found
     }
 

@@ -184,6 +184,7 @@ impl State {
         if !fits {
             return Err(format!("{outcome:?}, but {} steps are not settled", self.unsettled));
         }
+        self.check = None;
         self.phase = if outcome == Outcome::Succeeded { Phase::Succeeded } else { Phase::Over(outcome) };
         if outcome == Outcome::Succeeded {
             self.succeeded_at = Some(at);
@@ -671,9 +672,10 @@ fn signal_of(output: &crate::Json) -> Option<uuid::Uuid> {
     output.pointer("/signal/id")?.as_str()?.parse().ok()
 }
 
-/// What may be written of a run that is left alone: who has it, how calls in flight ended, and what people want.
+/// What may be written of a run that is left alone: who has it, how calls and looks in flight ended, and what people
+/// want.
 fn is_fact(event: &Event) -> bool {
-    use StepEvent::{Checkpointed, Failed, Probed, Progressed, Resource, Succeeded};
+    use StepEvent::{Checkpointed, Compared, Failed, Probed, Progressed, Resource, Succeeded};
     match event {
         Event::Claimed { .. }
         | Event::Quarantined { .. }
@@ -687,6 +689,7 @@ fn is_fact(event: &Event) -> bool {
                 | Succeeded { .. }
                 | Failed { .. }
                 | Probed { .. }
+                | Compared { .. }
                 | Resource { .. }
         ),
         _ => false,

@@ -474,17 +474,23 @@ impl State {
     pub(crate) fn needs_check(&self, now: Time) -> bool {
         let (Some(after), Some(at)) = (self.plan.spec().drift_after, self.at) else { return false };
         let fresh = |since: Time| after.after(since) > now;
-        !fresh(at)
+        // What is being made final is not looked at any more, and one look at a time is enough.
+        self.phase != Phase::Committing
+            && self.check.is_none()
+            && !fresh(at)
             && !self.drifted.as_ref().is_some_and(|drifted| fresh(drifted.0))
             && self.checkable().next().is_some()
     }
 
-    /// The steps that are done and can be looked at.
+    /// The steps that are done and can be looked at. One whose undo has begun is not as it was, and ought not to be.
     pub(crate) fn checkable(&self) -> impl Iterator<Item = StepIx> {
         self.plan
             .steps()
             .filter(|(ix, step)| {
-                step.effect.probed && matches!(self.step(*ix).forward.at, CourseAt::Succeeded { .. })
+                step.effect.probed
+                    && matches!(self.step(*ix).forward.at, CourseAt::Succeeded { .. })
+                    && matches!(self.step(*ix).undo().at, CourseAt::Untouched)
+                    && !self.recalled(*ix)
             })
             .map(|(ix, _)| ix)
     }

@@ -1,10 +1,9 @@
-//! Steps that are runs of their own, and looks at the world before a late rollback.
+//! Steps that are runs of their own.
 
 use std::sync::Arc;
 
-use backstay_machine::plan::{Effect, Parent, PlanBuilder, Rule};
+use backstay_machine::plan::{Parent, PlanBuilder, Rule};
 use backstay_machine::*;
-use chrono::TimeDelta;
 use serde_json::{Value, json};
 
 use crate::support::{Activities, Dice, End, Sim, steady};
@@ -187,61 +186,4 @@ fn a_run_of_a_step_gets_what_the_step_is_given_and_knows_its_parent() {
     assert_eq!(Plan::from_submitted(plan.submitted()).unwrap().hash(), plan.hash());
     let forged = plan.spec().clone();
     assert!(Plan::check(forged, &Activities::anything()).unwrap_err().to_string().contains("parent"));
-}
-
-/// Two steps that can be probed, and an hour after which the world is looked at again.
-fn watched() -> Sim {
-    let mut plan = PlanBuilder::new("watched");
-    plan.drift_after(std::time::Duration::from_secs(3600));
-    let effect = Effect { probed: true, ..Effect::default() };
-    let a = plan.step("a", "do").effect(effect).undone_by("undo", json!({})).done();
-    plan.step("b", "do").effect(effect).after([&a]).undone_by("undo", json!({}));
-    let mut sim = Sim::new(plan.check(&Activities::anything()).unwrap());
-    assert_eq!(sim.run(&mut Dice::First), End::Succeeded);
-    sim
-}
-
-#[test]
-fn a_rollback_that_comes_soon_asks_nobody() {
-    let mut sim = watched();
-    act(&mut sim, Verb::RollBack(RollBack::default())).unwrap();
-    assert_eq!(sim.run(&mut Dice::First), End::RolledBack);
-    assert!(!sim.story().contains("checking"), "{}", sim.story());
-}
-
-#[test]
-fn a_late_rollback_looks_at_the_world_first() {
-    let mut sim = watched();
-    sim.pass(sim.now + TimeDelta::hours(2));
-    act(&mut sim, Verb::RollBack(RollBack::default())).unwrap();
-    assert!(sim.story().ends_with("checking"), "{}", sim.story());
-    // The look survives a crash.
-    sim.crash();
-    assert_eq!(sim.run(&mut Dice::First), End::RolledBack);
-    assert_eq!(sim.story().matches("compared").count(), 2, "{}", sim.story());
-}
-
-#[test]
-fn where_the_world_has_changed_somebody_must_look_and_ask_again() {
-    let mut sim = watched();
-    sim.pass(sim.now + TimeDelta::hours(2));
-    act(&mut sim, Verb::RollBack(RollBack::default())).unwrap();
-    let a = ix(&sim.state, "a");
-    for (step, answer) in
-        [(a, Answer::Absent), (ix(&sim.state, "b"), Answer::Unknown { why: "no line".into() })]
-    {
-        for what in judge_probe(&sim.state, step, answer, None, sim.now, sim.now) {
-            sim.report(CourseId::forward(step), what);
-        }
-    }
-    for command in decide(&sim.state, sim.now, 9usize).commands {
-        let Command::Append(event) = command else { panic!("{command:?}") };
-        sim.append(event);
-    }
-    let says = sim.state.waits_for().unwrap();
-    assert!(says.contains("a is not there any more; b cannot be looked at: no line"), "{says}");
-    assert!(decide(&sim.state, sim.now, 9usize).commands.is_empty(), "nothing starts by itself");
-    // Whoever asks again has seen it.
-    act(&mut sim, Verb::RollBack(RollBack::default())).unwrap();
-    assert_eq!(sim.run(&mut Dice::First), End::RolledBack);
 }

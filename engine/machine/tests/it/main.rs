@@ -19,6 +19,7 @@ mod histories;
 mod hostile_plans;
 mod in_doubt;
 mod legal_moves;
+mod looks;
 mod people_at_large;
 mod pictures;
 mod plan_rules;

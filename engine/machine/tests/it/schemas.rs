@@ -1,6 +1,6 @@
 //! Schemas as Rust types make them: what an activity's author writes, and what a plan may bind to it.
 
-use backstay_machine::plan::{Effect, Rule, StepSpec};
+use backstay_machine::plan::{Effect, PlanBuilder, Rule, StepSpec};
 use backstay_machine::*;
 use schemars::{JsonSchema, schema_for};
 use serde::Serialize;
@@ -235,4 +235,34 @@ fn an_undo_that_wants_its_steps_output_for_sure_is_refused() {
     assert!(error.to_string().contains("the output may be missing"), "{error}");
     a.undo.as_mut().unwrap().input = json!({ "text": "x", "maybe": { "$output": "/id" }, "raw": 1 });
     Plan::check(spec(vec![a]), &activities()).unwrap();
+}
+
+/// Another wait than the planned one has to be one as well.
+#[test]
+fn the_edited_input_of_a_wait_says_a_time() {
+    let mut plan = PlanBuilder::new("waits");
+    plan.wait("nap", json!({ "for": "1h" }));
+    let plan = plan.check(&Activities::anything()).unwrap();
+    let unsuited = |input: Value| {
+        let verb = Verb::Retry { step: "nap".into(), undo: false, input: Some(input), in_doubt: false };
+        plan::unsuited(&plan, &verb, &Activities::anything())
+    };
+    assert_eq!(unsuited(json!({ "for": "5m" })), None);
+    for (input, place) in [
+        (json!({ "for": "soon" }), "\"/for\""),
+        (json!({ "until": "tomorrow" }), "\"/until\""),
+        (json!({ "for": "5m", "four": "5m" }), "'four' was unexpected"),
+        (json!({ "for": 5 }), "\"/for\""),
+    ] {
+        let because = unsuited(input).unwrap();
+        assert!(because.contains(place), "{because}");
+    }
+}
+
+#[test]
+fn a_wait_has_no_fields_but_its_own() {
+    let mut plan = PlanBuilder::new("waits");
+    plan.wait("nap", json!({ "for": "1h", "witin": "2h" }));
+    let error = plan.check(&Activities::anything()).unwrap_err().to_string();
+    assert!(error.contains("'witin' was unexpected"), "{error}");
 }

@@ -419,3 +419,22 @@ fn a_proof_goes_with_the_ground_it_was_found_on() {
     assert!(sim.starts("start", false).is_empty(), "{}", sim.story());
     assert_eq!(sim.starts("look", false).len(), 2);
 }
+
+/// Somebody has paused the run, so it has not turned round yet.
+#[test]
+fn a_step_is_not_undone_under_one_that_failed_for_good() {
+    let mut sim = Sim::new(chain(&["a", "b"])).at_first("b", false, 9, fails(Applied::No, false));
+    while !sim.story().ends_with("started b #1") {
+        sim.step(&mut Dice::First).unwrap();
+    }
+    sim.asks("ann", Verb::Pause).unwrap();
+    while !sim.story().contains("failed b") {
+        sim.step(&mut Dice::First).unwrap();
+    }
+    let because = sim.asks("ann", undo_step("a")).unwrap_err();
+    assert_eq!(because, "b failed, which turns the run round; retry it or skip it first");
+    sim.asks("ann", skip("b")).unwrap();
+    sim.asks("ann", cascade("a")).unwrap();
+    sim.asks("ann", Verb::Resume).unwrap();
+    assert_eq!(sim.rests(), End::Held);
+}

@@ -36,8 +36,9 @@
 //! - a target that refuses duplicates remembers a key even when its effect was undone;
 //! - an owner polls: it finds runs that it owns and knows nothing of, and a journal that is longer than its copy.
 //!
-//! **Left out**: signals, waits, operators other than one who retries, points of no return, child runs, quarantine,
-//! several runs, a database that forgets. That a run always *can* go on is checked (M10), that it does is not.
+//! **Left out**: what is said to runs, of which `mail` is a model of its own; waits, operators other than one who
+//! retries, points of no return, child runs, quarantine, several runs, a database that forgets. That a run always *can*
+//! go on is checked (M10), that it does is not.
 //!
 //! **Bounds** (`bounds.rs`) are on faults, never on depth or time: within its faults every history is followed to
 //! its end, and the test fails if anything else ended the search. `BACKSTAY_MODEL=full` looks at wider bounds, six
@@ -56,6 +57,7 @@ mod bounds;
 mod database;
 mod history;
 mod journal;
+mod mail;
 mod moves;
 mod mutant;
 mod node;

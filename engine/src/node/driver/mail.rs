@@ -7,10 +7,12 @@ use std::collections::BTreeSet;
 use std::panic::AssertUnwindSafe;
 
 use backstay_machine::action::limits;
+use backstay_machine::plan::unsuited;
 use backstay_machine::{Action, Event, Json, Row, RunId, State, Time, Verb, judge_action};
 use serde_json::{Value, json};
 
 use super::Driver;
+use crate::activity::Registry;
 use crate::store::{Letter, UNREADABLE};
 
 impl Driver {
@@ -37,7 +39,7 @@ impl Driver {
             return false;
         }
         let events = match letter.read() {
-            Ok(action) => judged(&run.state, action, now),
+            Ok(action) => judged(&run.state, action, &self.shared.registry, now),
             Err(why) => {
                 let because = not_understood(&why);
                 tracing::warn!(run = %id, message = %letter.id, "a message is refused: {because}");
@@ -79,8 +81,13 @@ impl Driver {
     }
 }
 
-fn judged(state: &State, action: Action, now: Time) -> Vec<Event> {
-    let judging = || judge_action(state, &action, now);
+/// The machine says whether it can be done now; the activities, which the machine does not know, whether what is stated
+/// suits them.
+fn judged(state: &State, action: Action, registry: &Registry, now: Time) -> Vec<Event> {
+    let judging = || {
+        let events = judge_action(state, &action, now)?;
+        unsuited(state.plan(), &action.verb, registry).map_or(Ok(events), Err)
+    };
     let because = match std::panic::catch_unwind(AssertUnwindSafe(judging)) {
         Ok(Ok(events)) => return events,
         Ok(Err(because)) => because,

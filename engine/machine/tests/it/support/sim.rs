@@ -217,6 +217,7 @@ impl Sim {
 
     /// Nothing falls due before the time at which the run asks to be woken, and something does then.
     pub fn wakes_in_time(&self) {
+        let decide = |state: &State, now, room| turning_at_once(decide(state, now, room));
         let now = decide(&self.state, self.now, usize::MAX);
         let before = now.wake_at.map_or(self.now + TimeDelta::days(100), |at| at - TimeDelta::nanoseconds(1));
         let just_before = decide(&self.state, before, usize::MAX);
@@ -496,4 +497,14 @@ fn line(journaled: &Journaled, plan: &Plan) -> String {
         _ => {}
     }
     out
+}
+
+/// Whether the world is looked at before a rollback that is due depends on when somebody gets to it.
+fn turning_at_once(mut decision: Decision) -> Decision {
+    for command in &mut decision.commands {
+        if let Command::Append(Event::Checking { then: Some(how), because }) = command {
+            *command = Command::Append(Event::RollingBack { because: because.clone(), how: how.clone() });
+        }
+    }
+    decision
 }
