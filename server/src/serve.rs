@@ -5,6 +5,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use axum::Router;
 use axum::http::StatusCode;
@@ -91,6 +92,8 @@ async fn serve(
     if let Some(tls) = tls.clone() {
         tasks.spawn(async move { tls.watch().await });
     }
+    let old = store.clone();
+    tasks.spawn(async move { forget(&old).await });
     let well = gate.clone();
     tasks.spawn(systemd::keep_alive(move || well.is_fresh()));
     let router = http::layered(api::router(gate), tls.is_some());
@@ -120,6 +123,16 @@ async fn serve(
         ));
     }
     Ok(())
+}
+
+/// Answers are kept for those who ask again, for a day.
+async fn forget(store: &Store) {
+    loop {
+        if let Err(error) = store.forget_answers(Duration::from_secs(24 * 3600)).await {
+            tracing::debug!(error = &error as &dyn std::error::Error, "old answers are kept a little longer");
+        }
+        tokio::time::sleep(Duration::from_secs(3600)).await;
+    }
 }
 
 async fn bind(address: SocketAddr, setting: &str) -> Result<TcpListener, Trouble> {
