@@ -197,10 +197,18 @@ impl<'a> Reader<'a> {
             }
             _ => return wrong(Rule::Form, "a value is expected here".into()),
         };
-        if let Kind::Text(text) = &kind
-            && text.contains('\0')
-        {
-            return wrong(Rule::Form, "this text holds the character U+0000, which cannot be stored".into());
+        if let Kind::Text(text) = &kind {
+            if text.len() > limits::TEXT {
+                let message =
+                    format!("this text has {} bytes; at most {} are taken", text.len(), limits::TEXT);
+                return wrong(Rule::Limit, message);
+            }
+            if text.contains('\0') {
+                return wrong(
+                    Rule::Form,
+                    "this text holds the character U+0000, which cannot be stored".into(),
+                );
+            }
         }
         Ok(Node { mark: at, kind })
     }

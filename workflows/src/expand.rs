@@ -349,7 +349,12 @@ impl<'a> Link<'a> {
             self.join(pass, &mut direct, meter, problems);
         }
         for n in 0..self.ones.len() {
-            self.pass_on(n, &direct, meter);
+            if let Err(wrong) = self.pass_on(n, &direct, meter) {
+                let step = self.ones.get(n).and_then(|one| self.outline.steps.get(one.written));
+                problems
+                    .add(step.map(|step| step.spot.clone()).unwrap_or_default().problem(Rule::Limit, wrong));
+                return Vec::new();
+            }
         }
         let mut edges = 0;
         let mut all = Vec::new();
@@ -400,7 +405,7 @@ impl<'a> Link<'a> {
                     found.insert(one);
                 }
                 Some(Found::Many(ones)) if !ones.is_empty() => {
-                    if let Err(wrong) = meter.charge(ones.len() * 16) {
+                    if let Err(wrong) = meter.charge(ones.len() * limits::WORK_OF_A_STEP) {
                         problems.add(reference.spot.problem(Rule::Limit, wrong));
                         return;
                     }
@@ -443,7 +448,11 @@ impl<'a> Link<'a> {
         }
         for after in direct.get_mut(pass.ones.clone()).into_iter().flatten() {
             if !after.iter().any(|of| pass.ones.contains(of)) {
-                if meter.charge(before.len() * 16).is_err() {
+                if let Err(wrong) = meter.charge(before.len() * limits::WORK_OF_A_STEP) {
+                    let step =
+                        self.ones.get(pass.ones.start).and_then(|one| self.outline.steps.get(one.written));
+                    let spot = step.map(|step| step.spot.clone()).unwrap_or_default();
+                    problems.add(spot.problem(Rule::Limit, wrong));
                     return;
                 }
                 after.extend(&before);
@@ -462,10 +471,10 @@ impl<'a> Link<'a> {
     }
 
     /// What a step that is left out passes on: the steps that are there before it.
-    fn pass_on(&mut self, from: usize, direct: &[BTreeSet<usize>], meter: &mut Meter) {
+    fn pass_on(&mut self, from: usize, direct: &[BTreeSet<usize>], meter: &mut Meter) -> Result<(), String> {
         let left_out = |n: usize| self.ones.get(n).is_some_and(|one| one.left_out);
         if !left_out(from) || self.passed.contains_key(&from) {
-            return;
+            return Ok(());
         }
         // Depth first on a stack of its own: a chain of them can be as long as a plan.
         let mut open = HashSet::from([from]);
@@ -483,10 +492,10 @@ impl<'a> Link<'a> {
             let mut passed = BTreeSet::new();
             for of in after {
                 match self.passed.get(of) {
-                    Some(further) if meter.charge(further.len() * 4).is_ok() => {
-                        passed.extend(further.iter().copied())
+                    Some(further) => {
+                        meter.charge(further.len() * limits::WORK_OF_A_STEP)?;
+                        passed.extend(further.iter().copied());
                     }
-                    Some(_) => {}
                     None if left_out(*of) => {}
                     None => {
                         passed.insert(*of);
@@ -496,6 +505,7 @@ impl<'a> Link<'a> {
             self.passed.insert(n, passed);
             stack.pop();
         }
+        Ok(())
     }
 }
 
@@ -514,7 +524,7 @@ impl Outputs for At<'_, '_> {
         Some(match found {
             Found::One(one) => (vec![name(one)], false),
             Found::Many(ones) => {
-                if let Err(wrong) = meter.charge(ones.len() * 64) {
+                if let Err(wrong) = meter.charge(ones.len() * limits::WORK_OF_A_STEP) {
                     problems.add(reference.spot.problem(Rule::Limit, wrong));
                     return None;
                 }

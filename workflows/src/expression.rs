@@ -53,6 +53,10 @@ impl Default for Meter {
 }
 
 impl Meter {
+    pub(crate) fn used(&self) -> usize {
+        limits::WORK - self.left
+    }
+
     pub(crate) fn charge(&mut self, work: usize) -> Result<(), String> {
         match self.left.checked_sub(work) {
             Some(left) => {
@@ -61,7 +65,7 @@ impl Meter {
             }
             None => {
                 self.left = 0;
-                Err("the expressions of this workflow read and make too much for one input".into())
+                Err("this workflow reads and makes too much for one input".into())
             }
         }
     }

@@ -27,7 +27,9 @@ pub const FUEL: u64 = 10_000;
 /// Bytes of what an expression gives.
 pub const RESULT: usize = 512 << 10;
 /// Bytes that all expressions of one expansion may read and make.
-pub const WORK: usize = 128 << 20;
+pub const WORK: usize = 64 << 20;
+/// What it counts to follow one step to another; so many dependencies are followed half a million times in all.
+pub const WORK_OF_A_STEP: usize = 128;
 /// `each` within `each`.
 pub const EACH: usize = 3;
 /// Steps as they are written in a file.
@@ -36,3 +38,6 @@ pub const WRITTEN_STEPS: usize = 1_000;
 pub const PASSES: usize = 20_000;
 /// Inputs that a file is tried with when it is loaded.
 pub const TRIES: usize = 64;
+/// Steps of all plans that are made to try a file; when there are more, or more than [`WORK`] was done for them, no more
+/// inputs are made up.
+pub const TRIED_STEPS: usize = 20_000;

@@ -211,7 +211,7 @@ impl Reader<'_> {
             .and_then(|key| self.expression(key, &format!("{place}.key"), &inner, &["string", "integer"]));
         let when = of_many.then(|| node.get("when")).flatten();
         let when = when.and_then(|when| self.expression(when, &format!("{place}.when"), names, &["boolean"]));
-        let after = of_many.then(|| self.after(node, place, names)).unwrap_or_default();
+        let after = if of_many { self.after(node, place, names) } else { Vec::new() };
         let each = each.map(|(each, _)| Each { key, ..each });
         let number = self.outline.blocks.len();
         self.outline.blocks.push(Block { when, each, after, members: Vec::new() });

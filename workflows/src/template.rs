@@ -80,7 +80,7 @@ impl Template {
         let mut problems = Problems::default();
         let mut said = HashSet::new();
         let mut seen = HashSet::new();
-        let mut tried = 0;
+        let (mut tried, mut cost) = (0, 0.0);
         for example in &self.examples {
             match self.inputs.accept(&example.input) {
                 Ok(input) => {
@@ -88,7 +88,7 @@ impl Template {
                         .title
                         .as_deref()
                         .map_or("an example".to_owned(), |t| format!("the example \"{}\"", clipped(t)));
-                    self.check_one(&input, &name, catalog, &mut seen, &mut said, &mut problems);
+                    cost += self.check_one(&input, &name, catalog, &mut seen, &mut said, &mut problems);
                     tried += 1;
                 }
                 Err(wrong) => {
@@ -103,26 +103,20 @@ impl Template {
             }
         }
         for input in samples(self.inputs.schema()).iter().filter_map(|input| self.inputs.accept(input).ok()) {
-            if problems.full() {
+            if problems.full() || cost > 1.0 {
                 break;
             }
             let shown = input.to_string();
-            self.check_one(
-                &input,
-                &format!("the input {}", clipped(&shown)),
-                catalog,
-                &mut seen,
-                &mut said,
-                &mut problems,
-            );
+            let name = format!("the input {}", clipped(&shown));
+            cost += self.check_one(&input, &name, catalog, &mut seen, &mut said, &mut problems);
             tried += 1;
         }
         if tried == 0 && !problems.any() {
             let message = "no input could be made up that fits the schema, so nothing was checked; give one under \"examples\"";
             problems.add(Problem::new(Rule::Reach, "input", message));
         } else if !problems.any() {
-            for (n, step) in self.outline.steps.iter().enumerate().filter(|(n, _)| !seen.contains(n)) {
-                let _ = n;
+            let steps = self.outline.steps.iter().enumerate();
+            for (_, step) in steps.filter(|(n, _)| !seen.contains(n)) {
                 let message = format!(
                     "no example and no input that was made up has the step \"{}\", so it was not checked; give an input under \"examples\" that has it",
                     step.name
@@ -133,6 +127,7 @@ impl Template {
         problems.into_result(())
     }
 
+    /// Tries one input. Its part of what all of them may cost.
     fn check_one(
         &self,
         input: &Value,
@@ -141,9 +136,11 @@ impl Template {
         seen: &mut HashSet<usize>,
         said: &mut HashSet<String>,
         problems: &mut Problems,
-    ) {
+    ) -> f64 {
         let mut own = Problems::default();
-        let made = self.make(input, &mut own);
+        let mut meter = Meter::default();
+        let made = self.make(input, &mut meter, &mut own);
+        let steps = made.as_ref().map_or(0, |(_, expanded)| expanded.written.len());
         if let Some((_, expanded)) = &made {
             seen.extend(&expanded.written);
         }
@@ -180,28 +177,33 @@ impl Template {
                 problems.add(problem);
             }
         }
+        steps as f64 / limits::TRIED_STEPS as f64 + meter.used() as f64 / limits::WORK as f64
     }
 
     /// The plan for an input that was accepted.
-    fn make(&self, input: &Value, problems: &mut Problems) -> Option<(Prepared, Expanded)> {
+    fn make(
+        &self,
+        input: &Value,
+        meter: &mut Meter,
+        problems: &mut Problems,
+    ) -> Option<(Prepared, Expanded)> {
         let scope = Scope::default().with("inputs", input);
-        let mut meter = Meter::default();
         let mut plan = Map::new();
         for (key, form, _) in &self.rest {
-            plan.insert(key.clone(), form.fill(&scope, &mut meter, &mut NoOutputs, problems));
+            plan.insert(key.clone(), form.fill(&scope, meter, &mut NoOutputs, problems));
         }
         plan.insert("workflow".into(), Value::from(self.name.as_str()));
         plan.insert("steps".into(), json!([]));
-        let exclusive = self.key.as_ref().map(|form| form.fill(&scope, &mut meter, &mut NoOutputs, problems));
+        let exclusive = self.key.as_ref().map(|form| form.fill(&scope, meter, &mut NoOutputs, problems));
         let exclusive = exclusive.filter(|key| !key.is_null()).map(as_text);
         let labels: BTreeMap<_, _> = self
             .labels
             .iter()
-            .map(|(name, form)| (name.clone(), form.fill(&scope, &mut meter, &mut NoOutputs, problems)))
+            .map(|(name, form)| (name.clone(), form.fill(&scope, meter, &mut NoOutputs, problems)))
             .filter(|(_, value)| !value.is_null())
             .map(|(name, value)| (name, as_text(value)))
             .collect();
-        let mut expanded = expand(&self.outline, &scope, &mut meter, problems);
+        let mut expanded = expand(&self.outline, &scope, meter, problems);
         if expanded.steps.is_empty() && !problems.any() {
             problems.add(Problem::new(
                 Rule::Limit,
@@ -265,7 +267,7 @@ impl Workflow for Template {
     fn prepare(&self, input: &Value) -> Result<Prepared, Vec<Problem>> {
         let input = self.inputs.accept(input)?;
         let mut problems = Problems::default();
-        let made = self.make(&input, &mut problems);
+        let made = self.make(&input, &mut Meter::default(), &mut problems);
         match made {
             Some((prepared, _)) => problems.into_result(prepared),
             None => Err(problems.into_list()),

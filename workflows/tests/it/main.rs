@@ -8,5 +8,12 @@
 )]
 //! Workflows that are files: what they become, and what is refused.
 
+mod anything;
+
 mod examples;
+mod expansion;
+mod hostile;
+mod inputs;
+mod registry;
 mod support;
+mod trying;

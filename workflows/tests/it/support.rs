@@ -44,7 +44,7 @@ pub fn activities() -> Activities {
         "log",
         json!({ "type": "object", "required": ["text"], "additionalProperties": false, "properties": {
             "text": { "type": "string" }, "data": {} } }),
-        json!({ "type": "object", "properties": { "text": { "type": "string" } } }),
+        json!({ "type": "object", "required": ["text"], "properties": { "text": { "type": "string" } } }),
     );
     Activities(all)
 }
