@@ -35,7 +35,7 @@ use std::sync::Arc;
 use backstay_machine::{Catalog, Plan, PlanSpec};
 use serde_json::Value;
 
-pub use problem::{Mark, Problem, Rule};
+pub use problem::{Mark, Problem, Rule, harmless};
 pub use registry::Workflows;
 pub use template::Template;
 
@@ -78,6 +78,11 @@ pub trait Workflow: fmt::Debug + Send + Sync {
     fn checked(&self, input: &Value, catalog: &dyn Catalog) -> Result<Arc<Plan>, Vec<Problem>> {
         Plan::check(self.plan(input)?, catalog).map_err(problem::of_plan)
     }
+}
+
+/// Reads an input, JSON or YAML, as strictly as a workflow is read.
+pub fn read_input(text: &str) -> Result<Value, Problem> {
+    document::read(text).map(|node| node.value())
 }
 
 /// What a run of a workflow is submitted with.

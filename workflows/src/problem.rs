@@ -181,6 +181,15 @@ pub(crate) fn of_plan(error: CheckError) -> Vec<Problem> {
     problems
 }
 
+/// Text of strangers on a screen: what a terminal would obey, but for line breaks, is written out.
+pub fn harmless(text: &str) -> String {
+    let mut out = String::new();
+    for c in text.chars() {
+        if is_hostile(c) && c != '\n' { out.extend(c.escape_debug()) } else { out.push(c) }
+    }
+    out
+}
+
 /// Text of strangers between quotes in a message: short, and without anything that a terminal would obey.
 pub(crate) fn clipped(text: &str) -> String {
     tamed(&cut(text, 80))

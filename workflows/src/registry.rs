@@ -39,6 +39,12 @@ impl Workflows {
         self.load(&files(dir)?, catalog)
     }
 
+    /// The files of a path: the file itself, or every file `*.yaml`, `*.yml` and `*.json` of a directory, by name. What
+    /// begins with a dot is an editor's.
+    pub fn files(path: &Path) -> Result<Vec<PathBuf>, Vec<Problem>> {
+        if path.is_dir() { files(path) } else { Ok(vec![path.to_owned()]) }
+    }
+
     /// Adds the workflows of these files. If anything is wrong nothing is added.
     pub fn load(&mut self, files: &[PathBuf], catalog: &dyn Catalog) -> Result<(), Vec<Problem>> {
         let mut all = self.clone();
@@ -89,8 +95,7 @@ impl fmt::Debug for Workflows {
     }
 }
 
-/// The files of workflows in a directory, by name. What begins with a dot is an editor's.
-pub(crate) fn files(dir: &Path) -> Result<Vec<PathBuf>, Vec<Problem>> {
+fn files(dir: &Path) -> Result<Vec<PathBuf>, Vec<Problem>> {
     let unreadable = |error: std::io::Error| {
         vec![Problem::new(Rule::File, "", format!("the directory cannot be read: {error}")).in_file(dir)]
     };

@@ -9,6 +9,7 @@
 //! Workflows that are files: what they become, and what is refused.
 
 mod anything;
+mod documents;
 
 mod examples;
 mod expansion;
