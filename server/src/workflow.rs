@@ -131,7 +131,7 @@ fn kind(field: &Value) -> String {
 }
 
 fn plan(workflow: &dyn Workflow, input: Option<&Path>, from: &WorkflowFrom) -> Result<(), Trouble> {
-    let input = input.map_or(Ok(json!({})), |file| read_input(file))?;
+    let input = input.map_or(Ok(json!({})), read_input)?;
     let refused = |problems: Vec<Problem>| {
         problems.iter().for_each(|problem| print(&format!("{problem}\n")));
         Trouble::failed(format!("There is no plan for this input: {}.", counted(problems.len(), "problem")))

@@ -64,7 +64,7 @@ pub(crate) fn expand(
         return expanded;
     }
     let mut link = Link::new(outline, &ones);
-    let after = link.all(&passes, meter, problems);
+    let Some(after) = link.all(&passes, meter, problems) else { return expanded };
     for (n, one) in ones.iter().enumerate().filter(|(_, one)| !one.left_out) {
         let Some(step) = outline.steps.get(one.written) else { continue };
         let Some(mut filled) = fill(step, one, &mut At { link: &link, one: n }, meter, problems) else {
@@ -332,7 +332,12 @@ impl<'a> Link<'a> {
     }
 
     /// What every step comes after, with the way through what is left out.
-    fn all(&mut self, passes: &[Pass], meter: &mut Meter, problems: &mut Problems) -> Vec<BTreeSet<usize>> {
+    fn all(
+        &mut self,
+        passes: &[Pass],
+        meter: &mut Meter,
+        problems: &mut Problems,
+    ) -> Option<Vec<BTreeSet<usize>>> {
         let mut direct: Vec<BTreeSet<usize>> = vec![BTreeSet::new(); self.ones.len()];
         for (n, one) in self.ones.iter().enumerate() {
             let Some(step) = self.outline.steps.get(one.written) else { continue };
@@ -353,7 +358,7 @@ impl<'a> Link<'a> {
                 let step = self.ones.get(n).and_then(|one| self.outline.steps.get(one.written));
                 problems
                     .add(step.map(|step| step.spot.clone()).unwrap_or_default().problem(Rule::Limit, wrong));
-                return Vec::new();
+                return None;
             }
         }
         let mut edges = 0;
@@ -379,11 +384,11 @@ impl<'a> Link<'a> {
                     plan_limits::EDGES
                 );
                 problems.add(spot.problem(Rule::Limit, message));
-                return Vec::new();
+                return None;
             }
             all.push(after);
         }
-        all
+        Some(all)
     }
 
     /// Adds what a reference leads to; where that is nothing, what it would have come after.

@@ -6,7 +6,7 @@
 //!
 //! ```text
 //!   registry     the workflows there are, by name; a directory of files read at once, all errors named
-//!   template     a file: read, checked by trying it, turned into plans
+//!   template     a file: read, turned into plans                  trial    tried before anybody uses it
 //!   document     YAML or JSON as a tree that knows its places
 //!   input        what is taken: JSON Schema, defaults, limits      samples   inputs made up from it
 //!   expression   questions about inputs, bounded                   names     what they may name, and its type
@@ -27,6 +27,7 @@ mod problem;
 mod registry;
 mod samples;
 mod template;
+mod trial;
 
 use std::collections::BTreeMap;
 use std::fmt;

@@ -6,7 +6,7 @@
 //!   plan     input -> judged, filled up -> steps -> plan
 //! ```
 
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use backstay_machine::plan::limits as plan_limits;
@@ -22,7 +22,7 @@ use crate::input::Inputs;
 use crate::names::Names;
 use crate::outline::{Outline, only_words};
 use crate::problem::{Problem, Problems, Rule, clipped, of_plan};
-use crate::samples::samples;
+use crate::trial::Trial;
 use crate::{Prepared, Workflow, limits};
 
 /// A workflow that was read from a file, and whose every expression is known to be one.
@@ -33,21 +33,21 @@ pub struct Template {
     description: Option<String>,
     version: String,
     source: Arc<str>,
-    inputs: Inputs,
+    pub(crate) inputs: Inputs,
     examples: Vec<Example>,
     key: Option<Form>,
     labels: Vec<(String, Form)>,
     /// What plans have beside steps.
     rest: Vec<(String, Form, Spot)>,
-    outline: Outline,
+    pub(crate) outline: Outline,
 }
 
 /// An input that the file brings.
 #[derive(Debug)]
-struct Example {
-    title: Option<String>,
-    input: Value,
-    spot: Spot,
+pub(crate) struct Example {
+    pub title: Option<String>,
+    pub input: Value,
+    pub spot: Spot,
 }
 
 impl Template {
@@ -77,111 +77,14 @@ impl Template {
     /// Makes a plan of every example, and of inputs that are made up from the schema, and checks each plan against the
     /// activities. A step that none of them has is a problem too: nobody would know whether it is right.
     pub fn check(&self, catalog: &dyn Catalog) -> Result<(), Vec<Problem>> {
-        let mut problems = Problems::default();
-        let mut said = HashSet::new();
-        let mut seen = HashSet::new();
-        let (mut tried, mut cost) = (0, 0.0);
-        for example in &self.examples {
-            match self.inputs.accept(&example.input) {
-                Ok(input) => {
-                    let name = example
-                        .title
-                        .as_deref()
-                        .map_or("an example".to_owned(), |t| format!("the example \"{}\"", clipped(t)));
-                    cost += self.check_one(&input, &name, catalog, &mut seen, &mut said, &mut problems);
-                    tried += 1;
-                }
-                Err(wrong) => {
-                    for problem in wrong {
-                        let message = match problem.place.as_str() {
-                            "" => problem.message,
-                            place => format!("{place}: {}", problem.message),
-                        };
-                        problems.add(example.spot.problem(problem.rule, message));
-                    }
-                }
-            }
-        }
-        for input in samples(self.inputs.schema()).iter().filter_map(|input| self.inputs.accept(input).ok()) {
-            if problems.full() || cost > 1.0 {
-                break;
-            }
-            let shown = input.to_string();
-            let name = format!("the input {}", clipped(&shown));
-            cost += self.check_one(&input, &name, catalog, &mut seen, &mut said, &mut problems);
-            tried += 1;
-        }
-        if tried == 0 && !problems.any() {
-            let message = "no input could be made up that fits the schema, so nothing was checked; give one under \"examples\"";
-            problems.add(Problem::new(Rule::Reach, "input", message));
-        } else if !problems.any() {
-            let steps = self.outline.steps.iter().enumerate();
-            for (_, step) in steps.filter(|(n, _)| !seen.contains(n)) {
-                let message = format!(
-                    "no example and no input that was made up has the step \"{}\", so it was not checked; give an input under \"examples\" that has it",
-                    step.name
-                );
-                problems.add(step.spot.problem(Rule::Reach, message));
-            }
-        }
-        problems.into_result(())
-    }
-
-    /// Tries one input. Its part of what all of them may cost.
-    fn check_one(
-        &self,
-        input: &Value,
-        name: &str,
-        catalog: &dyn Catalog,
-        seen: &mut HashSet<usize>,
-        said: &mut HashSet<String>,
-        problems: &mut Problems,
-    ) -> f64 {
-        let mut own = Problems::default();
-        let mut meter = Meter::default();
-        let made = self.make(input, &mut meter, &mut own);
-        let steps = made.as_ref().map_or(0, |(_, expanded)| expanded.written.len());
-        if let Some((_, expanded)) = &made {
-            seen.extend(&expanded.written);
-        }
-        if let Some((prepared, expanded)) = made.filter(|_| !own.any()) {
-            let steps: Vec<_> = prepared.plan.steps.iter().map(|step| step.name.clone()).collect();
-            if let Err(error) = Plan::check(prepared.plan, catalog) {
-                for problem in error.problems {
-                    let step =
-                        problem.step.as_ref().and_then(|name| steps.iter().position(|step| step == name));
-                    let written =
-                        step.and_then(|n| expanded.written.get(n)).and_then(|n| self.outline.steps.get(*n));
-                    let spot = written.map(|step| step.spot.clone()).unwrap_or_default();
-                    // Steps of one list fail alike; once is enough, even if each names another.
-                    let alike = format!(
-                        "{:?} {} {}",
-                        spot.mark,
-                        problem.rule,
-                        problem.message.split(':').next().unwrap_or_default()
-                    );
-                    if said.insert(alike) {
-                        let step = problem
-                            .step
-                            .map(|step| format!("step \"{}\": ", clipped(&step)))
-                            .unwrap_or_default();
-                        let message = format!("{step}{} (with {name})", problem.message);
-                        problems.add(spot.problem(Rule::Plan(problem.rule), message));
-                    }
-                }
-            }
-        }
-        for mut problem in own.into_list() {
-            if said.insert(format!("{:?} {} {}", problem.mark, problem.rule, problem.message)) {
-                problem.message = format!("{} (with {name})", problem.message);
-                problems.add(problem);
-            }
-        }
-        steps as f64 / limits::TRIED_STEPS as f64 + meter.used() as f64 / limits::WORK as f64
+        let mut trial = Trial::of(self, catalog);
+        self.examples.iter().for_each(|example| trial.example(example));
+        trial.made_up();
+        trial.finish()
     }
 
     /// The plan for an input that was accepted.
-    fn make(
+    pub(crate) fn make(
         &self,
         input: &Value,
         meter: &mut Meter,
@@ -204,13 +107,6 @@ impl Template {
             .map(|(name, value)| (name, as_text(value)))
             .collect();
         let mut expanded = expand(&self.outline, &scope, meter, problems);
-        if expanded.steps.is_empty() && !problems.any() {
-            problems.add(Problem::new(
-                Rule::Limit,
-                "steps",
-                "for this input there is nothing to do: every step is left out",
-            ));
-        }
         match serde_json::from_value::<PlanSpec>(Value::Object(plan)) {
             Ok(mut plan) => {
                 plan.steps = std::mem::take(&mut expanded.steps);
@@ -269,6 +165,9 @@ impl Workflow for Template {
         let mut problems = Problems::default();
         let made = self.make(&input, &mut Meter::default(), &mut problems);
         match made {
+            Some((prepared, _)) if prepared.plan.steps.is_empty() && !problems.any() => {
+                Err(vec![nothing_to_do()])
+            }
             Some((prepared, _)) => problems.into_result(prepared),
             None => Err(problems.into_list()),
         }
@@ -277,6 +176,10 @@ impl Workflow for Template {
     fn checked(&self, input: &Value, catalog: &dyn Catalog) -> Result<Arc<Plan>, Vec<Problem>> {
         Plan::check(self.prepare(input)?.plan, catalog).map_err(of_plan)
     }
+}
+
+pub(crate) fn nothing_to_do() -> Problem {
+    Problem::new(Rule::Limit, "steps", "for this input there is nothing to do: every step is left out")
 }
 
 /// A plan's own fields read no step.

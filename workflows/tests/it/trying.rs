@@ -145,7 +145,7 @@ fn the_plans_of_made_up_inputs_are_checked_against_the_activities() {
             "{ o: string? }",
             "- { name: a, activity: log, input: { text: \"is ${inputs.o}\" }, nothing_to_undo: n }",
         ),
-        &["its value is nothing, and cannot be a part of a text (with the input {\"o\":null})"],
+        &["its value is nothing, and cannot be a part of a text (with the input {})"],
     );
     says(
         &file(
