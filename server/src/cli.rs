@@ -71,6 +71,9 @@ pub(crate) enum Command {
     /// Writes a run as a page (Markdown): what is done, what is left, how to undo it; to go on by hand
     #[command(after_help = EXIT_CODES, long_about = EXPORT)]
     Export(ExportArgs),
+    /// Workflows that are files: check, list, show, plan; none of these needs a database
+    #[command(subcommand, after_help = EXIT_CODES)]
+    Workflow(WorkflowCommand),
     /// The database's schema
     #[command(subcommand, after_help = EXIT_CODES)]
     Db(DbCommand),
@@ -153,6 +156,23 @@ what is left to do in order, and how to undo it in order, with the values as the
 
   backstay export 01a1fc20-324d-77f1-9755-eac4a11cc462 > runbook.md";
 
+const WORKFLOW_CHECK: &str = "\
+Checks workflows that are files, as they are checked when they are loaded.
+
+Every mistake is a line, with file, line, column and place, so that an editor can jump to it. A file is tried with its \
+examples and with inputs made up from its schema: what no input can reach is a mistake too. Exit code 1 if anything is \
+wrong.
+
+  backstay workflow check workflows/*.yaml
+  backstay workflow check --json | jq '.problems[].message'";
+
+const WORKFLOW_PLAN: &str = "\
+Makes the plan of a workflow for an input, checks it, and prints its steps. Nothing is run.
+
+What is printed is what would run: a run that is approved is approved by the hash of its plan.
+
+  echo '{\"hosts\": [\"web-1\"]}' | backstay workflow plan rolling-restart --dir workflows --input -";
+
 const CONFIG: &str = "\
 Each setting comes from the last of these that states it:
   1. the default
@@ -201,6 +221,67 @@ pub(crate) struct CheckArgs {
     /// The id of one run [default: all of them]
     #[arg(value_name = "RUN")]
     pub run: Option<String>,
+    /// For programs
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum WorkflowCommand {
+    /// Says everything that is wrong with workflows
+    #[command(after_help = EXIT_CODES, long_about = WORKFLOW_CHECK)]
+    Check {
+        /// Files and directories [default: workflows.dir]
+        #[arg(value_name = "PATH")]
+        paths: Vec<PathBuf>,
+        /// For programs
+        #[arg(long)]
+        json: bool,
+    },
+    /// Lists the workflows there are
+    #[command(after_help = EXIT_CODES)]
+    List {
+        #[command(flatten)]
+        from: WorkflowFrom,
+    },
+    /// Says what a workflow does and what it takes
+    #[command(after_help = EXIT_CODES)]
+    Show {
+        /// The workflow
+        #[arg(value_name = "NAME")]
+        name: String,
+        #[command(flatten)]
+        from: WorkflowFrom,
+    },
+    /// Makes the plan for an input and prints its steps; nothing is run
+    #[command(after_help = EXIT_CODES, long_about = WORKFLOW_PLAN)]
+    Plan {
+        /// The workflow
+        #[arg(value_name = "NAME")]
+        name: String,
+        /// The input, JSON or YAML; - for stdin [default: an empty one]
+        #[arg(long, value_name = "FILE")]
+        input: Option<PathBuf>,
+        #[command(flatten)]
+        from: WorkflowFrom,
+    },
+}
+
+impl WorkflowCommand {
+    /// The directory that the command line names.
+    pub(crate) fn dir(&self) -> Option<&PathBuf> {
+        match self {
+            Self::Check { .. } => None,
+            Self::List { from } | Self::Show { from, .. } | Self::Plan { from, .. } => from.dir.as_ref(),
+        }
+    }
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct WorkflowFrom {
+    /// The directory of the workflows [default: workflows.dir]
+    #[arg(long, value_name = "DIR")]
+    pub dir: Option<PathBuf>,
     /// For programs
     #[arg(long)]
     pub json: bool,

@@ -4,7 +4,7 @@
 //!   cli        the command line
 //!   config     defaults < file < environment < flags
 //!   database   the one of DATABASE_URL, or one of our own
-//!   demo, node, check, run, db, config   what the commands do
+//!   demo, node, check, run, workflow, db, config   what the commands do
 //!   trouble    how a command fails: a sentence and an exit code
 //! ```
 
@@ -28,6 +28,7 @@ mod seal;
 mod serve;
 mod tree;
 mod trouble;
+mod workflow;
 
 use std::process::ExitCode;
 use std::time::Duration;
@@ -63,13 +64,16 @@ fn main() -> ExitCode {
 }
 
 async fn command(cli: &Cli) -> Result<(), Trouble> {
-    let node_name = match &cli.command {
+    let flag_of_command = match &cli.command {
         Command::Node(node) | Command::Serve(node) => {
             node.name.clone().map(|name| ("--name", "node.name", name))
         }
+        Command::Workflow(workflow) => {
+            workflow.dir().map(|dir| ("--dir", "workflows.dir", dir.to_string_lossy().into_owned()))
+        }
         _ => None,
     };
-    let loaded = config::load(&cli.settings, node_name.as_slice())?;
+    let loaded = config::load(&cli.settings, flag_of_command.as_slice())?;
     let config = &loaded.config;
     let interrupt = Interrupt::listen()?;
     match &cli.command {
@@ -79,6 +83,7 @@ async fn command(cli: &Cli) -> Result<(), Trouble> {
         Command::Check(check) => check::run(config, &interrupt, check.run.as_deref(), check.json).await,
         Command::Explain(args) => run::explain(config, &interrupt, &args.run, args.json).await,
         Command::Export(args) => run::export(config, &interrupt, &args.run).await,
+        Command::Workflow(command) => workflow::run(command, config),
         Command::Db(DbCommand::Migrate) => db::migrate(config, &interrupt).await,
         Command::Db(DbCommand::Status { json }) => db::status(config, &interrupt, *json).await,
         Command::Run(command) => remote::run::run(command, config, &interrupt).await,

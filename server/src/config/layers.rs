@@ -81,6 +81,10 @@ pub(crate) fn load(flags: &Flags, more: &[(&'static str, &'static str, String)])
     let mut config: Config = figment.extract().map_err(|errors| wrong(&errors))?;
     config.data_dir = std::path::absolute(&config.data_dir)
         .map_err(|error| Trouble::usage(format!("data_dir: there is no current folder: {error}")))?;
+    if !config.workflows.dir.as_os_str().is_empty() {
+        config.workflows.dir = std::path::absolute(&config.workflows.dir)
+            .map_err(|error| Trouble::usage(format!("workflows.dir: there is no current folder: {error}")))?;
+    }
     let loaded = Loaded { config, figment };
     match loaded.config.problem() {
         None => Ok(loaded),

@@ -27,6 +27,15 @@ pub(crate) struct Config {
     pub listen: ListenSettings,
     pub secrets: SecretSettings,
     pub log: LogSettings,
+    pub workflows: WorkflowSettings,
+}
+
+/// Where workflows come from.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct WorkflowSettings {
+    /// The directory of workflows that are files. Empty: there are none.
+    pub dir: PathBuf,
 }
 
 /// Where the API is.

@@ -16,3 +16,4 @@ mod remote;
 mod served;
 mod slow;
 mod support;
+mod workflow;

@@ -1,0 +1,236 @@
+//! `backstay workflow`: workflows that are files, without a database.
+
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use backstay_workflows::{Problem, Workflow, Workflows, harmless};
+use serde_json::{Value, json};
+
+use crate::catalog;
+use crate::cli::{WorkflowCommand, WorkflowFrom};
+use crate::config::Config;
+use crate::db::print;
+use crate::trouble::Trouble;
+
+/// Does what is asked.
+pub(crate) fn run(command: &WorkflowCommand, config: &Config) -> Result<(), Trouble> {
+    match command {
+        WorkflowCommand::Check { paths, json } => check(paths, config, *json),
+        WorkflowCommand::List { from } => list(&load(config)?, from),
+        WorkflowCommand::Show { name, from } => show(&*named(&load(config)?, name)?, from),
+        WorkflowCommand::Plan { name, input, from } => {
+            let workflow = named(&load(config)?, name)?;
+            plan(&*workflow, input.as_deref(), from)
+        }
+    }
+}
+
+fn check(paths: &[PathBuf], config: &Config, as_json: bool) -> Result<(), Trouble> {
+    let paths = match paths {
+        [] => vec![dir(config)?.to_owned()],
+        paths => paths.to_vec(),
+    };
+    let mut workflows = Workflows::new();
+    let mut problems = Vec::new();
+    let mut files = Vec::new();
+    for path in &paths {
+        match Workflows::files(path) {
+            // A file that is named twice is checked once.
+            Ok(found) => {
+                files.extend(found.into_iter().filter(|file| !files.contains(file)).collect::<Vec<_>>())
+            }
+            Err(wrong) => problems.extend(wrong),
+        }
+    }
+    if let Err(wrong) = workflows.load(&files, &catalog::activities()) {
+        problems.extend(wrong);
+    }
+    if as_json {
+        print(&format!("{:#}\n", json!({ "files": files.len(), "problems": problems })));
+    } else {
+        problems.iter().for_each(|problem| print(&format!("{problem}\n")));
+        if problems.is_empty() {
+            print(&format!("checked {}: they are right\n", counted(files.len(), "file")));
+        }
+    }
+    match problems.len() {
+        0 => Ok(()),
+        wrong => Err(Trouble::failed(format!(
+            "{} found in {}.",
+            counted(wrong, "problem"),
+            counted(files.len(), "file")
+        ))),
+    }
+}
+
+fn list(workflows: &Workflows, from: &WorkflowFrom) -> Result<(), Trouble> {
+    if from.json {
+        let all: Vec<_> = workflows.list().map(|workflow| described(&**workflow)).collect();
+        print(&format!("{:#}\n", Value::from(all)));
+        return Ok(());
+    }
+    let width = workflows.list().map(|workflow| workflow.name().len()).max().unwrap_or(0);
+    for workflow in workflows.list() {
+        let title = workflow.title().unwrap_or_default();
+        let line = format!("{:width$}  {}  {title}", workflow.name(), short(workflow.version()));
+        print(&format!("{}\n", harmless(&line)));
+    }
+    Ok(())
+}
+
+fn show(workflow: &dyn Workflow, from: &WorkflowFrom) -> Result<(), Trouble> {
+    if from.json {
+        let mut all = described(workflow);
+        if let Some(map) = all.as_object_mut() {
+            map.insert("source".into(), json!(workflow.source()));
+        }
+        print(&format!("{all:#}\n"));
+        return Ok(());
+    }
+    let mut text = format!("Name:     {}\n", workflow.name());
+    if let Some(title) = workflow.title() {
+        text += &format!("Title:    {title}\n");
+    }
+    text += &format!("Version:  {}\n", workflow.version());
+    if let Some(description) = workflow.description() {
+        text += &format!("\n{}\n", description.trim());
+    }
+    let schema = workflow.input_schema();
+    let required = schema.get("required").and_then(Value::as_array).cloned().unwrap_or_default();
+    let fields = schema.get("properties").and_then(Value::as_object).cloned().unwrap_or_default();
+    text += if fields.is_empty() { "\nIt takes no input.\n" } else { "\nInput:\n" };
+    let width = fields.keys().map(String::len).max().unwrap_or(0);
+    for (name, field) in &fields {
+        let what = match (required.iter().any(|one| one.as_str() == Some(name)), field.get("default")) {
+            (_, Some(default)) => format!("{}, {default} if it is not given", kind(field)),
+            (true, None) => kind(field),
+            (false, None) => format!("{}, may be missing", kind(field)),
+        };
+        let about = field.get("description").and_then(Value::as_str);
+        let about = about.map(|about| format!(": {}", about.trim())).unwrap_or_default();
+        text += &format!("  {name:width$}  {what}{about}\n");
+    }
+    print(&harmless(&text));
+    Ok(())
+}
+
+fn kind(field: &Value) -> String {
+    let of = |field: &Value| match (field.get("type"), field.get("enum").and_then(Value::as_array)) {
+        (_, Some(values)) => values.iter().map(Value::to_string).collect::<Vec<_>>().join(" or "),
+        (Some(Value::String(kind)), _) => kind.clone(),
+        (Some(kinds), _) => kinds.to_string(),
+        (None, None) => "anything".into(),
+    };
+    match field.get("items") {
+        Some(items) if field.get("type").and_then(Value::as_str) == Some("array") => {
+            format!("list of {}", of(items))
+        }
+        _ => of(field),
+    }
+}
+
+fn plan(workflow: &dyn Workflow, input: Option<&Path>, from: &WorkflowFrom) -> Result<(), Trouble> {
+    let input = input.map_or(Ok(json!({})), read_input)?;
+    let refused = |problems: Vec<Problem>| {
+        problems.iter().for_each(|problem| print(&format!("{problem}\n")));
+        Trouble::failed(format!("There is no plan for this input: {}.", counted(problems.len(), "problem")))
+    };
+    let prepared = workflow.prepare(&input).map_err(refused)?;
+    let plan = workflow.checked(&input, &catalog::activities()).map_err(refused)?;
+    if from.json {
+        let all = json!({
+            "workflow": workflow.name(), "version": workflow.version(), "hash": plan.hash(), "input": prepared.input,
+            "exclusive": prepared.exclusive, "labels": prepared.labels, "plan": plan.spec(),
+        });
+        print(&format!("{all:#}\n"));
+        return Ok(());
+    }
+    let mut text = format!("Workflow: {}\n", workflow.name());
+    if let Some(title) = &plan.spec().title {
+        text += &format!("Title:    {title}\n");
+    }
+    text += &format!("Version:  {}\nHash:     {}\n", workflow.version(), plan.hash());
+    if let Some(key) = &prepared.exclusive {
+        text += &format!("Key:      {key}\n");
+    }
+    for (name, value) in &prepared.labels {
+        text += &format!("Label:    {name}={value}\n");
+    }
+    text += &format!("\n{}:\n", counted(plan.len(), "step"));
+    for &ix in plan.order() {
+        let step = plan.step(ix);
+        let after: Vec<_> = step.after.iter().map(|of| plan.step(*of).name.to_string()).collect();
+        let after = if after.is_empty() { String::new() } else { format!(", after {}", after.join(", ")) };
+        let undo =
+            step.undo.as_ref().map(|undo| format!(", undone by {}", undo.activity)).unwrap_or_default();
+        text += &format!("  {}: {}{undo}{after}\n", step.name, step.forward.activity);
+    }
+    print(&harmless(&text));
+    Ok(())
+}
+
+fn read_input(file: &Path) -> Result<Value, Trouble> {
+    // One byte more than is taken, so that what is too long is seen to be.
+    let most = backstay_workflows::limits::FILE_BYTES as u64 + 1;
+    let mut text = String::new();
+    let (what, read) = if file == Path::new("-") {
+        ("stdin".to_owned(), std::io::stdin().take(most).read_to_string(&mut text))
+    } else {
+        let read = std::fs::File::open(file).and_then(|file| file.take(most).read_to_string(&mut text));
+        (file.display().to_string(), read)
+    };
+    read.map_err(|error| Trouble::failed(format!("The input cannot be read from {what}: {error}.")))?;
+    backstay_workflows::read_input(&text)
+        .map_err(|problem| Trouble::failed(format!("The input in {what} is not understood: {problem}.")))
+}
+
+fn dir(config: &Config) -> Result<&Path, Trouble> {
+    let dir = &config.workflows.dir;
+    if dir.as_os_str().is_empty() {
+        return Err(Trouble::usage(
+            "There is no directory of workflows: set workflows.dir, or name one on the command line.",
+        ));
+    }
+    Ok(dir)
+}
+
+fn load(config: &Config) -> Result<Workflows, Trouble> {
+    let mut workflows = Workflows::new();
+    match workflows.load_dir(dir(config)?, &catalog::activities()) {
+        Ok(()) => Ok(workflows),
+        Err(problems) => {
+            problems.iter().for_each(|problem| eprintln!("{problem}"));
+            Err(Trouble::failed(format!(
+                "The workflows are not right: {}.",
+                counted(problems.len(), "problem")
+            )))
+        }
+    }
+}
+
+fn named(workflows: &Workflows, name: &str) -> Result<Arc<dyn Workflow>, Trouble> {
+    workflows.get(name).cloned().ok_or_else(|| {
+        let there_are: Vec<_> = workflows.list().map(|workflow| workflow.name()).collect();
+        let there_are = if there_are.is_empty() { "none".to_owned() } else { there_are.join(", ") };
+        Trouble::not_found(format!(
+            "There is no workflow \"{}\"; there are: {there_are}.",
+            name.escape_debug()
+        ))
+    })
+}
+
+fn described(workflow: &dyn Workflow) -> Value {
+    json!({
+        "name": workflow.name(), "title": workflow.title(), "description": workflow.description(),
+        "version": workflow.version(), "input_schema": workflow.input_schema(),
+    })
+}
+
+fn short(version: &str) -> &str {
+    version.get(..12).unwrap_or(version)
+}
+
+fn counted(n: usize, what: &str) -> String {
+    if n == 1 { format!("1 {what}") } else { format!("{n} {what}s") }
+}
