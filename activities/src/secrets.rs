@@ -161,13 +161,27 @@ impl Scrub {
     /// Takes this one out from now on.
     pub fn learn(&mut self, name: &str, text: &SecretString) {
         let text = text.expose_secret();
-        let quoted = Value::from(text).to_string();
         let mut forms = vec![
             text.to_owned(),
-            quoted.trim_matches('"').to_owned(),
+            text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;"),
             utf8_percent_encode(text, NON_ALPHANUMERIC).to_string(),
+            utf8_percent_encode(text, UNRESERVED).to_string(),
             url::form_urlencoded::byte_serialize(text.as_bytes()).collect(),
         ];
+        forms.extend(
+            forms.clone().into_iter().filter(|form| form.contains('%')).map(|form| form.to_lowercase()),
+        );
+        // As a text of JSON, in the ways of several libraries; and as a text of JSON that is a text of JSON.
+        let quoted = quote(text);
+        for mut form in
+            [quoted.clone(), ascii(&quoted), quoted.replace('/', "\\/"), ascii(&quoted).replace('/', "\\/")]
+        {
+            forms.push(form.clone());
+            for _ in 0..2 {
+                form = quote(&form);
+                forms.push(form.clone());
+            }
+        }
         // A key of many lines may come back line by line.
         forms.extend(text.lines().filter(|line| line.len() >= 8).map(str::to_owned));
         forms.retain(|form| form.len() >= LEAST);
@@ -185,6 +199,30 @@ impl Scrub {
             }
         }
         out
+    }
+
+    /// The same for a text that was cut off at its end: there may be the beginning of one there.
+    pub fn text_cut(&self, text: &str) -> String {
+        // A character that was cut in two.
+        let mut end = text.strip_suffix('\u{fffd}').unwrap_or(text);
+        for (form, _) in &self.forms {
+            let form = form.expose_secret();
+            let begun =
+                (1..form.len()).rev().filter_map(|n| form.get(..n)).find(|begun| end.ends_with(begun));
+            end = begun.and_then(|begun| end.strip_suffix(begun)).unwrap_or(end);
+        }
+        self.text(end)
+    }
+
+    /// The same for a text whose beginning was cut off.
+    pub fn text_cut_before(&self, text: &str) -> String {
+        let mut start = text.trim_start_matches('\u{fffd}');
+        for (form, _) in &self.forms {
+            let form = form.expose_secret();
+            let rest = (1..form.len()).filter_map(|n| form.get(n..)).find(|rest| start.starts_with(rest));
+            start = rest.and_then(|rest| start.strip_prefix(rest)).unwrap_or(start);
+        }
+        self.text(start)
     }
 
     /// The same for every text in a value.
@@ -206,6 +244,29 @@ impl Scrub {
     }
 }
 
+/// What is not escaped in a URL.
+const UNRESERVED: &percent_encoding::AsciiSet =
+    &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
+
+/// As it stands in JSON, without the quotation marks around it.
+fn quote(text: &str) -> String {
+    let quoted = Value::from(text).to_string();
+    quoted.get(1..quoted.len().saturating_sub(1)).unwrap_or_default().to_owned()
+}
+
+/// The same in ASCII alone.
+fn ascii(quoted: &str) -> String {
+    let mut units = [0; 2];
+    quoted.chars().fold(String::new(), |mut out, c| {
+        if c.is_ascii() {
+            out.push(c);
+        } else {
+            out.extend(c.encode_utf16(&mut units).iter().map(|unit| format!("\\u{unit:04x}")));
+        }
+        out
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -220,6 +281,10 @@ mod tests {
         {
             assert_eq!(scrub.text(&format!("<{text}>")), "<[secret token]>");
         }
+        assert_eq!(scrub.text_cut("a 98765"), "a ");
+        assert_eq!(scrub.text_cut("a 987654321"), "a [secret pin]");
+        assert_eq!(scrub.text_cut_before("54321 a"), " a");
+        assert_eq!(scrub.text_cut_before("987654321 a"), "[secret pin] a");
         let value = serde_json::json!({ "987654321": [987654321, { "a": "x987654321" }], "n": 5 });
         let clean = serde_json::json!({ "[secret pin]": ["[secret pin]", { "a": "x[secret pin]" }], "n": 5 });
         assert_eq!(scrub.value(value), clean);

@@ -211,13 +211,14 @@ impl Activity for Command {
                 group.end().await;
                 status
             };
-            let out = tail(stdout, |line| {
-                let line = scrub.text(line);
+            let out = tail(stdout, |line, cut| {
+                let line = if cut { scrub.text_cut(line) } else { scrub.text(line) };
                 tracing::info!(target: "backstay_activities::command", stdout = line);
                 context.progress(0.0, line);
             });
-            let err = tail(stderr, |line| {
-                tracing::info!(target: "backstay_activities::command", stderr = scrub.text(line));
+            let err = tail(stderr, |line, cut| {
+                let line = if cut { scrub.text_cut(line) } else { scrub.text(line) };
+                tracing::info!(target: "backstay_activities::command", stderr = line);
             });
             let (status, out, err, ()) = tokio::join!(ended, out, err, feeding);
             (status, out, err)
@@ -350,14 +351,14 @@ struct Tail {
 }
 
 /// Reads to the end, keeps the end, and tells every line.
-async fn tail(pipe: Option<impl AsyncRead + Unpin>, mut tell: impl FnMut(&str)) -> Tail {
+async fn tail(pipe: Option<impl AsyncRead + Unpin>, mut tell: impl FnMut(&str, bool)) -> Tail {
     let mut tail = Tail::default();
     let Some(mut pipe) = pipe else { return tail };
     let (mut buffer, mut line) = (vec![0; 8 << 10], Vec::new());
     let mut tell = |line: &mut Vec<u8>| {
         let text = String::from_utf8_lossy(line);
         if !text.trim().is_empty() {
-            tell(text.trim_end());
+            tell(text.trim_end(), line.len() >= LINE);
         }
         line.clear();
     };
@@ -390,8 +391,11 @@ fn judge(
 ) -> Result<CommandOutput, Failure> {
     let truncated = out.truncated || err.truncated;
     let raw: Vec<u8> = out.bytes.into();
-    let text = |bytes: &[u8]| scrub.text(&String::from_utf8_lossy(bytes));
-    let (stdout, stderr) = (text(&raw), text(&Vec::from(err.bytes)));
+    let text = |bytes: &[u8], truncated: bool| {
+        let text = String::from_utf8_lossy(bytes);
+        if truncated { scrub.text_cut_before(&text) } else { scrub.text(&text) }
+    };
+    let (stdout, stderr) = (text(&raw, out.truncated), text(&Vec::from(err.bytes), err.truncated));
     let name = &input.program;
     let last = |text: &str| text.trim_end().lines().last().unwrap_or_default().chars().take(300).collect();
     let said: String = if stderr.trim().is_empty() { last(&stdout) } else { last(&stderr) };

@@ -343,7 +343,7 @@ fn refused(origin: &Origin, scrub: &Scrub, answer: &Answer, input: &HttpInput) -
     let wait = retry_after(&answer.headers, SystemTime::now());
     let meaning = stated.unwrap_or_else(|| usual(status, input.method, wait.is_some()));
 
-    let excerpt: String = scrub.text(&String::from_utf8_lossy(&answer.body)).chars().take(500).collect();
+    let excerpt: String = scrubbed(scrub, &answer.body, answer.truncated).chars().take(500).collect();
     let hint = match status.as_u16() {
         300..=399 => "; redirects are not followed, as they lead elsewhere than the plan says",
         _ => "",
@@ -399,7 +399,7 @@ struct Kept {
 /// Reads a body as what is wanted; or says what is wrong with it.
 fn keep(answer: &Answer, form: Form, most: usize, scrub: &Scrub) -> Result<Kept, String> {
     let text = |bytes: &[u8], truncated: bool| {
-        let mut text = scrub.text(&String::from_utf8_lossy(bytes));
+        let mut text = scrubbed(scrub, bytes, truncated);
         let mut truncated = truncated;
         // What has to be escaped is longer as JSON.
         while Value::from(text.as_str()).to_string().len() > KEPT {
@@ -438,6 +438,11 @@ fn keep(answer: &Answer, form: Form, most: usize, scrub: &Scrub) -> Result<Kept,
             if long { Err("is too large to be kept".into()) } else { Ok(Kept { body, truncated: false }) }
         }
     }
+}
+
+fn scrubbed(scrub: &Scrub, bytes: &[u8], truncated: bool) -> String {
+    let text = String::from_utf8_lossy(bytes);
+    if truncated { scrub.text_cut(&text) } else { scrub.text(&text) }
 }
 
 /// Whether JSON is nested deeper, without reading it.
