@@ -65,7 +65,7 @@ impl Signals for EngineSignals {
         payload: Value,
     ) -> Result<(), SendError> {
         let verb = Verb::Signal { name, payload };
-        let action = Action { id, who, why: String::new(), seen: None, verb };
+        let action = Action { id, who, why: String::new(), seen: None, via: None, verb };
         match self.engine.act_within(run, &action, self.patience).await {
             Ok(Answer::Accepted { .. }) => Ok(()),
             Ok(Answer::Refused { because }) => {

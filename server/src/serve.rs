@@ -62,7 +62,7 @@ async fn serve(
     figures: PrometheusHandle,
 ) -> Result<(), Trouble> {
     let keys = keyring(config)?;
-    let engine = Engine::open(store.clone(), catalog::activities()).await?;
+    let engine = Engine::open(store.clone(), catalog::registry(config, store).await?).await?;
     if let Some(path) = interrupt.or(first_token(store, &config.data_dir)).await? {
         tracing::info!(file = %path.display(), "the first admin is there; make principals with this token");
         print(&format!(

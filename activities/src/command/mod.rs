@@ -37,7 +37,8 @@ use group::Group;
 pub struct CommandSettings {
     /// The programs, by the names that plans use.
     pub programs: BTreeMap<String, Program>,
-    /// The folder of the locks that keep a second attempt from running beside the first.
+    /// The folder of the locks that keep a second attempt from running beside the first. Left out: nothing does.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub locks: Option<PathBuf>,
 }
 
@@ -61,7 +62,7 @@ pub struct Program {
     #[serde(default)]
     pub allow_env: Vec<String>,
     /// The folder that it runs in. Left out: `/`.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub dir: Option<PathBuf>,
     /// How long it may take, unless a plan says less.
     #[serde(default = "ten_minutes")]
@@ -70,10 +71,10 @@ pub struct Program {
     #[serde(default = "five_seconds")]
     pub grace: Span,
     /// The user (number) that it runs as. Left out: that of the node.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub uid: Option<u32>,
     /// The group (number) that it runs as.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub gid: Option<u32>,
     /// What its exit codes mean, beside 0; 75 (EX_TEMPFAIL) means `retry` unless this says otherwise.
     #[serde(default)]

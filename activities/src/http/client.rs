@@ -66,7 +66,7 @@ pub struct Allowed {
     #[serde(default)]
     pub networks: Vec<ipnet::IpNet>,
     /// A file with the certificates (PEM) that it is trusted by, in place of the system's.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ca: Option<PathBuf>,
     /// The header that carries the idempotency key; empty: none.
     #[serde(default = "key_header")]

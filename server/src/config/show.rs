@@ -22,7 +22,7 @@ pub(crate) fn show(loaded: &Loaded, as_json: bool) -> String {
         .iter()
         .map(|(key, value)| {
             let (table, name) = key.split_once('.').unwrap_or(("", key));
-            (table, format!("{name} = {value}"), loaded.origin(key))
+            (table, format!("{name} = {}", toml(value)), loaded.origin(key))
         })
         .collect();
     let width = lines.iter().map(|(_, line, _)| line.chars().count()).max().unwrap_or(0).min(50);
@@ -35,6 +35,19 @@ pub(crate) fn show(loaded: &Loaded, as_json: bool) -> String {
         out += &format!("{line:width$}  # {origin}\n");
     }
     out
+}
+
+/// A value as TOML writes it in one line.
+fn toml(value: &Value) -> String {
+    match value {
+        Value::Array(items) => format!("[{}]", items.iter().map(toml).collect::<Vec<_>>().join(", ")),
+        Value::Object(map) => {
+            let pairs: Vec<_> =
+                map.iter().map(|(key, value)| format!("{} = {}", json!(key), toml(value))).collect();
+            format!("{{ {} }}", pairs.join(", "))
+        }
+        other => other.to_string(),
+    }
 }
 
 fn leaves(value: &Value, key: String, out: &mut Vec<(String, Value)>) {
