@@ -115,6 +115,20 @@ async fn what_activities_may_do_is_checked_before_anything_starts() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn the_settings_in_the_documents_are_settings() {
+    let page = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/activities.md");
+    let page = std::fs::read_to_string(page).unwrap();
+    let place = Place::embedded();
+    let blocks: Vec<_> =
+        page.split("```toml\n").skip(1).filter_map(|rest| Some(rest.split_once("\n```")?.0)).collect();
+    assert!(blocks.len() >= 3);
+    for block in blocks {
+        let file = place.file("shown.toml", block);
+        place.run(&["config", "check", "--config", file.to_str().unwrap()]).await.exits(0);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_is_unknown_or_wrong_is_an_error_that_names_the_place() {
     let place = Place::embedded();
     let check = async |file: &str, variables: &[(&str, &str)]| {
