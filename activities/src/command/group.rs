@@ -21,6 +21,7 @@ struct Members {
     child: Child,
     leader: Pid,
     grace: Duration,
+    over: bool,
 }
 
 impl Group {
@@ -37,7 +38,7 @@ impl Group {
         };
         let pid = child.id().and_then(|pid| i32::try_from(pid).ok()).and_then(Pid::from_raw);
         let leader = pid.ok_or_else(|| std::io::Error::other("it ended before it had begun"))?;
-        Ok(Self { members: Some(Members { child, leader, grace }) })
+        Ok(Self { members: Some(Members { child, leader, grace, over: false }) })
     }
 
     pub(super) fn stdin(&mut self) -> Option<ChildStdin> {
@@ -71,15 +72,17 @@ impl Group {
 
 impl Drop for Group {
     fn drop(&mut self) {
-        let Some(members) = self.members.take() else { return };
-        match tokio::runtime::Handle::try_current() {
-            Ok(runtime) => {
-                runtime.spawn(members.end());
-            }
-            // Nobody is left to wait for it.
-            Err(_) => {
-                let _ = kill_process_group(members.leader, Signal::KILL);
-            }
+        if let (Some(members), Ok(runtime)) = (self.members.take(), tokio::runtime::Handle::try_current()) {
+            runtime.spawn(members.end());
+        }
+    }
+}
+
+impl Drop for Members {
+    fn drop(&mut self) {
+        // The process ends before it could wait for them any longer.
+        if !self.over {
+            let _ = kill_process_group(self.leader, Signal::KILL);
         }
     }
 }
@@ -99,6 +102,7 @@ impl Members {
             let _ = kill_process_group(self.leader, Signal::KILL);
         }
         let _ = self.child.wait().await;
+        self.over = true;
     }
 
     fn is_there(&self) -> bool {

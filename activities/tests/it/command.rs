@@ -206,6 +206,27 @@ async fn an_attempt_that_is_dropped_leaves_no_process() {
     until("they are gone", || pids.iter().all(|pid| !lives(*pid))).await;
 }
 
+/// The node's process ends, and with it everything that could have waited for the program to end by itself.
+#[test]
+fn a_node_that_ends_leaves_no_process() {
+    let (_dir, path) = folder();
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let tool = program(&path, "tool", STUBBORN);
+    let (house, pids) = runtime.block_on(async {
+        let house = house(Program { grace: Span::secs(600), ..tool }, None).await;
+        house.submit(single("command", json!({ "program": "tool" }))).await;
+        let pids = pids(&path.join("pids"), 2).await;
+        (house, pids)
+    });
+    drop(house);
+    runtime.shutdown_background();
+    let end = std::time::Instant::now() + Duration::from_secs(10);
+    while pids.iter().any(|pid| lives(*pid)) {
+        assert!(std::time::Instant::now() < end, "they still run");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_rollback_stops_what_still_runs() {
     let (_dir, path) = folder();
