@@ -81,6 +81,7 @@ pub struct Networks {
 impl Networks {
     /// Why an address is not called; nothing if it is.
     pub fn refusal(&self, address: IpAddr) -> Option<&'static str> {
+        // The same address in another spelling: it is called, and so judged, as IPv4.
         let address = match address {
             IpAddr::V6(six) => six.to_ipv4_mapped().map_or(address, IpAddr::V4),
             IpAddr::V4(_) => address,
@@ -136,9 +137,6 @@ fn kind_of_four(four: Ipv4Addr) -> Option<&'static str> {
 fn kind_of_six(six: Ipv6Addr) -> Option<&'static str> {
     if METADATA.contains(&six.into()) {
         return Some("is the metadata service of a cloud");
-    }
-    if let Some(four) = six.to_ipv4_mapped() {
-        return kind_of_four(four);
     }
     let kind = match six.segments() {
         [0, 0, 0, 0, 0, 0, 0, 0] => "is unspecified",

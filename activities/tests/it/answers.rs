@@ -39,6 +39,8 @@ async fn json_that_is_deep_broken_or_full_of_nothing_does_no_harm() {
         let say = |body: String| Reply::Say(200, vec!["content-type: application/json".into()], body);
         match heard.path.as_str() {
             "/deep" => say("[".repeat(100_000) + &"]".repeat(100_000)),
+            "/too-deep" => say("[".repeat(65) + &"]".repeat(65)),
+            "/deep-enough" => say("[".repeat(64) + &"]".repeat(64)),
             "/broken" => say("{\"password\": \"hunter2\", ".into()),
             "/nul" => say("{\"a\\u0000\": \"b\\u0000\"}".into()),
             "/huge" => say("9".repeat(400)),
@@ -53,7 +55,8 @@ async fn json_that_is_deep_broken_or_full_of_nothing_does_no_harm() {
         let most = json!({ "most": 131_072 });
         house.once("http", json!({ "url": target.url(path), "response": most })).await
     };
-    for path in ["/deep", "/broken", "/huge"] {
+    assert!(get("/deep-enough").await.is_ok());
+    for path in ["/deep", "/too-deep", "/broken", "/huge"] {
         let refused = get(path).await.unwrap_err();
         assert_eq!((refused.code.as_str(), refused.retryable), ("http_answer", false), "{path}");
         assert!(!format!("{refused:?}").contains("hunter2"));

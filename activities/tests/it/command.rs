@@ -338,6 +338,31 @@ async fn an_attempt_that_waits_for_an_earlier_one_says_so() {
     assert!(!not_applied(&failed), "the earlier one may have done it");
 }
 
+/// A program that makes a thing under its key, and one that takes away what was made under another, however often.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_undo_knows_what_to_undo_whether_it_was_done_or_not() {
+    for (fails, made) in [("", true), ("exit 1", true), ("exit 9; ", false)] {
+        let (_dir, path) = folder();
+        let undo = "rm -f made-$BACKSTAY_UNDONE_KEY; [ $BACKSTAY_ATTEMPT -gt 1 ] || exit 75";
+        let script = if made { "touch made-$BACKSTAY_KEY; touch was-made; " } else { "" };
+        let script = format!("[ -n \"$BACKSTAY_UNDONE_KEY\" ] && {{ {undo}; exit 0; }}; {script}{fails}");
+        let house = house(program(&path, "tool", &script), None).await;
+        let plan = json!({ "workflow": "by-key", "retry": quick(2), "undo_retry": quick(4), "steps": [
+            { "name": "make", "activity": "command", "input": { "program": "tool" },
+              "undo": { "activity": "command", "input": { "program": "tool" } } },
+            { "name": "turn", "activity": "fail", "after": ["make"], "nothing_to_undo": "a test" } ] });
+        let (run, status) = house.play(plan).await;
+        let story = house.story(run).await;
+        assert_eq!(status, Status::RolledBack, "{story}");
+        assert_eq!(count(&story, "started undo make"), 2, "{story}");
+        let there = |start: &str| {
+            let names = std::fs::read_dir(&path).unwrap().map(|entry| entry.unwrap().file_name());
+            names.filter(|name| name.to_string_lossy().starts_with(start)).count()
+        };
+        assert_eq!((there("made-"), there("was-made")), (0, usize::from(made)));
+    }
+}
+
 #[test]
 fn settings_that_cannot_be_right_are_refused() {
     let (_dir, path) = folder();
