@@ -139,7 +139,7 @@ async fn what_is_unknown_or_wrong_is_an_error_that_names_the_place() {
     check("[node]\nleese = \"1s\"\n", &[]).await.complains("no setting \"node.leese\"").complains("b.toml");
     check("nodes = 1\n", &[])
         .await
-        .complains("no setting \"nodes\"; there are data_dir, database, node, http");
+        .complains("no setting \"nodes\"; there are data_dir, database, node, listen");
     check("[node]\nlease = \"soon\"\n", &[])
         .await
         .complains("node.lease: ")
