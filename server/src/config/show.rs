@@ -16,6 +16,8 @@ pub(crate) fn show(loaded: &Loaded, as_json: bool) -> String {
             .collect();
         return format!("{:#}\n", Value::from(list));
     }
+    // TOML has no word for what is not set.
+    settings.retain(|(_, value)| !value.is_null());
     // Settings without a table come first, or they would belong to the table before them.
     settings.sort_by_key(|(key, _)| key.contains('.'));
     let lines: Vec<_> = settings

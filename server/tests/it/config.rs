@@ -159,7 +159,7 @@ async fn what_is_unknown_or_wrong_is_an_error_that_names_the_place() {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_help_tells_the_exit_codes() {
     let place = Place::embedded();
-    place.run(&["--help"]).await.exits(0).says("5    the database cannot be reached");
+    place.run(&["--help"]).await.exits(0).says("5    the database, or the server, cannot be reached");
     place.run(&["--version"]).await.exits(0).says("backstay 0.1.0");
     place.run(&["sail"]).await.exits(2);
 }
