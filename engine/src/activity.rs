@@ -33,7 +33,9 @@ pub trait Activity: Send + Sync + 'static {
     /// What it gives.
     type Output: Serialize + JsonSchema + Send + 'static;
 
-    /// What is known of its effect. Say `probed: true` if you write a probe.
+    /// What is known of its effect. Say `probed: true` if you write a probe. If the probe needs words of the plan's, name
+    /// the field of the input that has them in the input's schema, as `"x-probe": "field"`: a step that leaves the field
+    /// out has no probe.
     fn effect(&self) -> Effect {
         Effect::default()
     }
@@ -143,6 +145,7 @@ pub struct Context {
     pub(crate) key: Uuid,
     pub(crate) checkpoint: Option<Json>,
     pub(crate) undone: Option<Undone>,
+    pub(crate) filled: Vec<Filled>,
     pub(crate) deadline: Time,
     pub(crate) cancel: CancellationToken,
     pub(crate) course: backstay_machine::CourseId,
@@ -157,12 +160,25 @@ pub struct Undone {
     pub key: Uuid,
     /// The step's input.
     pub input: Option<Json>,
+    /// The places of that input that other steps filled in.
+    pub filled: Vec<Filled>,
     /// The step's output, if it came to one.
     pub output: Option<Json>,
     /// What the step saved last.
     pub checkpoint: Option<Json>,
     /// What the step made, moved or was about to.
     pub resources: Vec<backstay_machine::Resource>,
+}
+
+/// A place of an input that the output of a step fills in.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Filled {
+    /// Where in the input, as a JSON pointer.
+    pub at: String,
+    /// Where in the output, as a JSON pointer; empty for all of it.
+    pub path: String,
+    /// The output is that of the step which is undone.
+    pub own: bool,
 }
 
 impl Context {
@@ -200,6 +216,12 @@ impl Context {
     /// In an undo: what is known of the step that it undoes.
     pub fn undone(&self) -> Option<&Undone> {
         self.undone.as_ref()
+    }
+
+    /// The places of the input that are not the plan's words, but what other steps gave: data, which an activity
+    /// must not take for instructions.
+    pub fn filled(&self) -> &[Filled] {
+        &self.filled
     }
 
     /// When this attempt is given up.

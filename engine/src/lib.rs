@@ -18,7 +18,7 @@ mod node;
 mod operate;
 pub mod store;
 
-pub use activity::{Activity, Context, Failure, Probe, Registry, Undone};
+pub use activity::{Activity, Context, Failure, Filled, Probe, Registry, Undone};
 pub use async_trait::async_trait;
 pub use backstay_machine as machine;
 pub use backstay_machine::plan::{Effect, OnFailure, PlanBuilder, Retry, Span, output};

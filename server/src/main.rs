@@ -3,6 +3,7 @@
 //! ```text
 //!   cli        the command line
 //!   config     defaults < file < environment < flags
+//!   catalog    the activities that this program has
 //!   database   the one of DATABASE_URL, or one of our own
 //!   demo, node, check, run, workflow, db, config   what the commands do
 //!   trouble    how a command fails: a sentence and an exit code

@@ -16,7 +16,7 @@ pub(crate) async fn run(config: &Config, interrupt: &Interrupt) -> Result<(), Tr
     let done = with_database(config, interrupt, async |database| {
         let store = interrupt.or(database.store()).await?;
         interrupt.or(async { Ok(store.migrate().await?) }).await?;
-        let engine = Engine::open(store.clone(), catalog::activities()).await?;
+        let engine = Engine::open(store.clone(), catalog::registry(config, &store).await?).await?;
         let node = interrupt.or(async { Ok(engine.start_node(settings).await?) }).await?;
         tracing::info!(node = node.name(), epoch = node.epoch(), database = %database, "the node is ready");
         let lost = tokio::select! {

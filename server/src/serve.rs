@@ -63,7 +63,8 @@ async fn serve(
     figures: PrometheusHandle,
 ) -> Result<(), Trouble> {
     let keys = keyring(config)?;
-    let engine = Engine::open(store.clone(), catalog::activities()).await?;
+    let engine = Engine::open(store.clone(), catalog::registry(config, store).await?).await?;
+    let workflows = Arc::new(catalog::workflows(config, engine.registry())?);
     if let Some(path) = interrupt.or(first_token(store, &config.data_dir)).await? {
         tracing::info!(file = %path.display(), "the first admin is there; make principals with this token");
         print(&format!(
@@ -72,7 +73,7 @@ async fn serve(
         ));
     }
     let stop = CancellationToken::new();
-    let gate = Gate::new(engine.clone(), Settings { keys: Some(keys), stop: stop.clone() });
+    let gate = Gate::new(engine.clone(), Settings { keys: Some(keys), workflows, stop: stop.clone() });
     let watching = gate.clone();
     let _watch = AbortOnDropHandle::new(tokio::spawn(async move { watching.watch().await }));
     let node = interrupt.or(async { Ok(engine.start_node(config.node.for_engine()).await?) }).await?;
@@ -197,7 +198,7 @@ async fn first_token(store: &Store, data_dir: &Path) -> Result<Option<PathBuf>, 
         expires_at: Utc::now() + TimeDelta::days(FIRST_TOKEN_DAYS),
     };
     let roles: Vec<_> =
-        [Role::Admin, Role::Approver, Role::Operator].map(|role| role.name().to_owned()).into();
+        [Role::Admin, Role::Approver, Role::Author, Role::Operator].map(|role| role.name().to_owned()).into();
     let entry =
         json!({ "did": "firstStart", "about": "admin", "details": { "token": token.id, "roles": roles } });
     let change = Change { entry: entry.to_string(), kept: None };

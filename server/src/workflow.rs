@@ -21,7 +21,7 @@ pub(crate) fn run(command: &WorkflowCommand, config: &Config) -> Result<(), Trou
         WorkflowCommand::Show { name, from } => show(&*named(&load(config)?, name)?, from),
         WorkflowCommand::Plan { name, input, from } => {
             let workflow = named(&load(config)?, name)?;
-            plan(&*workflow, input.as_deref(), from)
+            plan(&*workflow, input.as_deref(), from, config)
         }
     }
 }
@@ -43,7 +43,7 @@ fn check(paths: &[PathBuf], config: &Config, as_json: bool) -> Result<(), Troubl
             Err(wrong) => problems.extend(wrong),
         }
     }
-    if let Err(wrong) = workflows.load(&files, &catalog::activities()) {
+    if let Err(wrong) = workflows.load(&files, &catalog::known(config)?) {
         problems.extend(wrong);
     }
     if as_json {
@@ -130,14 +130,19 @@ fn kind(field: &Value) -> String {
     }
 }
 
-fn plan(workflow: &dyn Workflow, input: Option<&Path>, from: &WorkflowFrom) -> Result<(), Trouble> {
+fn plan(
+    workflow: &dyn Workflow,
+    input: Option<&Path>,
+    from: &WorkflowFrom,
+    config: &Config,
+) -> Result<(), Trouble> {
     let input = input.map_or(Ok(json!({})), read_input)?;
     let refused = |problems: Vec<Problem>| {
         problems.iter().for_each(|problem| print(&format!("{problem}\n")));
         Trouble::failed(format!("There is no plan for this input: {}.", counted(problems.len(), "problem")))
     };
     let prepared = workflow.prepare(&input).map_err(refused)?;
-    let plan = workflow.checked(&input, &catalog::activities()).map_err(refused)?;
+    let plan = workflow.checked(&input, &catalog::known(config)?).map_err(refused)?;
     if from.json {
         let all = json!({
             "workflow": workflow.name(), "version": workflow.version(), "hash": plan.hash(), "input": prepared.input,
@@ -197,7 +202,7 @@ fn dir(config: &Config) -> Result<&Path, Trouble> {
 
 fn load(config: &Config) -> Result<Workflows, Trouble> {
     let mut workflows = Workflows::new();
-    match workflows.load_dir(dir(config)?, &catalog::activities()) {
+    match workflows.load_dir(dir(config)?, &catalog::known(config)?) {
         Ok(()) => Ok(workflows),
         Err(problems) => {
             problems.iter().for_each(|problem| eprintln!("{problem}"));

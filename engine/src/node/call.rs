@@ -3,14 +3,14 @@
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 
-use backstay_machine::plan::Work;
+use backstay_machine::plan::{Source, Work};
 use backstay_machine::{Answer, CourseId, Direction, Json, State, StepIx, Time, idempotency_key};
 use futures_util::FutureExt;
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
 
 use super::{AbortOnDrop, Message, Shared};
-use crate::activity::{Context, Failure, Probe, Undone};
+use crate::activity::{Context, Failure, Filled, Probe, Undone};
 
 /// A call in flight. Dropping it ends it wherever it is.
 pub(super) struct Call {
@@ -134,6 +134,7 @@ fn prepare<'a>(
             let undone = Undone {
                 key: key(Direction::Forward, forward.generation),
                 input: forward.input.clone(),
+                filled: filled(&step.forward),
                 output: forward.output().cloned(),
                 checkpoint: forward.checkpoint.clone(),
                 resources: state.resources().filter(|resource| resource.step == step.name).cloned().collect(),
@@ -152,6 +153,7 @@ fn prepare<'a>(
         key: key(id.direction, course.generation),
         checkpoint: course.checkpoint.clone(),
         undone,
+        filled: filled(work),
         deadline: now + work.timeout.delta(),
         cancel: cancel.clone(),
         course: id,
@@ -159,6 +161,15 @@ fn prepare<'a>(
         reported: std::sync::Mutex::default(),
     };
     (context, work)
+}
+
+fn filled(work: &Work) -> Vec<Filled> {
+    let of = |bound: &backstay_machine::plan::Bound| Filled {
+        at: bound.at.clone(),
+        path: bound.path.clone(),
+        own: bound.source == Source::Own,
+    };
+    work.input.bound().iter().map(of).collect()
 }
 
 fn panicked(panic: &(dyn std::any::Any + Send)) -> backstay_machine::ActivityError {

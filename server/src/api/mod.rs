@@ -9,7 +9,7 @@
 //!   document   OpenAPI 3.1, out of the table
 //!   runs, views, watch       submitting runs and looking at them
 //!   verbs, bulk              what people do to runs
-//!   plans                    what would run
+//!   plans, workflows         what would run
 //!   people, trail, cluster   who may do what, what they did, who works
 //! ```
 
@@ -28,15 +28,18 @@ mod trail;
 mod verbs;
 mod views;
 mod watch;
+mod workflows;
 
 use axum::Router;
 use axum::response::{Html, IntoResponse};
 use axum::routing::get;
 
 use crate::seal::Keyring;
+use backstay_workflows::Workflows;
 use gate::Gate;
 use operation::Operation;
 use problem::{CATALOGUE, METHOD_NOT_ALLOWED, NO_SUCH_PATH, Problem};
+use std::sync::Arc;
 use tokio_util::sync::CancellationToken;
 
 /// Where the operations are.
@@ -47,6 +50,8 @@ pub const BASE: &str = "/api/v1";
 pub struct Settings {
     /// Seals what only this installation may read again.
     pub keys: Option<Keyring>,
+    /// What runs can be submitted of by name.
+    pub workflows: Arc<Workflows>,
     /// The server is being stopped: answers that go on for hours end.
     pub stop: CancellationToken,
 }
@@ -59,6 +64,7 @@ pub fn operations() -> Vec<Operation> {
     all.extend(verbs::operations());
     all.extend(bulk::operations());
     all.extend(plans::operations());
+    all.extend(workflows::operations());
     all.extend(people::operations());
     all.extend(trail::operations());
     all.extend(cluster::operations());

@@ -41,7 +41,7 @@ struct Checked {
 
 /// A plan that was taken.
 #[derive(Serialize, JsonSchema)]
-struct PlanView {
+pub(super) struct PlanView {
     /// What an approval is for.
     hash: String,
     /// With everything written out.
@@ -69,7 +69,7 @@ struct Undo {
 }
 
 impl PlanView {
-    fn of(plan: &Plan) -> Self {
+    pub(super) fn of(plan: &Plan) -> Self {
         let if_fails = plan.steps().map(|(ix, step)| {
             let undone = plan.if_fails(ix).into_iter().map(|undoing| Undo {
                 step: undoing.step,
@@ -89,16 +89,16 @@ async fn check(permit: Permit, ask: Ask<(), (), InJson<Checked>>) -> Result<Repl
 
 #[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-struct Drawing {
+pub(super) struct Drawing {
     /// In which language.
     #[serde(rename = "as")]
-    form: Form,
+    pub form: Form,
 }
 
 /// How a plan is drawn.
 #[derive(Clone, Copy, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
-enum Form {
+pub(super) enum Form {
     /// For Graphviz.
     Dot,
     /// For Mermaid.
@@ -107,7 +107,7 @@ enum Form {
     Svg,
 }
 
-fn drawn(plan: &Plan, form: Form) -> Text {
+pub(super) fn drawn(plan: &Plan, form: Form) -> Text {
     match form {
         Form::Dot => Text("text/vnd.graphviz; charset=utf-8", plan.to_dot()),
         Form::Mermaid => Text("text/vnd.mermaid; charset=utf-8", plan.to_mermaid()),

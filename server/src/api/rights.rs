@@ -11,8 +11,10 @@ use serde::{Deserialize, Serialize};
 pub enum Right {
     /// Look at runs, workflows, nodes and figures.
     View,
-    /// Submit runs.
+    /// Submit runs of workflows that are there.
     Submit,
+    /// Submit plans of one's own.
+    Define,
     /// Send signals to runs.
     Signal,
     /// Try a step again as it is, pause a run, let it go on.
@@ -41,6 +43,7 @@ impl Right {
         match self {
             Right::View => "view",
             Right::Submit => "submit",
+            Right::Define => "define",
             Right::Signal => "signal",
             Right::Steer => "steer",
             Right::Edit => "edit",
@@ -69,6 +72,8 @@ pub enum Role {
     Viewer,
     /// Submits runs and steers them.
     Operator,
+    /// Submits plans of their own.
+    Author,
     /// Says yes or no where a plan asks for it.
     Approver,
     /// May let a step start without its proof. No other role may, and none comes with it by itself.
@@ -79,13 +84,15 @@ pub enum Role {
 
 impl Role {
     /// All there are.
-    pub const ALL: [Role; 5] = [Role::Viewer, Role::Operator, Role::Approver, Role::Overrider, Role::Admin];
+    pub const ALL: [Role; 6] =
+        [Role::Viewer, Role::Operator, Role::Author, Role::Approver, Role::Overrider, Role::Admin];
 
     /// As it is written.
     pub fn name(self) -> &'static str {
         match self {
             Role::Viewer => "viewer",
             Role::Operator => "operator",
+            Role::Author => "author",
             Role::Approver => "approver",
             Role::Overrider => "overrider",
             Role::Admin => "admin",
@@ -112,6 +119,7 @@ impl Role {
                 Right::Close,
                 Right::Pools,
             ],
+            Role::Author => &[Right::View, Right::Submit, Right::Define],
             Role::Approver => &[Right::View, Right::Approve],
             Role::Overrider => &[Right::View, Right::Override],
             Role::Admin => &[Right::View, Right::Pools, Right::Admin],

@@ -12,6 +12,7 @@ use super::operation::{Ask, InJson, Operation, Reply, Taken, Text, operation};
 use super::problem::{BAD_PLAN, BAD_REQUEST, EXCLUSIVE, FORBIDDEN, KEY_REUSED, NOT_FOUND, Problem};
 use super::rights::Right;
 use super::views::{EventView, Page, ResourceView, Run, StepView, steps};
+use super::workflows;
 
 pub(super) fn operations() -> Vec<Operation> {
     vec![
@@ -52,10 +53,16 @@ pub(super) struct OfRun {
 #[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Submit {
-    /// The plan.
+    /// The workflow, by its name. Either this or `plan`.
+    #[serde(default)]
+    workflow: Option<String>,
+    /// The workflow's input.
+    #[serde(default)]
+    input: Option<Value>,
+    /// A plan of one's own; it needs the right `define` as well.
     #[serde(default)]
     plan: Option<PlanSpec>,
-    /// At most one live run holds it: one failover for each machine.
+    /// At most one live run holds it: one failover for each machine. Left out: what the workflow says.
     #[serde(default)]
     #[schemars(length(min = 1, max = 200))]
     exclusive: Option<String>,
@@ -73,9 +80,27 @@ pub(super) struct Submit {
 }
 
 async fn submit(permit: Permit, ask: Ask<(), (), InJson<Submit>>) -> Result<Taken<Run>, Problem> {
-    let InJson(asked) = ask.body;
-    let Some(spec) = asked.plan else {
-        return Err(Problem::at(&BAD_REQUEST, "body", "it needs a plan"));
+    let InJson(mut asked) = ask.body;
+    let spec = match (asked.workflow, asked.input, asked.plan) {
+        (Some(name), input, None) => {
+            let workflow = workflows::named(&permit, &name)?;
+            let made = workflows::prepared(&*workflow, &input.unwrap_or_else(|| Value::Object(Map::new())))?;
+            asked.exclusive = asked.exclusive.or(made.exclusive);
+            let version = [("workflow_version".to_owned(), made.version)];
+            let labels =
+                made.labels.into_iter().chain(version).map(|(name, value)| (name, Value::from(value)));
+            // What the caller says wins over what the workflow says.
+            asked.labels = labels.chain(asked.labels).collect();
+            made.plan
+        }
+        (None, None, Some(spec)) => {
+            permit.also(Right::Define).await?;
+            spec
+        }
+        _ => {
+            let what = "it needs a workflow, perhaps with an input, or a plan";
+            return Err(Problem::at(&BAD_REQUEST, "body", what));
+        }
     };
     if !permit.covers(&spec.workflow) {
         return Err(Problem::new(&FORBIDDEN, format!("the token is not about \"{}\"", spec.workflow)));

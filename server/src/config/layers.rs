@@ -13,7 +13,7 @@ use crate::trouble::Trouble;
 const USUAL_FILE: &str = "/etc/backstay/backstay.toml";
 const PREFIX: &str = "BACKSTAY_";
 /// These begin like settings and are none.
-const OTHER_VARIABLES: [&str; 9] = [
+const OTHER_VARIABLES: [&str; 14] = [
     "config",
     "postgres_bin",
     "postgres_mirror",
@@ -23,6 +23,12 @@ const OTHER_VARIABLES: [&str; 9] = [
     "token",
     "token_file",
     "ca_file",
+    // What a program is told that the activity `command` runs; it may be this one.
+    "run",
+    "step",
+    "attempt",
+    "key",
+    "undone_key",
 ];
 
 /// The settings, and where each comes from.

@@ -3,11 +3,15 @@
 mod layers;
 mod show;
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
+use backstay_activities::secrets::{FileSecrets, NoSecrets, SecretUse, Secrets};
+use backstay_activities::{CommandSettings, HttpSettings, Program};
 use backstay_engine::{NodeConfig, Span};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
@@ -25,6 +29,9 @@ pub(crate) struct Config {
     pub database: DatabaseSettings,
     pub node: NodeSettings,
     pub listen: ListenSettings,
+    /// Where the activity `http` may call; see `backstay_activities::HttpSettings`.
+    pub http: HttpSettings,
+    pub command: CommandSection,
     pub secrets: SecretSettings,
     pub log: LogSettings,
     pub workflows: WorkflowSettings,
@@ -101,12 +108,33 @@ impl ListenSettings {
     }
 }
 
-/// What seals secrets.
+/// What the activity `command` may run; see `backstay_activities::Program`.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct CommandSection {
+    pub programs: BTreeMap<String, Program>,
+}
+
+/// What seals secrets; and where those are that lie in files, and where each of them may go.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct SecretSettings {
     /// The key file. Left out: one in the data folder, made when it is first needed.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub key_file: Option<PathBuf>,
+    /// A folder with a file for each secret. Empty: there are none.
+    pub dir: PathBuf,
+    pub uses: BTreeMap<String, SecretUse>,
+}
+
+impl SecretSettings {
+    /// For the activities.
+    pub(crate) fn in_files(&self) -> Result<Arc<dyn Secrets>, String> {
+        if self.dir.as_os_str().is_empty() {
+            return Ok(Arc::new(NoSecrets));
+        }
+        Ok(Arc::new(FileSecrets::new(&self.dir, &self.uses)?))
+    }
 }
 
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -191,6 +219,12 @@ impl Config {
         Self { data_dir, ..Self::default() }
     }
 
+    /// The programs, and where their locks are.
+    pub(crate) fn command(&self) -> CommandSettings {
+        let locks = Some(self.data_dir.join("locks"));
+        CommandSettings { programs: self.command.programs.clone(), locks }
+    }
+
     /// What types cannot say: the setting and what is wrong with it.
     fn problem(&self) -> Option<(&'static str, String)> {
         let node = &self.node;
@@ -213,6 +247,14 @@ impl Config {
         .or_else(|| some("listen.connections", self.listen.connections))
         .or_else(|| some("listen.connections_per_address", self.listen.connections_per_address))
         .or_else(|| self.database.url.problem().map(|wrong| ("database.url", wrong)))
+        .or_else(|| {
+            let wrong = |at, done: Result<(), String>| done.err().map(|why| (at, format!("is wrong: {why}")));
+            let client = backstay_activities::http::Client::new(self.http.clone());
+            let command = backstay_activities::Command::new(self.command(), Arc::new(NoSecrets));
+            wrong("http.origins", client.map(drop))
+                .or_else(|| wrong("command.programs", command.map(drop)))
+                .or_else(|| wrong("secrets.uses", self.secrets.in_files().map(drop)))
+        })
         .or_else(|| self.data_dir.as_os_str().is_empty().then(|| ("data_dir", "is empty".to_owned())))
         .or_else(|| {
             let filter = tracing_subscriber::EnvFilter::builder().parse(&self.log.filter);

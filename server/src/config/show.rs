@@ -16,13 +16,15 @@ pub(crate) fn show(loaded: &Loaded, as_json: bool) -> String {
             .collect();
         return format!("{:#}\n", Value::from(list));
     }
+    // TOML has no word for what is not set.
+    settings.retain(|(_, value)| !value.is_null());
     // Settings without a table come first, or they would belong to the table before them.
     settings.sort_by_key(|(key, _)| key.contains('.'));
     let lines: Vec<_> = settings
         .iter()
         .map(|(key, value)| {
             let (table, name) = key.split_once('.').unwrap_or(("", key));
-            (table, format!("{name} = {value}"), loaded.origin(key))
+            (table, format!("{name} = {}", toml(value)), loaded.origin(key))
         })
         .collect();
     let width = lines.iter().map(|(_, line, _)| line.chars().count()).max().unwrap_or(0).min(50);
@@ -35,6 +37,19 @@ pub(crate) fn show(loaded: &Loaded, as_json: bool) -> String {
         out += &format!("{line:width$}  # {origin}\n");
     }
     out
+}
+
+/// A value as TOML writes it in one line.
+fn toml(value: &Value) -> String {
+    match value {
+        Value::Array(items) => format!("[{}]", items.iter().map(toml).collect::<Vec<_>>().join(", ")),
+        Value::Object(map) => {
+            let pairs: Vec<_> =
+                map.iter().map(|(key, value)| format!("{} = {}", json!(key), toml(value))).collect();
+            format!("{{ {} }}", pairs.join(", "))
+        }
+        other => other.to_string(),
+    }
 }
 
 fn leaves(value: &Value, key: String, out: &mut Vec<(String, Value)>) {

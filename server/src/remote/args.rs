@@ -92,11 +92,17 @@ pub(crate) struct DoneToStep {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum RunCommand {
-    /// Submits a plan
+    /// Submits a run: of a workflow that the server has, or of a plan of one's own
     Start {
-        /// The plan in JSON; "-" reads it from stdin
-        #[arg(value_name = "FILE")]
-        plan: PathBuf,
+        /// The workflow's name
+        #[arg(required_unless_present = "plan", conflicts_with = "plan")]
+        workflow: Option<String>,
+        /// The workflow's input in JSON; "-" reads it from stdin
+        #[arg(long, value_name = "FILE", requires = "workflow")]
+        input: Option<PathBuf>,
+        /// A plan in JSON; "-" reads it from stdin
+        #[arg(long, value_name = "FILE")]
+        plan: Option<PathBuf>,
         /// Wait for its end; the exit code says which
         #[arg(long)]
         wait: bool,
@@ -112,7 +118,7 @@ pub(crate) enum RunCommand {
         /// Why; it is kept with the run
         #[arg(long, default_value = "")]
         why: String,
-        /// Only check the plan, and show what would run and what each failure would undo
+        /// Only check it, and show what each failure would undo
         #[arg(long)]
         dry_run: bool,
         #[command(flatten)]

@@ -198,13 +198,22 @@ fn pairs(labels: &[String]) -> Result<Vec<(&str, &str)>, Trouble> {
 }
 
 async fn start(command: &RunCommand, config: &Config) -> Result<(), Trouble> {
-    let RunCommand::Start { plan, wait, exclusive, label, key, why, dry_run, remote } = command else {
+    let RunCommand::Start { workflow, input, plan, wait, exclusive, label, key, why, dry_run, remote } =
+        command
+    else {
         return Ok(());
     };
     let api = Api::open(remote, config)?;
-    let plan = read_json(plan)?;
+    let plan = plan.as_deref().map(read_json).transpose()?;
+    let input = input.as_deref().map(read_json).transpose()?;
     if *dry_run {
-        let checked = api.post("/plans/check", &json!({ "plan": plan })).await?;
+        let checked = match workflow {
+            None => api.post("/plans/check", &json!({ "plan": plan })).await?,
+            Some(name) => {
+                let body = json!({ "input": input.unwrap_or_else(|| json!({})) });
+                api.post(&format!("/workflows/{}/plan", segment(name)), &body).await?
+            }
+        };
         if remote.output != Form::Table {
             print(&format!("{checked:#}\n"));
             return Ok(());
@@ -227,7 +236,7 @@ async fn start(command: &RunCommand, config: &Config) -> Result<(), Trouble> {
     }
     let labels: Map<String, Value> =
         pairs(label)?.into_iter().map(|(name, value)| (name.into(), value.into())).collect();
-    let body = json!({ "plan": plan, "exclusive": exclusive, "labels": labels, "why": why });
+    let body = json!({ "workflow": workflow, "input": input, "plan": plan, "exclusive": exclusive, "labels": labels, "why": why });
     let started = api.ask(reqwest::Method::POST, "/runs", &[], Some(&body), key.as_deref()).await?.json()?;
     let run = field(&started, "run");
     if !*wait {

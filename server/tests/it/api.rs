@@ -96,7 +96,7 @@ async fn the_same_key_is_the_same_run_however_often_and_wherever_it_is_submitted
     let other = one.post_as("/api/v1/runs", other, &one.admin, Some("once")).await.is(422);
     assert_eq!(other.problem(), "idempotency-key-reused");
     // Another caller who thinks of the same key means another run.
-    let ben = one.person("ben", &["operator"]).await;
+    let ben = one.person("ben", &["operator", "author"]).await;
     let his = one.post_as("/api/v1/runs", body, &ben, Some("once")).await.is(202).json();
     assert!(!runs.contains(his["run"].as_str().unwrap()));
     two.end().await;

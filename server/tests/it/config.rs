@@ -45,6 +45,89 @@ async fn what_is_shown_can_be_given_back_as_a_file() {
     again.exits(0).says("The configuration is right.");
 }
 
+/// What activities may do: places, programs, secrets.
+const ALLOWED: &str = r#"
+[http]
+timeout = "1m"
+[[http.origins]]
+origin = "https://cloud.example:8443"
+private = true
+networks = ["10.1.0.0/16"]
+[command.programs.virt-v2v]
+path = "/usr/bin/virt-v2v"
+allow = ["--name=*", "*"]
+codes = { 75 = "retry" }
+env = { PATH = "/usr/bin" }
+[secrets]
+dir = "/run/credentials/backstay"
+[secrets.uses.cloud-token]
+origins = ["https://cloud.example:8443"]
+programs = ["virt-v2v"]
+"#;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_activities_may_do_is_shown_and_can_be_given_back() {
+    let place = Place::embedded();
+    let file = place.file("allowed.toml", ALLOWED);
+    let show = async |file: &std::path::Path| {
+        place.run(&["config", "show", "--config", file.to_str().unwrap()]).await.exits(0).out
+    };
+    let shown = show(&file).await;
+    assert!(shown.contains("programs.virt-v2v.path = \"/usr/bin/virt-v2v\""), "{shown}");
+    let values = |shown: &str| {
+        let line = |line: &str| line.split("  #").next().unwrap_or_default().trim().to_owned();
+        shown.lines().map(line).collect::<Vec<_>>()
+    };
+    let again = show(&place.file("again.toml", &shown)).await;
+    assert_eq!(values(&again), values(&shown));
+    // A node that runs a program, which runs this one: what it was told is no setting.
+    let mut command = place.command(&["config", "check"]);
+    for name in ["RUN", "STEP", "ATTEMPT", "KEY", "UNDONE_KEY"] {
+        command.env(format!("BACKSTAY_{name}"), "1");
+    }
+    ran(&mut command).await.exits(0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_activities_may_do_is_checked_before_anything_starts() {
+    let place = Place::embedded();
+    for (wrong, says) in [
+        ("[http]\nproxy = \"x\"\n", "no setting \"http.proxy\""),
+        ("[[http.origins]]\norigin = \"https://a\"\nredirects = true\n", "redirects"),
+        (
+            "[[http.origins]]\norigin = \"https://a/b\"\n",
+            "http.origins is wrong: \"https://a/b\" is more than an origin",
+        ),
+        ("[[http.origins]]\norigin = \"https://a\"\nca = \"/nowhere.pem\"\n", "/nowhere.pem"),
+        ("[[http.origins]]\norigin = \"https://a\"\nnetworks = [\"10\"]\n", "networks"),
+        ("[command.programs.sh]\npath = \"sh\"\n", "no absolute path"),
+        ("[command.programs.sh]\npath = \"/bin/sh\"\nshell = true\n", "shell"),
+        ("[secrets]\nfile = \"x\"\n", "no setting \"secrets.file\""),
+        (
+            "[secrets]\ndir = \"/d\"\n[secrets.uses.a]\norigins = [\"a\"]\n",
+            "secrets.uses is wrong: the secret \"a\"",
+        ),
+    ] {
+        let file = place.file("wrong.toml", wrong);
+        let checked = place.run(&["config", "check", "--config", file.to_str().unwrap()]).await;
+        checked.exits(2).complains(says);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_settings_in_the_documents_are_settings() {
+    let page = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/activities.md");
+    let page = std::fs::read_to_string(page).unwrap();
+    let place = Place::embedded();
+    let blocks: Vec<_> =
+        page.split("```toml\n").skip(1).filter_map(|rest| Some(rest.split_once("\n```")?.0)).collect();
+    assert!(blocks.len() >= 3);
+    for block in blocks {
+        let file = place.file("shown.toml", block);
+        place.run(&["config", "check", "--config", file.to_str().unwrap()]).await.exits(0);
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_unknown_or_wrong_is_an_error_that_names_the_place() {
     let place = Place::embedded();
@@ -56,7 +139,7 @@ async fn what_is_unknown_or_wrong_is_an_error_that_names_the_place() {
     check("[node]\nleese = \"1s\"\n", &[]).await.complains("no setting \"node.leese\"").complains("b.toml");
     check("nodes = 1\n", &[])
         .await
-        .complains("no setting \"nodes\"; there are data_dir, database, node, log");
+        .complains("no setting \"nodes\"; there are data_dir, database, node, listen");
     check("[node]\nlease = \"soon\"\n", &[])
         .await
         .complains("node.lease: ")
@@ -76,7 +159,7 @@ async fn what_is_unknown_or_wrong_is_an_error_that_names_the_place() {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_help_tells_the_exit_codes() {
     let place = Place::embedded();
-    place.run(&["--help"]).await.exits(0).says("5    the database cannot be reached");
+    place.run(&["--help"]).await.exits(0).says("5    the database, or the server, cannot be reached");
     place.run(&["--version"]).await.exits(0).says("backstay 0.1.0");
     place.run(&["sail"]).await.exits(2);
 }

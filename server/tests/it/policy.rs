@@ -15,6 +15,7 @@ fn may(role: &str) -> Vec<&'static str> {
         "operator" => {
             vec!["view", "submit", "signal", "steer", "edit", "roll_back", "commit", "close", "pools"]
         }
+        "author" => vec!["view", "submit", "define"],
         "approver" => vec!["view", "approve"],
         "overrider" => vec!["view", "override"],
         "admin" => vec!["view", "pools", "admin"],
@@ -66,7 +67,7 @@ async fn every_operation_is_closed_to_strangers_and_open_to_those_who_have_its_r
     let operations = operations(&document);
     assert!(operations.len() > 35, "{}", operations.len());
     let mut tokens = BTreeMap::new();
-    for role in ["viewer", "operator", "approver", "overrider", "admin"] {
+    for role in ["viewer", "operator", "author", "approver", "overrider", "admin"] {
         tokens.insert(role, api.person(&format!("a-{role}"), &[role]).await);
     }
     tokens.insert("nothing", api.person("a-nobody", &[]).await);
@@ -160,7 +161,7 @@ async fn what_is_taken_away_is_gone_within_five_seconds_on_every_node() {
 async fn a_token_about_one_workflow_sees_and_does_nothing_else() {
     let api = Served::start().await;
     let run = api.waiting_run().await;
-    api.person("ben", &["operator", "approver"]).await;
+    api.person("ben", &["operator", "author", "approver"]).await;
     let ben = api.token(json!({ "principal": "ben", "label": "l", "workflows": ["mine"] })).await;
     let document = api.get_as("/openapi.json", "").await.is(200).json();
     for op in operations(&document)

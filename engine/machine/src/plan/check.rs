@@ -185,12 +185,16 @@ fn seal(spec: &mut PlanSpec, catalog: &dyn Catalog, problems: &mut Problems) {
     spec.settle_within.get_or_insert(DEFAULT_SETTLE);
     for step in &mut spec.steps {
         let Some(activity) = known(catalog, &step.activity) else { continue };
-        let known = activity.effect;
+        let mut known = activity.effect;
+        // An activity that is told how to look can look only where it is told.
+        let told = activity.input.get("x-probe").and_then(serde_json::Value::as_str);
+        known.probed &= told.is_none_or(|field| step.input.get(field).is_some_and(|probe| !probe.is_null()));
         let effect = step.effect.get_or_insert(known);
         if effect.probed && !known.probed {
             let message = format!(
-                "says that its effect can be probed, but the activity {} has no probe",
-                activity.name
+                "says that its effect can be probed, but the activity {} has no probe{}",
+                activity.name,
+                told.map_or_else(String::new, |field| format!(" where its input has no \"{field}\"")),
             );
             problems.add(Some(&step.name), Rule::Effect, message);
         }

@@ -232,6 +232,23 @@ fn a_step_claims_no_more_of_its_effect_than_its_activity_can_keep() {
     assert_eq!((effect.longest_delay, effect.at_most_once), (Span::secs(30), true));
 }
 
+/// An activity may take from its input how it is probed.
+#[test]
+fn an_activity_that_is_told_how_to_look_can_look_only_where_it_is_told() {
+    let asked = json!({ "type": "object", "x-probe": "probe", "properties": { "probe": { "type": ["object", "null"] } } });
+    let able = Effect { probed: true, ..Effect::default() };
+    let catalog = Activities::anything().with("ask", asked, json!({}), able);
+    let check = |step: Value| Plan::check_json(&of(json!([step])).to_string(), &catalog);
+    for (input, probed) in
+        [(json!({ "probe": {} }), true), (json!({}), false), (json!({ "probe": null }), false)]
+    {
+        let plan = check(json!({ "name": "a", "activity": "ask", "input": input })).unwrap();
+        assert_eq!(plan.step(plan.find("a").unwrap()).effect.probed, probed, "{input}");
+    }
+    let wrong = check(json!({ "name": "a", "activity": "ask", "effect": { "probed": true } })).unwrap_err();
+    assert!(wrong.to_string().contains("has no probe where its input has no \"probe\""), "{wrong}");
+}
+
 #[test]
 fn limits_are_said_with_their_measure() {
     insta::assert_snapshot!(problems(&json!({ "workflow": "w", "steps": [] })), @r"plan [limit]: a plan has at least one step");

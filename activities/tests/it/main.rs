@@ -1,0 +1,18 @@
+//! The activities, as the engine calls them: against servers on this machine, and with real processes.
+#![allow(
+    missing_docs,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "this is test code"
+)]
+
+mod addresses;
+mod answers;
+mod command;
+mod documents;
+mod http;
+mod secrets;
+mod small;
+mod support;
