@@ -3,9 +3,10 @@
 
 use std::collections::HashMap;
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::pin::{Pin, pin};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use axum::Router;
 use axum::body::Body;
@@ -14,21 +15,29 @@ use http::Request;
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tower_service::Service;
 
-use super::socket::{Pulse, Socket};
+use super::socket::{Cut, Pulse, Socket};
 use super::tls::Tls;
+
+/// What a client is told that comes when there is no room.
+const FULL: &[u8] =
+    b"HTTP/1.1 503 Service Unavailable\r\nretry-after: 2\r\ncontent-length: 0\r\nconnection: close\r\n\r\n";
+/// So many of them are told at once, so long; the others are only sent away.
+const TOLD: (usize, Duration) = (64, Duration::from_millis(500));
+/// How long a connection that was told to leave may go on asking nothing.
+const LEAVE: Duration = Duration::from_secs(2);
 
 /// How much a client may have of us.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
     /// Connections in all.
     pub connections: usize,
-    /// Connections from one address.
+    /// Connections from one address; of IPv6, from one network of 64 bits.
     pub per_address: usize,
     /// How long the first request, or its TLS, may take to come.
     pub first_request: Duration,
@@ -38,6 +47,8 @@ pub struct Limits {
     pub head: Duration,
     /// How long a client may take nothing of an answer.
     pub stalled: Duration,
+    /// Requests that one connection may give up before they are answered, in a minute.
+    pub given_up: u32,
     /// How long answers under way may take when the server ends.
     pub grace: Duration,
 }
@@ -51,6 +62,7 @@ impl Default for Limits {
             idle: Duration::from_secs(75),
             head: Duration::from_secs(10),
             stalled: Duration::from_secs(60),
+            given_up: 100,
             grace: Duration::from_secs(10),
         }
     }
@@ -64,8 +76,9 @@ pub async fn serve(
     limits: Limits,
     stop: CancellationToken,
 ) {
-    let door = Door { tls, router, limits, stop: stop.clone(), seats: Arc::default() };
-    let mut connections = JoinSet::new();
+    more_files();
+    let door = Door::new(tls, router, limits, stop.clone());
+    let (mut connections, mut told) = (JoinSet::new(), JoinSet::new());
     loop {
         let accepted = tokio::select! {
             biased;
@@ -73,13 +86,20 @@ pub async fn serve(
             accepted = listener.accept() => accepted,
             // What has ended is not kept.
             Some(_) = connections.join_next(), if !connections.is_empty() => continue,
+            Some(_) = told.join_next(), if !told.is_empty() => continue,
         };
         match accepted {
             Ok((stream, from)) => match door.seat(from.ip()) {
-                Some(seat) => {
+                Ok(seat) => {
                     connections.spawn(door.clone().meet(stream, from, seat));
                 }
-                None => turn_away(&stream, door.tls.is_some()),
+                Err(why) => {
+                    metrics::counter!("backstay_connections_refused_total", "why" => why).increment(1);
+                    // Whoever speaks TLS would first have to agree on it.
+                    if door.tls.is_none() && told.len() < TOLD.0 {
+                        told.spawn(tokio::time::timeout(TOLD.1, turn_away(stream)));
+                    }
+                }
             },
             // The client went away while it waited.
             Err(error)
@@ -90,7 +110,10 @@ pub async fn serve(
             // Out of file descriptors, mostly: trying again at once would only burn the processor.
             Err(error) => {
                 tracing::warn!(%error, "no connection can be accepted at this moment");
-                tokio::time::sleep(Duration::from_millis(100)).await;
+                tokio::select! {
+                    () = stop.cancelled() => break,
+                    () = tokio::time::sleep(Duration::from_millis(100)) => {}
+                }
             }
         }
     }
@@ -102,7 +125,7 @@ pub async fn serve(
 }
 
 #[derive(Clone)]
-struct Door {
+pub(super) struct Door {
     tls: Option<Arc<Tls>>,
     router: Router,
     limits: Limits,
@@ -120,7 +143,7 @@ impl Drop for Seat {
     fn drop(&mut self) {
         let mut seats = self.seats.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(taken) = seats.get_mut(&self.of) {
-            *taken -= 1;
+            *taken = taken.saturating_sub(1);
             if *taken == 0 {
                 seats.remove(&self.of);
             }
@@ -130,28 +153,39 @@ impl Drop for Seat {
 }
 
 impl Door {
-    fn seat(&self, of: IpAddr) -> Option<Seat> {
+    pub(super) fn new(
+        tls: Option<Arc<Tls>>,
+        router: Router,
+        limits: Limits,
+        stop: CancellationToken,
+    ) -> Self {
+        Self { tls, router, limits, stop, seats: Arc::default() }
+    }
+
+    fn seat(&self, of: IpAddr) -> Result<Seat, &'static str> {
+        let of = neighbourhood(of);
         let mut seats = self.seats.lock().unwrap_or_else(PoisonError::into_inner);
         let all: usize = seats.values().sum();
         let own = seats.get(&of).copied().unwrap_or(0);
-        if all >= self.limits.connections || own >= self.limits.per_address {
-            metrics::counter!("backstay_connections_refused_total").increment(1);
-            return None;
+        if all >= self.limits.connections {
+            return Err("full");
+        }
+        if own >= self.limits.per_address {
+            return Err("too many of one address");
         }
         seats.insert(of, own + 1);
         metrics::gauge!("backstay_connections").increment(1.0);
-        Some(Seat { of, seats: Arc::clone(&self.seats) })
+        Ok(Seat { of, seats: Arc::clone(&self.seats) })
     }
 
     async fn meet(self, stream: TcpStream, from: SocketAddr, _seat: Seat) {
-        let _ = stream.set_nodelay(true);
-        let pulse = Pulse::new();
+        tuned(&stream, &self.limits);
         match self.tls.clone() {
-            None => self.speak(Socket::new(stream, Arc::clone(&pulse)), from, pulse, false).await,
+            None => self.speak(stream, from, false).await,
             Some(tls) => match tokio::time::timeout(self.limits.first_request, tls.accept(stream)).await {
                 Ok(Ok(stream)) => {
                     let http2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
-                    self.speak(Socket::new(stream, Arc::clone(&pulse)), from, pulse, http2).await;
+                    self.speak(stream, from, http2).await;
                 }
                 Ok(Err(error)) => tracing::debug!(%from, %error, "no TLS came about"),
                 Err(_) => tracing::debug!(%from, "TLS took too long"),
@@ -159,10 +193,11 @@ impl Door {
         }
     }
 
-    async fn speak<S>(&self, socket: Socket<S>, from: SocketAddr, pulse: Arc<Pulse>, http2: bool)
+    pub(super) async fn speak<S>(&self, stream: S, from: SocketAddr, http2: bool)
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
+        let pulse = Pulse::new(http2);
         let router = self.router.clone();
         let of_requests = Arc::clone(&pulse);
         let service = service_fn(move |request: Request<Incoming>| {
@@ -172,7 +207,7 @@ impl Door {
             let answer = router.clone().call(request);
             async move { answer.await.map(|response| response.map(|body| under_way.until_sent(body))) }
         });
-        let io = TokioIo::new(socket);
+        let io = TokioIo::new(Socket::new(stream, Arc::clone(&pulse)));
         // Which protocol it is, TLS has agreed on; without TLS it is HTTP/1. So there is no guessing by first bytes,
         // for which a silent client could keep us waiting.
         if http2 {
@@ -183,58 +218,144 @@ impl Door {
                 .max_header_list_size(32 << 10)
                 .max_pending_accept_reset_streams(Some(20))
                 .max_local_error_reset_streams(Some(100))
+                .max_send_buf_size(64 << 10)
                 .keep_alive_interval(Some(Duration::from_secs(20)))
                 .keep_alive_timeout(Duration::from_secs(20));
-            let mut connection = std::pin::pin!(builder.serve_connection(io, service));
-            tokio::select! {
-                ended = connection.as_mut() => return told(from, ended),
-                () = self.patience(&pulse) => return,
-                () = self.stop.cancelled() => connection.as_mut().graceful_shutdown(),
-            }
-            told(from, connection.await);
+            let connection = pin!(builder.serve_connection(io, service));
+            self.accompany(connection, |connection| connection.graceful_shutdown(), from, &pulse).await;
         } else {
             let mut builder = hyper::server::conn::http1::Builder::new();
+            // The clock for heads is that of the pulse.
             builder
                 .timer(TokioTimer::new())
-                .header_read_timeout(self.limits.head)
+                .header_read_timeout(None::<Duration>)
                 .max_buf_size(64 << 10)
                 .half_close(false);
-            let mut connection = std::pin::pin!(builder.serve_connection(io, service));
-            tokio::select! {
-                ended = connection.as_mut() => return told(from, ended),
-                () = self.patience(&pulse) => return,
-                () = self.stop.cancelled() => connection.as_mut().graceful_shutdown(),
-            }
-            told(from, connection.await);
+            let connection = pin!(builder.serve_connection(io, service));
+            self.accompany(connection, |connection| connection.graceful_shutdown(), from, &pulse).await;
         }
     }
 
-    /// Ends when the client has kept us waiting for too long.
-    async fn patience(&self, pulse: &Pulse) {
+    /// Until it ends, has been enough, or was told to leave and did not.
+    async fn accompany<C>(
+        &self,
+        mut connection: Pin<&mut C>,
+        leave: impl Fn(Pin<&mut C>),
+        from: SocketAddr,
+        pulse: &Pulse,
+    ) where
+        C: Future<Output = Result<(), hyper::Error>>,
+    {
         let limits = &self.limits;
-        let look = limits.first_request.min(limits.idle).min(limits.stalled) / 4;
-        loop {
-            tokio::time::sleep(look).await;
-            let may_idle = if pulse.has_begun() { limits.idle } else { limits.first_request };
-            let idle = pulse.idle().is_some_and(|idle| idle >= may_idle);
-            let stalled = pulse.stalled().is_some_and(|stalled| stalled >= limits.stalled);
-            if idle || stalled {
-                metrics::counter!("backstay_connections_cut_total").increment(1);
-                return;
+        let shortest = limits.first_request.min(limits.idle).min(limits.head).min(limits.stalled);
+        let mut look = tokio::time::interval((shortest / 4).clamp(Duration::from_millis(10), LEAVE / 2));
+        look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut leaving: Option<Instant> = None;
+        let why = loop {
+            tokio::select! {
+                ended = connection.as_mut() => {
+                    if let Err(error) = ended {
+                        tracing::debug!(%from, %error, "a connection ended in an error");
+                    }
+                    return;
+                }
+                () = self.stop.cancelled(), if leaving.is_none() => {
+                    // Nothing was asked, so nobody waits for anything.
+                    if pulse.is_new() {
+                        return;
+                    }
+                    leaving = Some(Instant::now());
+                    leave(connection.as_mut());
+                }
+                _ = look.tick() => match (pulse.verdict(limits), leaving) {
+                    // A client that is about to ask again hears that what it asks was not begun.
+                    (Some(Cut::Idle), None) => {
+                        leaving = Some(Instant::now());
+                        leave(connection.as_mut());
+                    }
+                    (Some(cut), _) if cut != Cut::Idle => break cut,
+                    (_, Some(since)) if pulse.is_quiet() && since.elapsed() >= LEAVE => break Cut::Idle,
+                    _ => {}
+                },
             }
+        };
+        metrics::counter!("backstay_connections_cut_total", "why" => why.name()).increment(1);
+        tracing::debug!(%from, why = why.name(), "a connection was cut");
+    }
+}
+
+/// There are too many. What the client has sent is read, or closing would take back what it is told.
+async fn turn_away(mut stream: TcpStream) -> io::Result<()> {
+    stream.write_all(FULL).await?;
+    stream.shutdown().await?;
+    let mut some = [0_u8; 1024];
+    for _ in 0..64 {
+        if stream.read(&mut some).await? == 0 {
+            break;
+        }
+    }
+    Ok(())
+}
+
+/// Whoever has one address of IPv6 has a whole network of them.
+fn neighbourhood(address: IpAddr) -> IpAddr {
+    match address.to_canonical() {
+        IpAddr::V6(address) => Ipv6Addr::from_bits(address.to_bits() & !u128::from(u64::MAX)).into(),
+        address => address,
+    }
+}
+
+/// A client that is gone without a word is noticed, whether something is sent to it or not.
+fn tuned(stream: &TcpStream, limits: &Limits) {
+    use rustix::net::sockopt;
+    let tune = || -> io::Result<()> {
+        stream.set_nodelay(true)?;
+        sockopt::set_socket_keepalive(stream, true)?;
+        sockopt::set_tcp_keepidle(stream, Duration::from_secs(30))?;
+        sockopt::set_tcp_keepintvl(stream, Duration::from_secs(10))?;
+        sockopt::set_tcp_keepcnt(stream, 3)?;
+        let stalled = u32::try_from(limits.stalled.as_millis()).unwrap_or(u32::MAX);
+        Ok(sockopt::set_tcp_user_timeout(stream, stalled)?)
+    };
+    if let Err(error) = tune() {
+        tracing::debug!(%error, "a connection cannot be tuned");
+    }
+}
+
+/// Programs begin with leave for a thousand files, mostly, and have more for the asking. Without it the connections that
+/// the limits allow would leave none for the database.
+fn more_files() {
+    use rustix::process::{Resource, getrlimit, setrlimit};
+    let mut limit = getrlimit(Resource::Nofile);
+    if limit.current != limit.maximum {
+        limit.current = limit.maximum;
+        if let Err(error) = setrlimit(Resource::Nofile, limit) {
+            tracing::debug!(%error, "there are no more files to be had");
         }
     }
 }
 
-fn told(from: SocketAddr, ended: Result<(), hyper::Error>) {
-    if let Err(error) = ended {
-        tracing::debug!(%from, %error, "a connection ended in an error");
-    }
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-/// There are too many. Whoever speaks plain HTTP is told so, if that can be done without waiting.
-fn turn_away(stream: &TcpStream, is_tls: bool) {
-    if !is_tls {
-        let _ = stream.try_write(b"HTTP/1.1 503 Service Unavailable\r\nretry-after: 2\r\ncontent-length: 0\r\nconnection: close\r\n\r\n");
+    #[test]
+    fn a_network_of_ipv6_is_one_address_and_a_mapped_one_is_its_ipv4() {
+        let of = |text: &str| neighbourhood(text.parse().unwrap());
+        assert_eq!(of("2001:db8::1"), of("2001:db8::ffff:1"));
+        assert_ne!(of("2001:db8::1"), of("2001:db8:0:1::1"));
+        assert_eq!(of("::ffff:10.0.0.1"), of("10.0.0.1"));
+        assert_ne!(of("10.0.0.1"), of("10.0.0.2"));
+    }
+
+    #[tokio::test]
+    async fn a_client_that_is_gone_is_noticed_by_the_machine() {
+        use rustix::net::sockopt;
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let stream = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        tuned(&stream, &Limits::default());
+        assert!(sockopt::socket_keepalive(&stream).unwrap());
+        assert_eq!(sockopt::tcp_keepidle(&stream).unwrap(), Duration::from_secs(30));
+        assert_eq!(sockopt::tcp_user_timeout(&stream).unwrap(), 60_000);
     }
 }

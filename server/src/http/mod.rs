@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   listen   the accept loop: who may connect, how many, and how long one may keep us waiting
-//!   socket   a connection that knows when it was last heard of
+//!   socket   a connection that knows what goes on in it, and when it has been enough
 //!   tls      certificates, read again when they change
 //!   layers   what every request goes through: id, span, figures, headers, compression
 //!   systemd  what the service manager is told
@@ -12,6 +12,8 @@ mod layers;
 mod listen;
 mod socket;
 pub mod systemd;
+#[cfg(test)]
+mod tests;
 mod tls;
 
 pub use layers::layered;

@@ -1,90 +1,196 @@
-//! A connection that knows when it was last heard of, and how many requests are under way on it.
+//! A connection that knows what goes on in it, and when it has been enough.
+//!
+//! ```text
+//!   accepted --first request--> under way --answered--> idle --bytes--> a head comes --> under way
+//!      |  first_request            |  stalled            |  idle             |  head
+//!      v                           v                     v                   v
+//!     cut                         cut             told to leave             cut
+//! ```
+//!
+//! The HTTP library has a clock of its own for heads. It also runs between requests, so that a caller who comes again after
+//! a while would be cut as if it were slow. So the clock is kept here, and the library's is off.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, LazyLock};
-use std::task::{Context, Poll};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
 use axum::body::{Body, Bytes, HttpBody};
 use http_body::{Frame, SizeHint};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-static BEGINNING: LazyLock<Instant> = LazyLock::new(Instant::now);
+use super::listen::Limits;
 
-fn now() -> u64 {
-    // Never 0, which means never.
-    u64::try_from(BEGINNING.elapsed().as_millis()).unwrap_or(u64::MAX).max(1)
+/// Requests that are given up are counted for so long.
+const WINDOW: Duration = Duration::from_secs(60);
+
+/// Why a connection ends before its client wants it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Cut {
+    /// The first request did not come.
+    Silent,
+    /// The head of a later one took too long.
+    SlowHead,
+    /// Nothing was asked for too long.
+    Idle,
+    /// The client does not take what it asked for.
+    Stalled,
+    /// The client gives up too much of what it asks for: it costs us more than it costs it.
+    GivesUp,
 }
 
-/// What is known of a connection. Times are in milliseconds since the program began.
-#[derive(Debug, Default)]
-pub(super) struct Pulse {
-    heard: AtomicU64,
-    /// Since when the other side takes nothing of what is sent to it; 0: it does.
-    stalled: AtomicU64,
-    requests: AtomicUsize,
-    begun: AtomicUsize,
+impl Cut {
+    /// For figures and logs.
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::Silent => "silent",
+            Self::SlowHead => "slow-head",
+            Self::Idle => "idle",
+            Self::Stalled => "stalled",
+            Self::GivesUp => "gives-up",
+        }
+    }
+}
+
+/// What is known of a connection.
+#[derive(Debug)]
+pub(super) struct Pulse(Mutex<State>);
+
+#[derive(Debug)]
+struct State {
+    http2: bool,
+    begun: Instant,
+    asked: u64,
+    under_way: usize,
+    /// Since when nothing is under way.
+    idle: Instant,
+    /// Since when a request's head is coming.
+    head: Option<Instant>,
+    /// Since when the socket takes nothing of what is sent.
+    stalled: Option<Instant>,
+    /// Answers of which a part is made that the client has no room for, and since when. HTTP/2 has room for each answer
+    /// apart from the socket's.
+    offered: BTreeMap<u64, Instant>,
+    given_up: u32,
+    window: Instant,
 }
 
 impl Pulse {
-    pub(super) fn new() -> Arc<Self> {
-        let pulse = Self::default();
-        pulse.heard.store(now(), Ordering::Relaxed);
-        Arc::new(pulse)
+    pub(super) fn new(http2: bool) -> Arc<Self> {
+        let now = Instant::now();
+        Arc::new(Self(Mutex::new(State {
+            http2,
+            begun: now,
+            asked: 0,
+            under_way: 0,
+            idle: now,
+            head: None,
+            stalled: None,
+            offered: BTreeMap::new(),
+            given_up: 0,
+            window: now,
+        })))
     }
 
-    /// For how long nothing was heard while nothing was under way.
-    pub(super) fn idle(&self) -> Option<Duration> {
-        (self.requests.load(Ordering::Relaxed) == 0).then(|| since(self.heard.load(Ordering::Relaxed)))
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// For how long the other side has taken nothing.
-    pub(super) fn stalled(&self) -> Option<Duration> {
-        match self.stalled.load(Ordering::Relaxed) {
-            0 => None,
-            at => Some(since(at)),
+    /// Whether it has been enough.
+    pub(super) fn verdict(&self, limits: &Limits) -> Option<Cut> {
+        let now = Instant::now();
+        let over = |since: Instant, most: Duration| now.saturating_duration_since(since) >= most;
+        let state = self.state();
+        let stalled = state.stalled.iter().chain(state.offered.values()).any(|at| over(*at, limits.stalled));
+        if stalled {
+            Some(Cut::Stalled)
+        } else if state.given_up > limits.given_up {
+            Some(Cut::GivesUp)
+        } else if state.under_way > 0 {
+            None
+        } else if state.asked == 0 {
+            over(state.begun, limits.first_request).then_some(Cut::Silent)
+        } else if state.head.is_some_and(|at| over(at, limits.head)) {
+            Some(Cut::SlowHead)
+        } else {
+            over(state.idle, limits.idle).then_some(Cut::Idle)
         }
     }
 
-    /// Whether there was a request at all.
-    pub(super) fn has_begun(&self) -> bool {
-        self.begun.load(Ordering::Relaxed) > 0
+    /// Whether no request is under way.
+    pub(super) fn is_quiet(&self) -> bool {
+        self.state().under_way == 0
+    }
+
+    /// Whether there was no request yet.
+    pub(super) fn is_new(&self) -> bool {
+        self.state().asked == 0
     }
 
     pub(super) fn request(self: &Arc<Self>) -> UnderWay {
-        self.requests.fetch_add(1, Ordering::Relaxed);
-        self.begun.fetch_add(1, Ordering::Relaxed);
-        UnderWay(Arc::clone(self))
+        let mut state = self.state();
+        state.asked += 1;
+        state.under_way += 1;
+        state.head = None;
+        UnderWay { nr: state.asked, answered: false, pulse: Arc::clone(self) }
     }
-}
 
-fn since(at: u64) -> Duration {
-    Duration::from_millis(now().saturating_sub(at))
+    fn read(&self) {
+        let mut state = self.state();
+        // In HTTP/2 bytes can be anything; what is no request does not keep it from being idle.
+        if !state.http2 && state.asked > 0 && state.under_way == 0 {
+            state.head.get_or_insert_with(Instant::now);
+        }
+    }
+
+    fn wrote(&self, done: bool) {
+        let mut state = self.state();
+        match done {
+            true => state.stalled = None,
+            false => {
+                state.stalled.get_or_insert_with(Instant::now);
+            }
+        }
+    }
 }
 
 /// A request that is not answered to its end.
 #[derive(Debug)]
-pub(super) struct UnderWay(Arc<Pulse>);
+pub(super) struct UnderWay {
+    nr: u64,
+    answered: bool,
+    pulse: Arc<Pulse>,
+}
 
 impl UnderWay {
     /// It is under way until the last byte of this is sent.
-    pub(super) fn until_sent(self, body: Body) -> Body {
-        Body::new(Watched { body, _under_way: self })
+    pub(super) fn until_sent(mut self, body: Body) -> Body {
+        self.answered = true;
+        Body::new(Watched { body, under_way: self })
     }
 }
 
 impl Drop for UnderWay {
     fn drop(&mut self) {
-        self.0.requests.fetch_sub(1, Ordering::Relaxed);
-        self.0.heard.store(now(), Ordering::Relaxed);
+        let now = Instant::now();
+        let mut state = self.pulse.state();
+        state.under_way = state.under_way.saturating_sub(1);
+        state.offered.remove(&self.nr);
+        state.idle = now;
+        if !self.answered {
+            if now.saturating_duration_since(state.window) >= WINDOW {
+                (state.window, state.given_up) = (now, 0);
+            }
+            state.given_up += 1;
+        }
     }
 }
 
 struct Watched {
     body: Body,
-    _under_way: UnderWay,
+    under_way: UnderWay,
 }
 
 impl HttpBody for Watched {
@@ -95,7 +201,13 @@ impl HttpBody for Watched {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
-        Pin::new(&mut self.body).poll_frame(cx)
+        // More is wanted, so there is room.
+        self.under_way.pulse.state().offered.remove(&self.under_way.nr);
+        let frame = ready!(Pin::new(&mut self.body).poll_frame(cx));
+        if frame.is_some() {
+            self.under_way.pulse.state().offered.insert(self.under_way.nr, Instant::now());
+        }
+        Poll::Ready(frame)
     }
 
     fn is_end_stream(&self) -> bool {
@@ -119,12 +231,7 @@ impl<S> Socket<S> {
     }
 
     fn wrote<T>(&self, written: Poll<T>) -> Poll<T> {
-        match written {
-            Poll::Ready(_) => self.pulse.stalled.store(0, Ordering::Relaxed),
-            Poll::Pending => {
-                let _ = self.pulse.stalled.compare_exchange(0, now(), Ordering::Relaxed, Ordering::Relaxed);
-            }
-        }
+        self.pulse.wrote(written.is_ready());
         written
     }
 }
@@ -135,10 +242,10 @@ impl<S: AsyncRead + Unpin> AsyncRead for Socket<S> {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
+        let before = buf.filled().len();
         let read = Pin::new(&mut self.stream).poll_read(cx, buf);
-        // A byte of a header now and then is not being heard of: only whole requests count, and their bodies.
-        if read.is_ready() && self.pulse.requests.load(Ordering::Relaxed) > 0 {
-            self.pulse.heard.store(now(), Ordering::Relaxed);
+        if buf.filled().len() > before {
+            self.pulse.read();
         }
         read
     }
@@ -151,11 +258,14 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Socket<S> {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
+        // TLS keeps what the socket does not take, and says so only here.
+        let flushed = Pin::new(&mut self.stream).poll_flush(cx);
+        self.wrote(flushed)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
+        let shut = Pin::new(&mut self.stream).poll_shutdown(cx);
+        self.wrote(shut)
     }
 
     fn poll_write_vectored(
