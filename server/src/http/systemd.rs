@@ -19,6 +19,13 @@ pub fn tell(what: &str) {
     }
 }
 
+/// Tells it that files are read again; `READY=1` has to follow. It asks for the time, to tell one reload from another.
+pub fn reloading() {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+    let micros = i128::from(now.tv_sec) * 1_000_000 + i128::from(now.tv_nsec) / 1_000;
+    tell(&format!("RELOADING=1\nMONOTONIC_USEC={micros}"));
+}
+
 /// How often it wants to hear that all is well, if it does: half of what it allows.
 pub fn watchdog() -> Option<Duration> {
     let micros: u64 = std::env::var("WATCHDOG_USEC").ok()?.parse().ok()?;
