@@ -4,7 +4,7 @@ use serde::Serialize;
 
 use crate::Time;
 use crate::event::{CourseId, Direction, Outcome};
-use crate::names::StepIx;
+use crate::names::{RunId, StepIx};
 use crate::plan::{Kind, Span};
 use crate::state::{CourseAt, Phase, State, Status};
 
@@ -17,6 +17,15 @@ pub enum Driven {
     Orphaned(String),
     /// Nobody yet; a node may claim it from then on.
     From(Time),
+    /// Nobody: it is not its turn yet.
+    Queued {
+        /// For what it stands in line.
+        key: String,
+        /// Who has that now.
+        holder: Option<RunId>,
+        /// How many are before it.
+        ahead: i64,
+    },
     /// Nobody.
     ByNobody,
 }
@@ -75,6 +84,20 @@ fn words(state: &State, driven: &Driven, now: Time) -> (String, String) {
         }
         _ => {}
     }
+    if let Driven::Queued { key, holder, ahead } = driven {
+        let line = match ahead {
+            0 => String::new(),
+            1 => ", and one run is before it".into(),
+            many => format!(", and {many} runs are before it"),
+        };
+        return match holder {
+            Some(holder) => (
+                format!("run {holder} has \"{key}\"{line}"),
+                "the end of that run; or an operator: cancel it".into(),
+            ),
+            None => (format!("\"{key}\" is free{line}"), "the next look of a node, within seconds".into()),
+        };
+    }
     if let Some(waits) = state.waits_for() {
         let by = match state.status() {
             Status::Held => "an operator: retry, skip, undo or override the held step, or roll the run back",
@@ -102,10 +125,14 @@ fn words(state: &State, driven: &Driven, now: Time) -> (String, String) {
             let why = "it may go on, and no node has claimed it yet".to_owned();
             (why, format!("a free node that has its activities: {needs}"))
         }
+        (_, Driven::By(node)) if let Some((step, pool)) = state.wants_pool() => (
+            format!("{step} waits for a place in the pool \"{pool}\" (node {node})"),
+            "the end of another call to that target, or of its outage".into(),
+        ),
         (_, Driven::By(node)) => {
             (format!("node {node} is about to move it"), "nothing: it moves by itself".into())
         }
-        (_, Driven::ByNobody | Driven::Orphaned(_)) => (
+        (_, Driven::ByNobody | Driven::Orphaned(_) | Driven::Queued { .. }) => (
             "nobody has it, and nothing will wake it: that must not be".into(),
             "an operator: run \"backstay check\"".into(),
         ),
