@@ -27,6 +27,6 @@ pub use engine::{Engine, EngineError, RunHandle, SubmitOptions, Submitted};
 pub use insight::Continuation;
 #[cfg(debug_assertions)]
 pub use node::crash;
-pub use node::{Node, NodeConfig, NodeError};
+pub use node::{Breaker, Node, NodeConfig, NodeError};
 pub use operate::{Answer, Bulk, BulkReport, PATIENCE};
-pub use store::{RunFilter, RunInfo, Store, StoreError};
+pub use store::{Outage, PoolInfo, RunFilter, RunInfo, ShareRow, Store, StoreError};

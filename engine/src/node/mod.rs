@@ -13,6 +13,7 @@ mod call;
 pub mod crash;
 mod driver;
 mod lease;
+mod pools;
 mod scout;
 
 use std::sync::atomic::AtomicUsize;
@@ -23,6 +24,8 @@ use backstay_machine::{ActivityError, Answer, Chain, CourseId, Json, RunId, Stat
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio_util::sync::{CancellationToken, DropGuard};
+
+pub use pools::Breaker;
 
 use crate::activity::Registry;
 use crate::engine::{Submission, Watchers};
@@ -49,6 +52,8 @@ pub struct NodeConfig {
     pub max_crashes: i16,
     /// How long a run that was there when two nodes died is watched alone.
     pub trial: Duration,
+    /// When a target is taken for down. The same on all nodes.
+    pub breaker: Breaker,
     /// Whether it begins a new life when it has lost its lease.
     pub rejoin: bool,
     /// Where tests make it die.
@@ -68,6 +73,7 @@ impl Default for NodeConfig {
             progress_every: Duration::from_secs(1),
             max_crashes: 3,
             trial: Duration::from_secs(5),
+            breaker: Breaker::default(),
             rejoin: true,
             #[cfg(debug_assertions)]
             crash_hook: None,
@@ -132,6 +138,8 @@ pub(crate) enum Message {
     Unknown { owned: Vec<RunId>, reply: oneshot::Sender<Vec<RunId>> },
     /// What has been said to runs of this node. `done` once the answers are journaled.
     Mail { letters: Vec<Letter>, done: oneshot::Sender<()> },
+    /// What the database says about pools.
+    Granted(pools::Answers),
     /// A run that was under suspicion has outlived its trial.
     Acquit(RunId),
     /// Hand everything over and end.

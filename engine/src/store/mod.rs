@@ -6,6 +6,7 @@
 //!   claim.rs    who drives which run; reading a journal comes after its claim, in a later statement
 //!   inbox.rs    what is said to runs, and what the journal answers
 //!   lease.rs    the lives of nodes: begin, renew, take over, end
+//!   pools.rs    the limits of targets, and what each life holds of them
 //!   read.rs     for everybody else: get, list, journals
 //!   schema.rs   which migrations the database has had
 //! ```
@@ -13,13 +14,15 @@
 //! Each write is one statement, so that no dropped future can leave a transaction open; but for a write in which runs
 //! speak to others, which is a transaction on the writer's own connection. Lock order: the own row of `nodes` (or, where
 //! runs speak, after their rows), rows of `runs` in the order of their ids, then `inbox` and `journal`. A takeover locks
-//! rows of `nodes` and waits for nothing else, and a claim skips what is locked.
+//! rows of `nodes` and waits for nothing else, and a claim skips what is locked. Who settles a share of a pool, in a
+//! transaction on a connection of its own, locks its own row of `nodes` and then the pool's.
 
 pub mod access;
 mod append;
 mod claim;
 mod inbox;
 mod lease;
+mod pools;
 #[doc(hidden)]
 pub mod probe;
 mod read;
@@ -35,6 +38,7 @@ pub use append::{Admission, Appended, Batch, IndexChange, Refusal};
 pub use claim::Claimed;
 pub use inbox::{Answered, Letter, Outgoing, Told, UNREADABLE};
 pub use lease::{Life, NodeInfo};
+pub use pools::{Outage, PoolInfo, PoolRow, ShareRow};
 pub use read::{RunFilter, RunInfo};
 pub use schema::Schema;
 

@@ -1,0 +1,290 @@
+//! The limits of targets, and what each life holds of them.
+
+use backstay_machine::Time;
+use sqlx::PgConnection;
+
+use super::{Life, Store, StoreError};
+
+/// A pool as the database has it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct PoolRow {
+    /// Calls at once, on all nodes together.
+    pub at_once: Option<i32>,
+    /// Calls that begin in a second.
+    pub per_second: Option<f64>,
+    /// Calls in a row that found the target down.
+    pub failures: i32,
+    /// It is taken for down.
+    pub outage: Option<Outage>,
+    /// When the last outage ended, while its limit still grows.
+    pub back_since: Option<Time>,
+}
+
+/// A target that is taken for down: nothing is begun there but a try now and then.
+#[derive(Clone, Debug, PartialEq, serde::Serialize)]
+pub struct Outage {
+    /// Since when.
+    pub since: Time,
+    /// What the last call said.
+    pub why: String,
+    /// Tries since then, all in vain.
+    pub tries: i32,
+    /// When it is tried next.
+    pub next_try: Time,
+    /// The life that tries it now.
+    pub trier: Option<i64>,
+}
+
+/// What a life holds of a pool.
+#[derive(Clone, Debug, PartialEq, serde::Serialize)]
+pub struct ShareRow {
+    /// Which life.
+    pub epoch: i64,
+    /// Its node.
+    pub node: String,
+    /// Calls that it may have under way; left out: as many as it likes.
+    pub slots: Option<i32>,
+    /// Calls a second that it may begin.
+    pub rate: Option<f64>,
+    /// Calls under way, when it said so last.
+    pub busy: i32,
+    /// Runs that waited there for a place.
+    pub waiting: i32,
+}
+
+/// A pool, for people.
+#[derive(Clone, Debug, PartialEq, serde::Serialize)]
+pub struct PoolInfo {
+    /// Its name.
+    pub name: String,
+    /// Calls at once, on all nodes together; left out: not limited.
+    pub at_once: Option<i32>,
+    /// Calls that begin in a second; left out: not limited.
+    pub per_second: Option<f64>,
+    /// It is taken for down.
+    pub outage: Option<Outage>,
+    /// It was down until then, and its limit still grows.
+    pub back_since: Option<Time>,
+    /// Who holds what of it.
+    pub shares: Vec<ShareRow>,
+}
+
+struct Found {
+    at_once: Option<i32>,
+    per_second: Option<f64>,
+    failures: i32,
+    down_since: Option<Time>,
+    why: Option<String>,
+    tries: i32,
+    next_try: Option<Time>,
+    trier: Option<i64>,
+    back_since: Option<Time>,
+    now: Time,
+}
+
+impl Found {
+    fn read(self) -> (PoolRow, Time) {
+        let Self { at_once, per_second, failures, back_since, tries, trier, now, .. } = self;
+        let outage = match (self.down_since, self.why, self.next_try) {
+            (Some(since), Some(why), Some(next_try)) => Some(Outage { since, why, tries, next_try, trier }),
+            _ => None,
+        };
+        (PoolRow { at_once, per_second, failures, outage, back_since }, now)
+    }
+}
+
+impl Store {
+    /// Settles what this life holds of a pool: `settle` is given the pool, what the other lives hold that go on, and
+    /// the time, and says what it is from now on. The pool's row is locked meanwhile, and the shares are read after
+    /// that, so no two lives are given the same place.
+    pub(crate) async fn settle_share<T>(
+        conn: &mut PgConnection,
+        life: &Life,
+        pool: &str,
+        settle: impl FnOnce(&mut PoolRow, &[ShareRow], Time) -> (ShareRow, T),
+    ) -> Result<T, StoreError> {
+        let failed = StoreError::database("settle the share of a pool");
+        // The connection is the caller's own: whoever drops this drops it too, and the transaction with it.
+        sqlx::query("begin").execute(&mut *conn).await.map_err(&failed)?;
+        let settling = async {
+            let (before, now) = match Self::lock_pool(conn, life, pool).await? {
+                Some(found) => found,
+                None => {
+                    sqlx::query!("insert into pools (name) values ($1) on conflict do nothing", pool)
+                        .execute(&mut *conn)
+                        .await
+                        .map_err(&failed)?;
+                    Self::lock_pool(conn, life, pool).await?.ok_or(StoreError::Fenced)?
+                }
+            };
+            let others = sqlx::query_as!(
+                ShareRow,
+                "select s.epoch, n.name as node, s.slots, s.rate, s.busy, s.waiting
+                 from pool_shares s join nodes n on n.epoch = s.epoch and n.ended_at is null
+                 where s.pool = $1 and s.epoch <> $2",
+                pool,
+                life.epoch.0
+            )
+            .fetch_all(&mut *conn)
+            .await
+            .map_err(&failed)?;
+            let mut after = before.clone();
+            let (own, answer) = settle(&mut after, &others, now);
+            Self::write_share(conn, pool, &own).await?;
+            if after != before {
+                Self::write_pool(conn, pool, &after).await?;
+            }
+            sqlx::query("commit").execute(&mut *conn).await.map_err(&failed)?;
+            Ok(answer)
+        };
+        let settled = settling.await;
+        if settled.is_err() {
+            let _ = sqlx::query("rollback").execute(&mut *conn).await;
+        }
+        settled
+    }
+
+    /// Nothing, if there is no such pool, or if this life is over.
+    async fn lock_pool(
+        conn: &mut PgConnection,
+        life: &Life,
+        pool: &str,
+    ) -> Result<Option<(PoolRow, Time)>, StoreError> {
+        let found = sqlx::query_as!(
+            Found,
+            r#"with fence as materialized (
+                   select 1 from nodes where epoch = $1 and token = $2 and ended_at is null for key share
+               )
+               select at_once, per_second, failures, down_since, why, tries, next_try, trier, back_since,
+                      clock_timestamp() as "now!"
+               from pools, fence where name = $3 for update of pools"#,
+            life.epoch.0,
+            life.token,
+            pool
+        )
+        .fetch_optional(conn)
+        .await
+        .map_err(StoreError::database("settle the share of a pool"))?;
+        Ok(found.map(Found::read))
+    }
+
+    async fn write_share(conn: &mut PgConnection, pool: &str, own: &ShareRow) -> Result<(), StoreError> {
+        sqlx::query!(
+            "with gone as (
+                 delete from pool_shares s
+                 where s.pool = $1 and s.epoch <> $2
+                   and not exists (select from nodes n where n.epoch = s.epoch and n.ended_at is null)
+             )
+             insert into pool_shares (pool, epoch, slots, rate, busy, waiting) values ($1, $2, $3, $4, $5, $6)
+             on conflict (pool, epoch) do update
+             set slots = excluded.slots, rate = excluded.rate, busy = excluded.busy, waiting = excluded.waiting,
+                 at = clock_timestamp()",
+            pool,
+            own.epoch,
+            own.slots,
+            own.rate,
+            own.busy,
+            own.waiting
+        )
+        .execute(conn)
+        .await
+        .map_err(StoreError::database("settle the share of a pool"))?;
+        Ok(())
+    }
+
+    async fn write_pool(conn: &mut PgConnection, name: &str, row: &PoolRow) -> Result<(), StoreError> {
+        let outage = row.outage.as_ref();
+        sqlx::query!(
+            "update pools
+             set failures = $2, down_since = $3, why = $4, tries = $5, next_try = $6, trier = $7, back_since = $8
+             where name = $1",
+            name,
+            row.failures,
+            outage.map(|outage| outage.since),
+            outage.map(|outage| outage.why.as_str()),
+            outage.map_or(0, |outage| outage.tries),
+            outage.map(|outage| outage.next_try),
+            outage.and_then(|outage| outage.trier),
+            row.back_since
+        )
+        .execute(conn)
+        .await
+        .map_err(StoreError::database("settle the share of a pool"))?;
+        Ok(())
+    }
+
+    /// Sets the limits of a pool. Nodes go by them within a second or two.
+    pub(crate) async fn set_pool(
+        &self,
+        name: &str,
+        at_once: Option<i32>,
+        per_second: Option<f64>,
+    ) -> Result<(), StoreError> {
+        sqlx::query!(
+            "insert into pools (name, at_once, per_second) values ($1, $2, $3)
+             on conflict (name) do update set at_once = excluded.at_once, per_second = excluded.per_second",
+            name,
+            at_once,
+            per_second
+        )
+        .execute(&self.pool)
+        .await
+        .map_err(StoreError::database("set the limits of a pool"))?;
+        Ok(())
+    }
+
+    /// Every pool, with who holds what of it.
+    pub(crate) async fn pools(&self) -> Result<Vec<PoolInfo>, StoreError> {
+        let failed = StoreError::database("list the pools");
+        let rows =
+            sqlx::query!("select * from pools order by name").fetch_all(&self.pool).await.map_err(&failed)?;
+        let shares = sqlx::query!(
+            "select s.pool, s.epoch, n.name as node, s.slots, s.rate, s.busy, s.waiting
+             from pool_shares s join nodes n on n.epoch = s.epoch and n.ended_at is null
+             order by n.name, s.epoch"
+        )
+        .fetch_all(&self.pool)
+        .await
+        .map_err(&failed)?;
+        let mut pools: Vec<_> = rows
+            .into_iter()
+            .map(|row| {
+                let found = Found {
+                    at_once: row.at_once,
+                    per_second: row.per_second,
+                    failures: row.failures,
+                    down_since: row.down_since,
+                    why: row.why,
+                    tries: row.tries,
+                    next_try: row.next_try,
+                    trier: row.trier,
+                    back_since: row.back_since,
+                    now: Time::UNIX_EPOCH,
+                };
+                let (pool, _) = found.read();
+                PoolInfo {
+                    name: row.name,
+                    at_once: pool.at_once,
+                    per_second: pool.per_second,
+                    outage: pool.outage,
+                    back_since: pool.back_since,
+                    shares: Vec::new(),
+                }
+            })
+            .collect();
+        for share in shares {
+            if let Some(pool) = pools.iter_mut().find(|pool| pool.name == share.pool) {
+                let (epoch, node, slots, rate) = (share.epoch, share.node, share.slots, share.rate);
+                pool.shares.push(ShareRow {
+                    epoch,
+                    node,
+                    slots,
+                    rate,
+                    busy: share.busy,
+                    waiting: share.waiting,
+                });
+            }
+        }
+        Ok(pools)
+    }
+}
