@@ -14,7 +14,7 @@ use uuid::Uuid;
 use crate::activity::Registry;
 use crate::node::{Door, Message, Node, NodeConfig, NodeError};
 use crate::operate::Herald;
-use crate::store::{Admission, PoolInfo, Refusal, RunFilter, RunInfo, Store, StoreError};
+use crate::store::{Admission, PoolInfo, Purged, Refusal, RunFilter, RunInfo, Store, StoreError};
 
 /// How often somebody who waits looks again, if nobody tells.
 const LOOK_AGAIN: Duration = Duration::from_millis(250);
@@ -36,6 +36,9 @@ pub struct SubmitOptions {
     pub key: Option<String>,
     /// At most one live run holds it.
     pub exclusive: Option<String>,
+    /// If another run holds the exclusive key, it stands in line for it, in the order of submission. Otherwise it is
+    /// refused.
+    pub queue: bool,
     /// For finding it again: an object of short texts.
     pub labels: Value,
     /// 0 low, 1 normal, 2 high.
@@ -196,8 +199,9 @@ impl Engine {
             created,
             handle: RunHandle { engine: self.clone(), run, ended, seen: 0, buffer: VecDeque::new() },
         };
+        // Who stands in line is called by whichever node looks next; nobody begins at once.
         let node = self.node.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        if let Some(node) = node {
+        if let Some(node) = node.filter(|_| !options.queue) {
             let (reply, admitted) = oneshot::channel();
             let plan = Arc::clone(plan);
             let by = options.by.clone().map(Box::new);
@@ -263,6 +267,18 @@ impl Engine {
         Ok(self.store.pools().await?)
     }
 
+    /// Removes runs that ended so long ago, at most `batch` of them, each wholly: its journal and its row. Their keys go
+    /// on to mean them for as long as `keep_keys`. To remove all there are, call it until it removes none. One that a
+    /// run which is still there has begun stays with that.
+    pub async fn purge(
+        &self,
+        older_than: Duration,
+        keep_keys: Duration,
+        batch: u32,
+    ) -> Result<Purged, EngineError> {
+        Ok(self.store.purge(older_than, keep_keys, i64::from(batch)).await?)
+    }
+
     /// One run.
     pub async fn get(&self, run: RunId) -> Result<RunInfo, EngineError> {
         self.store.get(run).await?.ok_or(EngineError::NoSuchRun(run))
@@ -315,6 +331,9 @@ fn admission(plan: &Plan, options: &SubmitOptions) -> Result<Admission, EngineEr
             }
         }
     }
+    if options.queue && options.exclusive.is_none() {
+        return wrong("a run stands in line for an exclusive key, and none is given".into());
+    }
     let labels = match &options.labels {
         Value::Null => "{}".to_owned(),
         Value::Object(map) if map.len() <= 50 => {
@@ -337,7 +356,10 @@ fn admission(plan: &Plan, options: &SubmitOptions) -> Result<Admission, EngineEr
         None => String::new(),
         Some(_) => {
             let asked = options.asked.clone().unwrap_or_else(|| {
-                let asked = json!([plan.hash(), options.exclusive, options.labels, priority]);
+                let mut asked = json!([plan.hash(), options.exclusive, options.labels, priority]);
+                if let (Value::Array(asked), true) = (&mut asked, options.queue) {
+                    asked.push(json!("queue"));
+                }
                 backstay_machine::canonical(&asked)
             });
             Sha256::digest(asked).iter().map(|byte| format!("{byte:02x}")).collect()
@@ -353,6 +375,7 @@ fn admission(plan: &Plan, options: &SubmitOptions) -> Result<Admission, EngineEr
         client_key: options.key.clone(),
         request_hash,
         exclusive_key: options.exclusive.clone(),
+        queue: options.queue,
         at: chrono::DateTime::UNIX_EPOCH,
     })
 }

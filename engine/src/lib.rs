@@ -29,4 +29,4 @@ pub use insight::Continuation;
 pub use node::crash;
 pub use node::{Breaker, Node, NodeConfig, NodeError};
 pub use operate::{Answer, Bulk, BulkReport, PATIENCE};
-pub use store::{Outage, PoolInfo, RunFilter, RunInfo, ShareRow, Store, StoreError};
+pub use store::{Outage, PoolInfo, Purged, RunFilter, RunInfo, ShareRow, Store, StoreError};

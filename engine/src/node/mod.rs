@@ -9,6 +9,7 @@
 //! ```
 
 mod call;
+mod chores;
 #[cfg(debug_assertions)]
 pub mod crash;
 mod driver;
@@ -54,6 +55,10 @@ pub struct NodeConfig {
     pub trial: Duration,
     /// When a target is taken for down. The same on all nodes.
     pub breaker: Breaker,
+    /// How long runs that are over are kept. Left out: for ever.
+    pub keep_finished: Option<Duration>,
+    /// How long the keys of runs go on to mean them once they are removed.
+    pub keep_keys: Duration,
     /// Whether it begins a new life when it has lost its lease.
     pub rejoin: bool,
     /// Where tests make it die.
@@ -74,6 +79,8 @@ impl Default for NodeConfig {
             max_crashes: 3,
             trial: Duration::from_secs(5),
             breaker: Breaker::default(),
+            keep_finished: None,
+            keep_keys: Duration::from_secs(30 * 86_400),
             rejoin: true,
             #[cfg(debug_assertions)]
             crash_hook: None,
@@ -353,6 +360,8 @@ impl Births {
         // A task of its own, and ours: it ends when this future does.
         let mut scout = tokio::spawn(scout.work());
         let _scout = AbortOnDrop(scout.abort_handle());
+        let chores = tokio::spawn(chores::keep_house(Arc::clone(&shared)));
+        let _chores = AbortOnDrop(chores.abort_handle());
         let scout_died = async {
             match (&mut scout).await {
                 Err(error) if error.is_panic() => {}

@@ -8,6 +8,7 @@
 //!   lease.rs    the lives of nodes: begin, renew, take over, end
 //!   pools.rs    the limits of targets, and what each life holds of them
 //!   read.rs     for everybody else: get, list, journals
+//!   retention.rs  what is removed, and who stands in line
 //!   schema.rs   which migrations the database has had
 //! ```
 //!
@@ -26,6 +27,7 @@ mod pools;
 #[doc(hidden)]
 pub mod probe;
 mod read;
+mod retention;
 mod schema;
 
 use std::time::Duration;
@@ -40,6 +42,7 @@ pub use inbox::{Answered, Letter, Outgoing, Told, UNREADABLE};
 pub use lease::{Life, NodeInfo};
 pub use pools::{Outage, PoolInfo, PoolRow, ShareRow};
 pub use read::{RunFilter, RunInfo};
+pub use retention::Purged;
 pub use schema::Schema;
 
 static MIGRATIONS: sqlx::migrate::Migrator = sqlx::migrate!("../migrations");
@@ -210,6 +213,20 @@ impl Store {
             .map_err(StoreError::database(doing))?;
         listener.listen(append::CHANNEL).await.map_err(StoreError::database(doing))?;
         Ok(listener)
+    }
+
+    /// Something in a transaction. The connection is the caller's own: whoever drops this drops it too.
+    pub(crate) async fn within<T>(
+        conn: &mut PgConnection,
+        what: impl AsyncFnOnce(&mut PgConnection) -> Result<T, StoreError>,
+    ) -> Result<T, StoreError> {
+        let failed = StoreError::database("commit");
+        sqlx::query("begin").execute(&mut *conn).await.map_err(&failed)?;
+        let done = what(conn).await;
+        let end = if done.is_ok() { "commit" } else { "rollback" };
+        let ended = sqlx::query(end).execute(&mut *conn).await.map_err(&failed);
+        let done = done?;
+        ended.map(|_| done)
     }
 
     /// Tells all nodes that there may be work.

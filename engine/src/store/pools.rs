@@ -103,10 +103,8 @@ impl Store {
         pool: &str,
         settle: impl FnOnce(&mut PoolRow, &[ShareRow], Time) -> (ShareRow, T),
     ) -> Result<T, StoreError> {
-        let failed = StoreError::database("settle the share of a pool");
-        // The connection is the caller's own: whoever drops this drops it too, and the transaction with it.
-        sqlx::query("begin").execute(&mut *conn).await.map_err(&failed)?;
-        let settling = async {
+        Self::within(conn, async |conn| {
+            let failed = StoreError::database("settle the share of a pool");
             let (before, now) = match Self::lock_pool(conn, life, pool).await? {
                 Some(found) => found,
                 None => {
@@ -134,14 +132,9 @@ impl Store {
             if after != before {
                 Self::write_pool(conn, pool, &after).await?;
             }
-            sqlx::query("commit").execute(&mut *conn).await.map_err(&failed)?;
             Ok(answer)
-        };
-        let settled = settling.await;
-        if settled.is_err() {
-            let _ = sqlx::query("rollback").execute(&mut *conn).await;
-        }
-        settled
+        })
+        .await
     }
 
     /// Nothing, if there is no such pool, or if this life is over.

@@ -310,6 +310,7 @@ impl Scene {
             client_key: Some("the one key".into()),
             request_hash: String::new(),
             exclusive_key: None,
+            queue: false,
             at: self.before,
         };
         let mut first = self.event(1, 0, life);

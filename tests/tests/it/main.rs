@@ -9,6 +9,7 @@ mod faults;
 mod frozen;
 mod insight;
 mod late;
+mod pools;
 mod processes;
 mod restarts;
 mod runs;
