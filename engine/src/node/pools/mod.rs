@@ -6,11 +6,14 @@
 //!   about once a second, for each pool in use:  ask -> (share.rs, under the lock of the pool's row) -> grant
 //! ```
 //!
-//! While an ask is under way no more is begun than was under way when it was sent: whatever its answer is, and even if
-//! it is lost, this node then has no more than the database says. A run that waits is a row of the queue, not a task.
+//! While an ask is under way no more is begun than was under way when it was sent, and no rate is drawn on: whatever its
+//! answer is, and even if it is lost, this node then has no more than the database says. A run that waits is a row of
+//! the queue, not a task.
 
 mod asking;
 mod share;
+#[cfg(test)]
+mod tests;
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, HashMap};
@@ -139,17 +142,25 @@ impl Pool {
         !self.doubted && self.busy() < most
     }
 
+    /// Draws on the rate, and says what it is. While an ask is under way it may be less already: that time is settled
+    /// with the answer.
     fn refill(&mut self, now: Instant) -> Option<f64> {
         let rate = self.grant.as_ref()?.rate?;
+        if self.frozen.is_none() {
+            self.draw(rate, now);
+        }
+        Some(rate)
+    }
+
+    fn draw(&mut self, rate: f64, now: Instant) {
         let most = (rate * BURST).max(1.0);
         let fresh = rate * now.saturating_duration_since(self.refilled).as_secs_f64();
         self.tokens = (self.tokens + fresh).min(most);
         self.refilled = now;
-        Some(rate)
     }
 
     fn may_begin(&mut self, now: Instant) -> bool {
-        self.has_place() && (self.refill(now).is_none() || self.tokens >= 1.0)
+        self.has_place() && self.refill(now).is_none_or(|rate| rate > 0.0 && self.tokens >= 1.0)
     }
 
     /// When its rate allows the next call, if that is all that is waited for.
@@ -159,6 +170,10 @@ impl Pool {
         }
         let rate = self.refill(now)?;
         let missing = (1.0 - self.tokens).max(0.0);
+        // The answer comes first.
+        if self.frozen.is_some() && missing > 0.0 {
+            return None;
+        }
         Duration::try_from_secs_f64(missing / rate.max(1e-6)).ok()
     }
 
@@ -194,6 +209,7 @@ impl Pool {
         }
         let waiting = u32::try_from(self.queue.len()).unwrap_or(u32::MAX);
         let heard = std::mem::take(&mut self.heard);
+        self.refill(Instant::now());
         self.frozen = Some(self.busy());
         Ask { busy: self.busy(), waiting, heard, tried }
     }
@@ -288,7 +304,9 @@ impl Pools {
             let frozen = pool.frozen.take();
             match answer {
                 Ok(grant) => {
-                    pool.refill(now);
+                    // Since it was asked: the less of what it had and what it has.
+                    let had = pool.grant.as_ref().map_or(Some(0.0), |grant| grant.rate);
+                    pool.draw(had.unwrap_or(f64::MAX).min(grant.rate.unwrap_or(0.0)), now);
                     pool.doubted = pool.heard.downs > 0;
                     if grant.try_it && pool.trial == Trial::None {
                         pool.trial = Trial::Granted;
@@ -309,6 +327,7 @@ impl Pools {
                 }
                 // Whether the database has settled it is not known: nothing more than what it had at least.
                 Err(()) => {
+                    pool.refilled = now;
                     if let Some(grant) = &mut pool.grant {
                         let least = frozen.unwrap_or(0);
                         grant.slots = grant.slots.map(|slots| slots.min(least));
@@ -342,8 +361,7 @@ fn note(name: &str, pool: &Pool, grant: &Grant) {
         match &grant.outage {
             Some(outage) => tracing::warn!(
                 pool = name,
-                "the target is down: its steps wait, and it is tried again at {}: {}",
-                outage.next_try,
+                "the target is down: its steps wait for the end of this outage: {}",
                 outage.why
             ),
             None => tracing::warn!(pool = name, "the target is back: its steps go on, a few at first"),
