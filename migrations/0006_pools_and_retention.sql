@@ -10,16 +10,19 @@ create table pools (
     per_second double precision check (per_second > 0),
     -- Calls in a row, anywhere, that found the target down; how many of them make an outage is for the nodes to say.
     failures   int         not null default 0,
-    -- While it is in outage: since when, why, how often it was tried since, when it is tried next, and by which life.
+    -- While it is in outage: since when, why, who declared it (nobody: the nodes found it down), how often it was tried
+    -- since, when it is tried next, and by which life. What a person has declared, a person ends: it is not tried.
     down_since timestamptz,
     why        text,
+    declarer   text,
     tries      int         not null default 0,
     next_try   timestamptz,
     trier      bigint,
     -- When the last outage ended: from then on its limit grows from one call at once.
     back_since timestamptz,
-    check (num_nonnulls(down_since, why, next_try) in (0, 3)),
-    check (trier is null or down_since is not null)
+    check (num_nonnulls(down_since, why) in (0, 2)),
+    check (num_nonnulls(declarer, next_try) = num_nonnulls(down_since)),
+    check (trier is null or next_try is not null)
 ) with (fillfactor = 50);
 comment on table pools is 'Targets whose calls are limited over all nodes, and whether they are down.';
 

@@ -14,7 +14,7 @@ use uuid::Uuid;
 use crate::activity::Registry;
 use crate::node::{Door, Message, Node, NodeConfig, NodeError};
 use crate::operate::Herald;
-use crate::store::{Admission, PoolInfo, Purged, Refusal, RunFilter, RunInfo, Store, StoreError};
+use crate::store::{Admission, Refusal, RunFilter, RunInfo, Store, StoreError};
 
 /// How often somebody who waits looks again, if nobody tells.
 const LOOK_AGAIN: Duration = Duration::from_millis(250);
@@ -77,6 +77,9 @@ pub enum EngineError {
         /// The run that has it.
         holder: RunId,
     },
+    /// There is no such pool.
+    #[error("there is no pool \"{0}\"; there is one once a step has named it, or somebody has limited it")]
+    NoSuchPool(String),
     /// There is no such run.
     #[error("there is no run {0}")]
     NoSuchRun(RunId),
@@ -238,45 +241,6 @@ impl Engine {
         Err(EngineError::Options(
             "the keys of this run are taken and freed at the same time; try again".into(),
         ))
-    }
-
-    /// Limits the calls to a target, over all nodes of the cluster: so many at once, and so many begun in a second. What
-    /// is left out is not limited. Nodes go by it within a second or two; a pool that nobody has limited is not limited.
-    pub async fn set_pool(
-        &self,
-        name: &str,
-        at_once: Option<u32>,
-        per_second: Option<f64>,
-    ) -> Result<(), EngineError> {
-        let good = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
-        let named = name.starts_with(|c: char| c.is_ascii_alphanumeric())
-            && name.len() <= 100
-            && name.chars().all(good);
-        if !named {
-            return Err(EngineError::Options("the pool has a name as steps have".into()));
-        }
-        if at_once == Some(0) || per_second.is_some_and(|rate| !rate.is_finite() || rate <= 0.0) {
-            return Err(EngineError::Options("the limits of a pool are more than nothing".into()));
-        }
-        let at_once = at_once.map(|at_once| i32::try_from(at_once).unwrap_or(i32::MAX));
-        Ok(self.store.set_pool(name, at_once, per_second).await?)
-    }
-
-    /// Every pool: its limits, who holds what of it, who waits, and whether its target is down.
-    pub async fn pools(&self) -> Result<Vec<PoolInfo>, EngineError> {
-        Ok(self.store.pools().await?)
-    }
-
-    /// Removes runs that ended so long ago, at most `batch` of them, each wholly: its journal and its row. Their keys go
-    /// on to mean them for as long as `keep_keys`. To remove all there are, call it until it removes none. One that a
-    /// run which is still there has begun stays with that.
-    pub async fn purge(
-        &self,
-        older_than: Duration,
-        keep_keys: Duration,
-        batch: u32,
-    ) -> Result<Purged, EngineError> {
-        Ok(self.store.purge(older_than, keep_keys, i64::from(batch)).await?)
     }
 
     /// One run.

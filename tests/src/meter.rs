@@ -20,9 +20,19 @@ pub struct Meter {
     now: AtomicUsize,
     most: AtomicUsize,
     down: AtomicBool,
-    begun: Mutex<Vec<(Instant, String)>>,
+    begun: Mutex<Vec<Begun>>,
     /// Calls that are to wait do so until somebody adds permits.
     pub gate: Semaphore,
+}
+
+/// A call, as it began.
+#[derive(Clone, Debug)]
+pub struct Begun {
+    pub at: Instant,
+    /// That of an undo begins with "undo ".
+    pub name: String,
+    /// How many were under way with it.
+    pub under_way: usize,
 }
 
 impl Default for Meter {
@@ -53,14 +63,14 @@ impl Meter {
         self.down.store(down, Ordering::SeqCst);
     }
 
-    /// All calls so far: when each began, and its name; that of an undo begins with "undo ".
-    pub fn begun(&self) -> Vec<(Instant, String)> {
+    /// All calls so far, in the order in which they began.
+    pub fn begun(&self) -> Vec<Begun> {
         self.begun.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// How many different things were called.
     pub fn different(&self) -> usize {
-        self.begun().into_iter().map(|(_, name)| name).collect::<HashSet<_>>().len()
+        self.begun().into_iter().map(|call| call.name).collect::<HashSet<_>>().len()
     }
 
     /// An engine whose activity `call` goes here.
@@ -110,7 +120,11 @@ impl Activity for Call {
         meter.most.fetch_max(under, Ordering::SeqCst);
         let undo = if context.direction() == Direction::Undo { "undo " } else { "" };
         let name = format!("{undo}{}", what.name);
-        meter.begun.lock().unwrap_or_else(PoisonError::into_inner).push((Instant::now(), name));
+        meter.begun.lock().unwrap_or_else(PoisonError::into_inner).push(Begun {
+            at: Instant::now(),
+            name,
+            under_way: under,
+        });
         if what.waits {
             meter.gate.acquire().await?.forget();
         }

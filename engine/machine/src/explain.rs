@@ -39,6 +39,8 @@ pub struct Explanation {
     pub since: Option<Time>,
     /// What moves it on.
     pub unblocked_by: String,
+    /// The pool in which it waits for a place, if that is why.
+    pub pool: Option<String>,
     /// How long the rest is likely to take once it moves, where the past tells.
     pub remaining: Option<Forecast>,
 }
@@ -56,11 +58,12 @@ pub struct Forecast {
 
 /// Explains a run.
 pub fn explain(state: &State, driven: &Driven, now: Time, remaining: Option<Forecast>) -> Explanation {
-    let (why, unblocked_by) = words(state, driven, now);
-    Explanation { why, since: state.at(), unblocked_by, remaining }
+    let mut pool = None;
+    let (why, unblocked_by) = words(state, driven, now, &mut pool);
+    Explanation { why, since: state.at(), unblocked_by, pool, remaining }
 }
 
-fn words(state: &State, driven: &Driven, now: Time) -> (String, String) {
+fn words(state: &State, driven: &Driven, now: Time, place_in: &mut Option<String>) -> (String, String) {
     let nothing = || "nothing: it is over".to_owned();
     match (state.phase(), driven) {
         (Phase::Over(outcome), _) => {
@@ -125,10 +128,11 @@ fn words(state: &State, driven: &Driven, now: Time) -> (String, String) {
             let why = "it may go on, and no node has claimed it yet".to_owned();
             (why, format!("a free node that has its activities: {needs}"))
         }
-        (_, Driven::By(node)) if let Some((step, pool)) = state.wants_pool() => (
-            format!("{step} waits for a place in the pool \"{pool}\" (node {node})"),
-            "the end of another call to that target, or of its outage".into(),
-        ),
+        (_, Driven::By(node)) if let Some((step, pool)) = state.wants_pool() => {
+            *place_in = Some(pool.to_owned());
+            let why = format!("{step} waits for a place in the pool \"{pool}\" (node {node})");
+            (why, "the end of another call to that target, or of its outage".into())
+        }
         (_, Driven::By(node)) => {
             (format!("node {node} is about to move it"), "nothing: it moves by itself".into())
         }

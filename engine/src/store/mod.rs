@@ -40,9 +40,9 @@ pub use append::{Admission, Appended, Batch, IndexChange, Refusal};
 pub use claim::Claimed;
 pub use inbox::{Answered, Letter, Outgoing, Told, UNREADABLE};
 pub use lease::{Life, NodeInfo};
-pub use pools::{Outage, PoolInfo, PoolRow, ShareRow};
+pub use pools::{Limits, Outage, PoolInfo, PoolRow, ShareRow};
 pub use read::{RunFilter, RunInfo};
-pub use retention::Purged;
+pub use retention::{Line, Purged};
 pub use schema::Schema;
 
 static MIGRATIONS: sqlx::migrate::Migrator = sqlx::migrate!("../migrations");

@@ -1,5 +1,7 @@
 //! The limits of targets, and what each life holds of them.
 
+use std::collections::HashMap;
+
 use backstay_machine::Time;
 use sqlx::PgConnection;
 
@@ -20,17 +22,20 @@ pub struct PoolRow {
     pub back_since: Option<Time>,
 }
 
-/// A target that is taken for down: nothing is begun there but a try now and then.
+/// A target that is taken for down: nothing is begun there but a try now and then, and not even that if a person said
+/// so. All steps that need the target wait for the end of this one outage; its pool and its beginning name it.
 #[derive(Clone, Debug, PartialEq, serde::Serialize)]
 pub struct Outage {
     /// Since when.
     pub since: Time,
-    /// What the last call said.
+    /// What the last call said, or who declared it.
     pub why: String,
+    /// Who declared it, and has to end it. Nobody: the nodes have found it down.
+    pub declarer: Option<String>,
     /// Tries since then, all in vain.
     pub tries: i32,
     /// When it is tried next.
-    pub next_try: Time,
+    pub next_try: Option<Time>,
     /// The life that tries it now.
     pub trier: Option<i64>,
 }
@@ -61,6 +66,10 @@ pub struct PoolInfo {
     pub at_once: Option<i32>,
     /// Calls that begin in a second; left out: not limited.
     pub per_second: Option<f64>,
+    /// Calls under way, on all nodes: as they said last, a second or so ago.
+    pub busy: i64,
+    /// Runs that wait for a place, on all nodes.
+    pub waiting: i64,
     /// It is taken for down.
     pub outage: Option<Outage>,
     /// It was down until then, and its limit still grows.
@@ -69,12 +78,35 @@ pub struct PoolInfo {
     pub shares: Vec<ShareRow>,
 }
 
+/// How many calls a target bears. What is left out is not limited.
+#[derive(Clone, Copy, Debug, Default, PartialEq, serde::Serialize, serde::Deserialize)]
+pub struct Limits {
+    /// Calls at once, on all nodes together.
+    pub at_once: Option<u32>,
+    /// Calls that begin in a second, on all nodes together.
+    pub per_second: Option<f64>,
+}
+
+struct PoolEntry {
+    name: String,
+    at_once: Option<i32>,
+    per_second: Option<f64>,
+    down_since: Option<Time>,
+    why: Option<String>,
+    declarer: Option<String>,
+    tries: i32,
+    next_try: Option<Time>,
+    trier: Option<i64>,
+    back_since: Option<Time>,
+}
+
 struct Found {
     at_once: Option<i32>,
     per_second: Option<f64>,
     failures: i32,
     down_since: Option<Time>,
     why: Option<String>,
+    declarer: Option<String>,
     tries: i32,
     next_try: Option<Time>,
     trier: Option<i64>,
@@ -84,11 +116,10 @@ struct Found {
 
 impl Found {
     fn read(self) -> (PoolRow, Time) {
-        let Self { at_once, per_second, failures, back_since, tries, trier, now, .. } = self;
-        let outage = match (self.down_since, self.why, self.next_try) {
-            (Some(since), Some(why), Some(next_try)) => Some(Outage { since, why, tries, next_try, trier }),
-            _ => None,
-        };
+        let Self { at_once, per_second, failures, back_since, declarer, tries, next_try, trier, now, .. } =
+            self;
+        let outage = self.down_since.zip(self.why);
+        let outage = outage.map(|(since, why)| Outage { since, why, declarer, tries, next_try, trier });
         (PoolRow { at_once, per_second, failures, outage, back_since }, now)
     }
 }
@@ -148,7 +179,7 @@ impl Store {
             r#"with fence as materialized (
                    select 1 from nodes where epoch = $1 and token = $2 and ended_at is null for key share
                )
-               select at_once, per_second, failures, down_since, why, tries, next_try, trier, back_since,
+               select at_once, per_second, failures, down_since, why, declarer, tries, next_try, trier, back_since,
                       clock_timestamp() as "now!"
                from pools, fence where name = $3 for update of pools"#,
             life.epoch.0,
@@ -189,14 +220,16 @@ impl Store {
         let outage = row.outage.as_ref();
         sqlx::query!(
             "update pools
-             set failures = $2, down_since = $3, why = $4, tries = $5, next_try = $6, trier = $7, back_since = $8
+             set failures = $2, down_since = $3, why = $4, declarer = $5, tries = $6, next_try = $7, trier = $8,
+                 back_since = $9
              where name = $1",
             name,
             row.failures,
             outage.map(|outage| outage.since),
             outage.map(|outage| outage.why.as_str()),
+            outage.and_then(|outage| outage.declarer.as_deref()),
             outage.map_or(0, |outage| outage.tries),
-            outage.map(|outage| outage.next_try),
+            outage.and_then(|outage| outage.next_try),
             outage.and_then(|outage| outage.trier),
             row.back_since
         )
@@ -210,15 +243,21 @@ impl Store {
     pub(crate) async fn set_pool(
         &self,
         name: &str,
-        at_once: Option<i32>,
-        per_second: Option<f64>,
+        limits: &Limits,
+        entry: Option<&str>,
     ) -> Result<(), StoreError> {
+        let at_once = limits.at_once.map(|at_once| i32::try_from(at_once).unwrap_or(i32::MAX));
         sqlx::query!(
-            "insert into pools (name, at_once, per_second) values ($1, $2, $3)
-             on conflict (name) do update set at_once = excluded.at_once, per_second = excluded.per_second",
+            "with done as (
+                 insert into pools (name, at_once, per_second) values ($1, $2, $3)
+                 on conflict (name) do update set at_once = excluded.at_once, per_second = excluded.per_second
+                 returning 1
+             )
+             select from done where $4::text is null or audit_write(array[$4]) is not null",
             name,
             at_once,
-            per_second
+            limits.per_second,
+            entry
         )
         .execute(&self.pool)
         .await
@@ -226,58 +265,109 @@ impl Store {
         Ok(())
     }
 
-    /// Every pool, with who holds what of it.
-    pub(crate) async fn pools(&self) -> Result<Vec<PoolInfo>, StoreError> {
+    /// A person says that a target is down, or why it is: nobody tries it any more. Not if it was declared before.
+    pub(crate) async fn declare_outage(
+        &self,
+        name: &str,
+        who: &str,
+        why: &str,
+        entry: Option<&str>,
+    ) -> Result<bool, StoreError> {
+        let done = sqlx::query!(
+            "with done as (
+                 insert into pools as p (name, down_since, why, declarer) values ($1, clock_timestamp(), $3, $2)
+                 on conflict (name) do update
+                 set down_since = coalesce(p.down_since, excluded.down_since), why = excluded.why,
+                     declarer = excluded.declarer, next_try = null, trier = null, back_since = null
+                 where p.declarer is null
+                 returning 1
+             )
+             select from done where $4::text is null or audit_write(array[$4]) is not null",
+            name,
+            who,
+            why,
+            entry
+        )
+        .execute(&self.pool)
+        .await
+        .map_err(StoreError::database("declare an outage"))?;
+        Ok(done.rows_affected() > 0)
+    }
+
+    /// A person says that a target is back: its limit grows from one call at once. False if it was not down.
+    pub(crate) async fn end_outage(&self, name: &str, entry: Option<&str>) -> Result<bool, StoreError> {
+        let done = sqlx::query!(
+            "with done as (
+                 update pools
+                 set failures = 0, down_since = null, why = null, declarer = null, tries = 0, next_try = null,
+                     trier = null, back_since = clock_timestamp()
+                 where name = $1 and down_since is not null
+                 returning 1
+             )
+             select from done where $2::text is null or audit_write(array[$2]) is not null",
+            name,
+            entry
+        )
+        .execute(&self.pool)
+        .await
+        .map_err(StoreError::database("end an outage"))?;
+        Ok(done.rows_affected() > 0)
+    }
+
+    /// Every pool, or the one of that name, with who holds what of it.
+    pub(crate) async fn pools(&self, name: Option<&str>) -> Result<Vec<PoolInfo>, StoreError> {
         let failed = StoreError::database("list the pools");
-        let rows =
-            sqlx::query!("select * from pools order by name").fetch_all(&self.pool).await.map_err(&failed)?;
-        let shares = sqlx::query!(
-            "select s.pool, s.epoch, n.name as node, s.slots, s.rate, s.busy, s.waiting
-             from pool_shares s join nodes n on n.epoch = s.epoch and n.ended_at is null
-             order by n.name, s.epoch"
+        let rows = sqlx::query_as!(
+            PoolEntry,
+            "select name, at_once, per_second, down_since, why, declarer, tries, next_try, trier, back_since
+                 from pools where $1::text is null or name = $1 order by name",
+            name
         )
         .fetch_all(&self.pool)
         .await
         .map_err(&failed)?;
-        let mut pools: Vec<_> = rows
-            .into_iter()
-            .map(|row| {
-                let found = Found {
-                    at_once: row.at_once,
-                    per_second: row.per_second,
-                    failures: row.failures,
-                    down_since: row.down_since,
-                    why: row.why,
+        let shares = sqlx::query!(
+            "select s.pool, s.epoch, n.name as node, s.slots, s.rate, s.busy, s.waiting
+             from pool_shares s join nodes n on n.epoch = s.epoch and n.ended_at is null
+             where $1::text is null or s.pool = $1
+             order by n.name, s.epoch",
+            name
+        )
+        .fetch_all(&self.pool)
+        .await
+        .map_err(&failed)?;
+        let mut held: HashMap<String, Vec<ShareRow>> = HashMap::new();
+        for share in shares {
+            held.entry(share.pool).or_default().push(ShareRow {
+                epoch: share.epoch,
+                node: share.node,
+                slots: share.slots,
+                rate: share.rate,
+                busy: share.busy,
+                waiting: share.waiting,
+            });
+        }
+        let mut read = |row: PoolEntry| {
+            let shares = held.remove(&row.name).unwrap_or_default();
+            let outage = row.down_since.zip(row.why);
+            PoolInfo {
+                at_once: row.at_once,
+                per_second: row.per_second,
+                busy: shares.iter().map(|share| i64::from(share.busy)).sum(),
+                waiting: shares.iter().map(|share| i64::from(share.waiting)).sum(),
+                outage: outage.map(|(since, why)| Outage {
+                    since,
+                    why,
+                    declarer: row.declarer,
                     tries: row.tries,
                     next_try: row.next_try,
                     trier: row.trier,
-                    back_since: row.back_since,
-                    now: Time::UNIX_EPOCH,
-                };
-                let (pool, _) = found.read();
-                PoolInfo {
-                    name: row.name,
-                    at_once: pool.at_once,
-                    per_second: pool.per_second,
-                    outage: pool.outage,
-                    back_since: pool.back_since,
-                    shares: Vec::new(),
-                }
-            })
-            .collect();
-        for share in shares {
-            if let Some(pool) = pools.iter_mut().find(|pool| pool.name == share.pool) {
-                let (epoch, node, slots, rate) = (share.epoch, share.node, share.slots, share.rate);
-                pool.shares.push(ShareRow {
-                    epoch,
-                    node,
-                    slots,
-                    rate,
-                    busy: share.busy,
-                    waiting: share.waiting,
-                });
+                }),
+                back_since: row.back_since,
+                name: row.name,
+                shares,
             }
-        }
-        Ok(pools)
+        };
+        Ok(rows.into_iter().map(&mut read).collect())
     }
 }

@@ -19,6 +19,15 @@ pub struct Purged {
     pub keys: i64,
 }
 
+/// Who has an exclusive key, and who stands in line for it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize)]
+pub struct Line {
+    /// The live run that has it.
+    pub holder: Option<RunId>,
+    /// Those that stand in line, in their order: the first thousand.
+    pub waiting: Vec<RunId>,
+}
+
 impl Store {
     /// Removes runs that ended so long ago, the oldest first, and forgets keys whose time is over: one commit. What
     /// somebody else has locked is left for the next time: he may be about to bring the run back.
@@ -53,6 +62,39 @@ impl Store {
     ) -> Result<Purged, StoreError> {
         let mut conn = self.dedicated("purge").await?;
         Self::purge_on(&mut conn, older_than, keep_keys, batch).await
+    }
+
+    /// How many runs ended so long ago.
+    pub(crate) async fn count_over(&self, older_than: Duration) -> Result<i64, StoreError> {
+        sqlx::query_scalar!(
+            r#"select count(*) as "count!" from runs where finished_at < clock_timestamp() - make_interval(secs => $1)"#,
+            older_than.as_secs_f64()
+        )
+        .fetch_one(&self.pool)
+        .await
+        .map_err(StoreError::database("count runs that are over"))
+    }
+
+    /// Who has an exclusive key, and who stands in line for it.
+    pub(crate) async fn line(&self, key: &str) -> Result<Line, StoreError> {
+        let rows = sqlx::query!(
+            r#"select run_id, status = 'queued' as "in_line!" from runs
+               where exclusive_key = $1 and finished_at is null and status not in ('committed', 'rolled_back', 'closed')
+               order by status = 'queued', submitted_at, run_id limit 1001"#,
+            key
+        )
+        .fetch_all(&self.pool)
+        .await
+        .map_err(StoreError::database("look who stands in line"))?;
+        let mut line = Line::default();
+        for row in rows {
+            if row.in_line {
+                line.waiting.push(RunId(row.run_id));
+            } else {
+                line.holder = Some(RunId(row.run_id));
+            }
+        }
+        Ok(line)
     }
 
     /// Whose turn it is: of each exclusive key that is free, the run that has stood in line for longest may be claimed

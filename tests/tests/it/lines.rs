@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use backstay_engine::{
-    Action, Engine, EngineError, NodeConfig, Plan, PlanBuilder, RunId, Status, SubmitOptions, Verb,
+    Action, Engine, EngineError, Line, NodeConfig, Plan, PlanBuilder, RunId, Status, SubmitOptions, Verb,
 };
 use backstay_tests::{Lab, Meter};
 use serde_json::{Value, json};
@@ -62,6 +62,8 @@ async fn runs_come_to_a_key_in_their_order_one_at_a_time_whoever_dies() -> anyho
     for run in &runs {
         assert!(put_by(&lab, *run).await?);
     }
+    assert_eq!(a.line("vm-7").await?, Line { holder: Some(holder), waiting: runs.clone() });
+    assert_eq!(a.line("vm-8").await?, Line::default());
     meter.gate.add_permits(1);
     for (n, run) in runs.iter().enumerate() {
         if n == 3 || n == 7 {
@@ -71,7 +73,7 @@ async fn runs_come_to_a_key_in_their_order_one_at_a_time_whoever_dies() -> anyho
         }
         assert_eq!(lab.settled_for_good(*run).await?, Status::Succeeded);
     }
-    let mut order: Vec<_> = meter.begun().into_iter().map(|(_, name)| name).collect();
+    let mut order: Vec<_> = meter.begun().into_iter().map(|call| call.name).collect();
     // A call in doubt after a death is made again.
     order.dedup();
     let expected: Vec<_> =
@@ -100,7 +102,7 @@ async fn a_run_in_line_can_be_cancelled_and_spoken_to_and_keeps_its_place() -> a
     assert_eq!(lab.settled_for_good(runs[0]).await?, Status::RolledBack);
     engine.tell(runs[1], &Action::new("somebody", "not now", Verb::Pause)).await?;
     until("it stands where it stood", async || put_by(&lab, runs[1]).await).await?;
-    assert!(meter.begun().iter().all(|(_, name)| name == "holder"));
+    assert!(meter.begun().iter().all(|call| call.name == "holder"));
     // Nobody that comes later passes, not even with a message or a new node.
     node.drain(Duration::from_secs(1)).await;
     let _node = engine.start_node(config("b")).await?;

@@ -9,6 +9,7 @@ use backstay_engine::{
 };
 use backstay_tests::{Deaths, Lab};
 use serde_json::json;
+use sqlx::PgConnection;
 
 use crate::until;
 
@@ -27,6 +28,11 @@ async fn rows(lab: &Lab, run: RunId) -> anyhow::Result<i64> {
     let count = "select (select count(*) from runs where run_id = $1) + (select count(*) from journal where run_id = $1)
                       + (select count(*) from inbox where run_id = $1)";
     Ok(sqlx::query_scalar(count).bind(run.0).fetch_one(&mut lab.sql().await?).await?)
+}
+
+async fn waiting_for_locks(sql: &mut PgConnection) -> anyhow::Result<i64> {
+    let waiting = "select count(*) from pg_stat_activity where datname = current_database() and wait_event_type = 'Lock'";
+    Ok(sqlx::query_scalar(waiting).fetch_one(sql).await?)
 }
 
 /// So many steps, one after the other.
@@ -62,6 +68,10 @@ async fn what_is_over_is_removed_wholly_and_what_lives_is_not() -> anyhow::Resul
     assert_eq!(lab.settled(held).await?, Status::Held);
     let purge = async |older, batch| lab.engine.purge(older, MONTH, batch).await;
     assert_eq!(purge(Duration::from_secs(60), 10).await?.runs, 0, "they are not old enough");
+    assert_eq!(
+        (lab.engine.count_over(Duration::from_secs(60)).await?, lab.engine.count_over(NOW).await?),
+        (0, 5)
+    );
     assert_eq!(purge(NOW, 2).await?.runs, 2);
     assert_eq!((rows(&lab, over[0]).await?, rows(&lab, over[1]).await?), (0, 0), "the oldest first");
     assert!(rows(&lab, over[2]).await? > 1);
@@ -116,11 +126,7 @@ async fn who_submits_a_key_while_its_run_is_removed_is_told_of_that_run() -> any
         let options = SubmitOptions { key: Some("k".into()), ..SubmitOptions::default() };
         tokio::spawn(async move { engine.submit(&plan, options).await.map(|done| (done.run, done.created)) })
     });
-    until("both wait for the removal", async || {
-        let waiting = "select count(*) from pg_stat_activity where datname = current_database() and wait_event_type = 'Lock'";
-        Ok(sqlx::query_scalar::<_, i64>(waiting).fetch_one(&mut sql).await? == 2)
-    })
-    .await?;
+    until("both wait for the removal", async || Ok(waiting_for_locks(&mut sql).await? == 2)).await?;
     sqlx::raw_sql("commit").execute(&mut purging).await?;
     for submit in submits {
         assert_eq!(submit.await??, (run, false));
@@ -151,7 +157,8 @@ async fn a_run_that_is_brought_back_meanwhile_is_not_removed() -> anyhow::Result
     assert_eq!(probe::purge(&mut purging, NOW, MONTH, 10).await?.runs, 1);
     let (engine, action) = (lab.engine.clone(), back());
     let telling = tokio::spawn(async move { engine.tell(run, &action).await });
-    tokio::time::sleep(Duration::from_millis(100)).await;
+    until("who brings it back waits for the removal", async || Ok(waiting_for_locks(&mut other).await? == 1))
+        .await?;
     sqlx::raw_sql("rollback").execute(&mut purging).await?;
     telling.await??;
     assert_eq!(lab.settled_for_good(run).await?, Status::RolledBack, "the removal was taken back");

@@ -101,7 +101,8 @@ pub(crate) fn settle(
 ) -> (ShareRow, Grant) {
     let turned = hear(pool, epoch, others, ask, breaker, now);
     let try_it = pool.outage.as_mut().is_some_and(|outage| {
-        let due = outage.trier.is_none() && outage.next_try <= now && ask.waiting > 0;
+        let time = outage.next_try.is_some_and(|at| at <= now);
+        let due = time && outage.trier.is_none() && ask.waiting > 0;
         if due {
             outage.trier = Some(epoch);
         }
@@ -150,7 +151,8 @@ fn hear(
     let mut turned = false;
     if ask.heard.up {
         pool.failures = downs;
-        if pool.outage.take().is_some() {
+        // What a person has declared, a person ends.
+        if pool.outage.take_if(|outage| outage.declarer.is_none()).is_some() {
             pool.back_since = Some(now);
             turned = true;
         }
@@ -158,6 +160,9 @@ fn hear(
         pool.failures = pool.failures.saturating_add(downs);
     }
     if let Some(outage) = &mut pool.outage {
+        if outage.declarer.is_some() {
+            return turned;
+        }
         if let Some(why) = &ask.heard.why {
             outage.why.clone_from(why);
         }
@@ -165,7 +170,7 @@ fn hear(
             Some(trier) if trier == epoch && ask.tried => {
                 outage.trier = None;
                 outage.tries += i32::from(downs > 0);
-                outage.next_try = breaker.next_try(outage.tries, now);
+                outage.next_try = Some(breaker.next_try(outage.tries, now));
             }
             // It died over it.
             Some(trier) if trier != epoch && others.iter().all(|share| share.epoch != trier) => {
@@ -175,8 +180,8 @@ fn hear(
         }
     } else if pool.failures >= as_i32(breaker.failures) && downs > 0 {
         let why = ask.heard.why.clone().unwrap_or_default();
-        let next_try = breaker.next_try(0, now);
-        pool.outage = Some(Outage { since: now, why, tries: 0, next_try, trier: None });
+        let next_try = Some(breaker.next_try(0, now));
+        pool.outage = Some(Outage { since: now, why, declarer: None, tries: 0, next_try, trier: None });
         pool.back_since = None;
         turned = true;
     }
@@ -407,8 +412,14 @@ mod tests {
     fn a_try_whose_life_ends_is_tried_by_another() {
         let mut pool = pool(5);
         let breaker = Breaker::default();
-        pool.outage =
-            Some(Outage { since: at(0), why: "down".into(), tries: 0, next_try: at(0), trier: Some(7) });
+        pool.outage = Some(Outage {
+            since: at(0),
+            why: "down".into(),
+            declarer: None,
+            tries: 0,
+            next_try: Some(at(0)),
+            trier: Some(7),
+        });
         let (_, grant) = settle(&mut pool, (1, WHO), &[], &ask(0, 1), &breaker, at(1));
         assert!(grant.try_it);
     }
