@@ -364,6 +364,15 @@ impl Store {
 
     /// Stores a run that no node has yet; any node with its activities may claim it.
     pub(crate) async fn admit_free(&self, a: &Admission, first: &Row) -> Result<bool, StoreError> {
+        let mut conn = self.pool.acquire().await.map_err(StoreError::database("store the run"))?;
+        Self::admit_on(&mut conn, a, first).await
+    }
+
+    pub(crate) async fn admit_on(
+        conn: &mut PgConnection,
+        a: &Admission,
+        first: &Row,
+    ) -> Result<bool, StoreError> {
         let done = sqlx::query_file!(
             "src/store/admit.sql",
             a.run.0,
@@ -379,7 +388,7 @@ impl Store {
             CHANNEL,
             a.queue,
         )
-        .fetch_one(&self.pool)
+        .fetch_one(conn)
         .await
         .map_err(StoreError::database("store the run"));
         match done {

@@ -135,8 +135,8 @@ pub async fn call_next(conn: &mut PgConnection) -> Result<Vec<RunId>, StoreError
 }
 
 /// What whoever submits does where no node is.
-pub async fn admit(store: &Store, admission: &Admission, first: &Row) -> Result<bool, StoreError> {
-    store.admit_free(admission, first).await
+pub async fn admit(conn: &mut PgConnection, admission: &Admission, first: &Row) -> Result<bool, StoreError> {
+    Store::admit_on(conn, admission, first).await
 }
 
 /// And what it asks if that was refused.

@@ -45,3 +45,15 @@ fn of_a_rate_of_nothing_there_is_no_call() {
     pool.tokens = 1.0;
     assert!(!pool.may_begin(now + after(1_000)));
 }
+
+/// Whatever the answer will be, and even if it is lost.
+#[test]
+fn while_an_ask_is_under_way_no_more_is_begun_than_it_said() {
+    let mut pool = Pool { grant: Some(Grant { slots: Some(5), ..Grant::default() }), ..Pool::new() };
+    let slots = [pool.take("p"), pool.take("p")];
+    assert!(pool.has_place());
+    pool.ask();
+    assert!(!pool.has_place());
+    drop(slots);
+    assert!(pool.has_place(), "what has ended makes room");
+}
