@@ -35,7 +35,7 @@ pub(crate) async fn measure(host: &Host, args: &Args) -> anyhow::Result<Value> {
 }
 
 /// Finished runs of twenty-two events each, as ten steps leave them.
-async fn fill(url: &str, events: usize) -> anyhow::Result<()> {
+pub(crate) async fn fill(url: &str, events: usize) -> anyhow::Result<()> {
     let runs = (events / 22) as i64;
     let mut conn = PgConnection::connect(url).await?;
     sqlx::query(

@@ -115,8 +115,17 @@ fn postgres_cpu() -> f64 {
 
 /// Resident memory of a process in MB.
 pub(crate) fn resident_mb(pid: &str) -> f64 {
+    status_mb(pid, "VmRSS:")
+}
+
+/// The most that it ever was.
+pub(crate) fn peak_mb(pid: &str) -> f64 {
+    status_mb(pid, "VmHWM:")
+}
+
+fn status_mb(pid: &str, field: &str) -> f64 {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    let line = status.lines().find_map(|line| line.strip_prefix(field));
     let kb = line.and_then(|line| line.split_whitespace().next()).and_then(|kb| kb.parse::<f64>().ok());
     crate::round(kb.unwrap_or(0.0) / 1024.0, 1)
 }

@@ -11,7 +11,9 @@ mod host;
 mod idle;
 mod load;
 mod recovery;
+mod removal;
 mod signals;
+mod storm;
 mod takeover;
 mod work;
 
@@ -28,10 +30,10 @@ struct Args {
     /// A database server to use; its databases `backstay_bench_*` are made and dropped. Left out: a private one.
     #[arg(long, env = "BENCH_DATABASE_URL")]
     database_url: Option<String>,
-    /// Workflows in flight (sequential, fanout), or runs (recovery, idle, takeover, signals).
+    /// Workflows in flight (sequential, fanout), or runs (recovery, idle, takeover, signals, storm).
     #[arg(long, alias = "runs")]
     concurrency: Option<usize>,
-    /// Steps of a workflow; for growth the events of the largest journal.
+    /// Steps of a workflow; for growth and removal the events of the largest journal.
     #[arg(long)]
     steps: Option<usize>,
     /// Seconds that are measured, after a warm-up of a third of that.
@@ -64,6 +66,10 @@ enum Scenario {
     Takeover,
     /// Runs that wait for a signal: what they cost, and how fast they go on once it comes.
     Signals,
+    /// Runs submitted at once for a target that bears few calls: fairness, undos, memory.
+    Storm,
+    /// Removing what is over: what a batch takes.
+    Removal,
     /// How long it takes to open the history of one long run.
     History,
     /// What the same database does without an engine.
@@ -84,6 +90,7 @@ async fn run(args: Args) -> anyhow::Result<()> {
             Scenario::Recovery => recovery::worker(url, &args).await,
             Scenario::Takeover => takeover::worker(url, &args).await,
             Scenario::Signals => signals::worker(url).await,
+            Scenario::Storm => storm::worker(url, &args).await,
             _ => idle::worker(url, &args).await,
         };
     }
@@ -96,6 +103,8 @@ async fn run(args: Args) -> anyhow::Result<()> {
         Scenario::Growth => growth::measure(&host, &args).await?,
         Scenario::Takeover => takeover::measure(&host, &args).await?,
         Scenario::Signals => signals::measure(&host, &args).await?,
+        Scenario::Storm => storm::measure(&host, &args).await?,
+        Scenario::Removal => removal::measure(&host, &args).await?,
         Scenario::History => history::measure(&host, &args).await?,
         Scenario::Floor => floor::measure(&host, &args).await?,
         Scenario::All => all(&host, &args).await?,

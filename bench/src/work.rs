@@ -106,3 +106,21 @@ pub(crate) fn waiting(engine: &Engine) -> anyhow::Result<Arc<Plan>> {
     busy.nothing_to_undo("it never does anything");
     Ok(plan.check(engine.registry())?)
 }
+
+/// One call to a target whose calls are limited.
+pub(crate) fn pooled(engine: &Engine, millis: u64) -> anyhow::Result<Arc<Plan>> {
+    let mut plan = PlanBuilder::new("storm");
+    let call = plan.step("call", "nap").pool("target").input(json!({ "millis": millis }));
+    call.nothing_to_undo("it sleeps");
+    Ok(plan.check(engine.registry())?)
+}
+
+/// Fails at its second step; the undo of the first goes to that target.
+pub(crate) fn turning(engine: &Engine, millis: u64) -> anyhow::Result<Arc<Plan>> {
+    let mut plan = PlanBuilder::new("turning");
+    let first = plan.step("first", "noop").undone_by("nap", json!({ "millis": millis })).undo_pool("target");
+    let first = first.done();
+    let second = plan.step("second", "busy").after([&first]).retry(Retry::fixed(1, Duration::ZERO));
+    second.nothing_to_undo("it never does anything");
+    Ok(plan.check(engine.registry())?)
+}

@@ -40,6 +40,11 @@ pub trait Activity: Send + Sync + 'static {
         Effect::default()
     }
 
+    /// The pool of the target that it calls: calls to it are limited over all nodes. A plan may name another.
+    fn pool(&self) -> Option<String> {
+        None
+    }
+
     /// Has the effect.
     async fn run(&self, context: &Context, input: Self::Input) -> Result<Self::Output, Failure>;
 
@@ -86,6 +91,13 @@ impl Failure {
         let mut failure = Self::retryable(code, message);
         failure.0.retryable = false;
         failure
+    }
+
+    /// The target as a whole does not answer: trying again helps once it is back. If enough calls in a row say so, its
+    /// pool is in outage, and nothing is begun there but a try now and then. In a pool it uses up no attempts. Say
+    /// `not_applied` where that is known.
+    pub fn target_down(message: impl fmt::Display) -> Self {
+        Self::retryable(backstay_machine::TARGET_DOWN, message)
     }
 
     /// The effect has not happened and will not.
@@ -449,6 +461,7 @@ impl Registry {
             input: schemars::schema_for!(A::Input).to_value(),
             output: schemars::schema_for!(A::Output).to_value(),
             effect: activity.effect(),
+            pool: activity.pool(),
         };
         self.activities.insert(A::NAME.to_owned(), (spec, Arc::new(Erased(activity))));
         self

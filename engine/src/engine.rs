@@ -36,6 +36,9 @@ pub struct SubmitOptions {
     pub key: Option<String>,
     /// At most one live run holds it.
     pub exclusive: Option<String>,
+    /// If another run holds the exclusive key, it stands in line for it, in the order of submission. Otherwise it is
+    /// refused.
+    pub queue: bool,
     /// For finding it again: an object of short texts.
     pub labels: Value,
     /// 0 low, 1 normal, 2 high.
@@ -74,6 +77,9 @@ pub enum EngineError {
         /// The run that has it.
         holder: RunId,
     },
+    /// There is no such pool.
+    #[error("there is no pool \"{0}\"; there is one once a step has named it, or somebody has limited it")]
+    NoSuchPool(String),
     /// There is no such run.
     #[error("there is no run {0}")]
     NoSuchRun(RunId),
@@ -196,8 +202,9 @@ impl Engine {
             created,
             handle: RunHandle { engine: self.clone(), run, ended, seen: 0, buffer: VecDeque::new() },
         };
+        // Who stands in line is called by whichever node looks next; nobody begins at once.
         let node = self.node.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        if let Some(node) = node {
+        if let Some(node) = node.filter(|_| !options.queue) {
             let (reply, admitted) = oneshot::channel();
             let plan = Arc::clone(plan);
             let by = options.by.clone().map(Box::new);
@@ -288,6 +295,9 @@ fn admission(plan: &Plan, options: &SubmitOptions) -> Result<Admission, EngineEr
             }
         }
     }
+    if options.queue && options.exclusive.is_none() {
+        return wrong("a run stands in line for an exclusive key, and none is given".into());
+    }
     let labels = match &options.labels {
         Value::Null => "{}".to_owned(),
         Value::Object(map) if map.len() <= 50 => {
@@ -310,7 +320,10 @@ fn admission(plan: &Plan, options: &SubmitOptions) -> Result<Admission, EngineEr
         None => String::new(),
         Some(_) => {
             let asked = options.asked.clone().unwrap_or_else(|| {
-                let asked = json!([plan.hash(), options.exclusive, options.labels, priority]);
+                let mut asked = json!([plan.hash(), options.exclusive, options.labels, priority]);
+                if let (Value::Array(asked), true) = (&mut asked, options.queue) {
+                    asked.push(json!("queue"));
+                }
                 backstay_machine::canonical(&asked)
             });
             Sha256::digest(asked).iter().map(|byte| format!("{byte:02x}")).collect()
@@ -326,6 +339,7 @@ fn admission(plan: &Plan, options: &SubmitOptions) -> Result<Admission, EngineEr
         client_key: options.key.clone(),
         request_hash,
         exclusive_key: options.exclusive.clone(),
+        queue: options.queue,
         at: chrono::DateTime::UNIX_EPOCH,
     })
 }

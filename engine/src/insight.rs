@@ -11,7 +11,7 @@ use backstay_machine::{
 use serde::Serialize;
 
 use crate::engine::{Engine, EngineError};
-use crate::store::RunFilter;
+use crate::store::{Outage, RunFilter};
 
 /// What a new release would make of a live run.
 #[derive(Clone, Debug, Serialize)]
@@ -61,7 +61,19 @@ impl Engine {
             let seconds = took.get(&(name, id.direction == Direction::Undo))?;
             std::time::Duration::try_from_secs_f64(*seconds).ok().map(Span)
         });
-        Ok(explain(&state, &driven, now, rest))
+        let mut explanation = explain(&state, &driven, now, rest);
+        if let Some(pool) = &explanation.pool
+            && let Some(outage) = self.store().pools(Some(pool)).await?.pop().and_then(|pool| pool.outage)
+        {
+            let Outage { since, why, declarer, next_try, .. } = outage;
+            explanation.why += &format!("; that target is down since {since}: {why}");
+            explanation.unblocked_by = match (declarer, next_try) {
+                (Some(who), _) => format!("an operator: {who} declared the outage, and a person ends it"),
+                (None, Some(at)) => format!("the end of the outage: the target is tried again at {at}"),
+                (None, None) => "the end of the outage".into(),
+            };
+        }
+        Ok(explanation)
     }
 
     /// A run as a page from which a person can finish it by hand, or undo it.

@@ -6,6 +6,7 @@
 //!   node      who makes it happen: claims runs, drives them, calls activities
 //!   operate   how operators and clients speak to runs
 //!   insight   why a run does not move, and how to finish it by hand
+//!   upkeep    the limits of targets and their outages, lines, and what is kept
 //!   Engine    the handle for those who embed it
 //! ```
 //!
@@ -17,6 +18,7 @@ mod insight;
 mod node;
 mod operate;
 pub mod store;
+mod upkeep;
 
 pub use activity::{Activity, Context, Failure, Filled, Probe, Registry, Undone};
 pub use async_trait::async_trait;
@@ -27,6 +29,7 @@ pub use engine::{Engine, EngineError, RunHandle, SubmitOptions, Submitted};
 pub use insight::Continuation;
 #[cfg(debug_assertions)]
 pub use node::crash;
-pub use node::{Node, NodeConfig, NodeError};
+pub use node::{Breaker, Node, NodeConfig, NodeError};
 pub use operate::{Answer, Bulk, BulkReport, PATIENCE};
-pub use store::{RunFilter, RunInfo, Store, StoreError};
+pub use store::{Limits, Line, Outage, PoolInfo, Purged, RunFilter, RunInfo, ShareRow, Store, StoreError};
+pub use upkeep::OutageInfo;

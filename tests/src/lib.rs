@@ -2,10 +2,12 @@
 //! A laboratory for the engine: a fresh database, a world with ground truth, nodes that can be made to die.
 
 mod lab;
+pub mod meter;
 pub mod plans;
 mod wire;
 mod world;
 
 pub use lab::{Deaths, Lab};
+pub use meter::Meter;
 pub use wire::{Cut, Wire};
 pub use world::{Make, Thing, Twice, Unmake, World};

@@ -6,7 +6,7 @@ use crate::event::{
     ActivityError, Answer, Applied, CourseId, Direction, Event, Outcome, StepEvent, idempotency_key,
 };
 use crate::names::StepIx;
-use crate::plan::{Ending, OnFailure, Source, Span};
+use crate::plan::{Ending, OnFailure, Source, Span, Work};
 use crate::state::{Check, CourseAt, Phase, State, Waited};
 
 /// One thing to do.
@@ -46,8 +46,46 @@ impl Decision {
 /// How often a rollback that waits for another run's is looked at.
 const LOOK_AGAIN: Span = Span::secs(60);
 
-/// Decides. At most `room` attempts are started: the caller has no more hands.
-pub fn decide(state: &State, now: Time, room: usize) -> Decision {
+/// Who has hands free for calls. A number is so many, for whatever it is.
+pub trait Hands {
+    /// Takes one for this call, if there is one. If not, the call is not begun now, and its run is asked again once
+    /// there is.
+    fn take(&mut self, work: &Work, direction: Direction) -> bool;
+}
+
+impl Hands for usize {
+    fn take(&mut self, _: &Work, _: Direction) -> bool {
+        let any = *self > 0;
+        *self = self.saturating_sub(1);
+        any
+    }
+}
+
+/// After so many refusals there is no point in going on asking: of ten thousand steps that need the same few hands,
+/// each decision looks at a few hundred.
+const REFUSALS: usize = 256;
+
+/// Hands, and how often there were none.
+struct Asking<H> {
+    hands: H,
+    refused: usize,
+}
+
+impl<H: Hands> Asking<H> {
+    /// Begins the next attempt of a course, if there is a hand for it. False if it is of no use to ask further.
+    fn start(&mut self, state: &State, id: CourseId, decision: &mut Decision) -> bool {
+        if self.hands.take(work_of(state, id), id.direction) {
+            decision.append(start_of(state, id));
+        } else {
+            self.refused += 1;
+        }
+        self.refused < REFUSALS
+    }
+}
+
+/// Decides. An attempt is only started if there is a hand for it.
+pub fn decide(state: &State, now: Time, hands: impl Hands) -> Decision {
+    let mut hands = Asking { hands, refused: 0 };
     let mut decision = Decision::default();
     if state.seq() == 0 || state.quarantined() {
         return decision;
@@ -60,9 +98,9 @@ pub fn decide(state: &State, now: Time, room: usize) -> Decision {
         return decision;
     }
     match state.phase() {
-        Phase::Forward | Phase::Committing => forward(state, now, room, &mut decision),
+        Phase::Forward | Phase::Committing => forward(state, now, &mut hands, &mut decision),
         Phase::Succeeded => succeeded(state, now, &mut decision),
-        Phase::RollingBack => back(state, now, room, &mut decision),
+        Phase::RollingBack => back(state, now, &mut hands, &mut decision),
         Phase::Over(_) => {}
     }
     decision
@@ -113,7 +151,7 @@ fn succeeded(state: &State, now: Time, decision: &mut Decision) {
     }
 }
 
-fn forward(state: &State, now: Time, mut room: usize, decision: &mut Decision) {
+fn forward<H: Hands>(state: &State, now: Time, hands: &mut Asking<H>, decision: &mut Decision) {
     if state.all_settled() {
         let committed = state.phase() == Phase::Committing;
         let outcome = if committed { Outcome::Committed } else { Outcome::Succeeded };
@@ -137,9 +175,8 @@ fn forward(state: &State, now: Time, mut room: usize, decision: &mut Decision) {
         let id = CourseId::forward(ix);
         let course = state.course(id);
         if state.recalled(ix) {
-            if may_undo(state, ix, now, decision) && room > 0 {
-                room -= 1;
-                decision.append(start_of(state, CourseId::undo(ix)));
+            if may_undo(state, ix, now, decision) {
+                hands.start(state, CourseId::undo(ix), decision);
             }
             continue;
         }
@@ -229,13 +266,14 @@ fn forward(state: &State, now: Time, mut room: usize, decision: &mut Decision) {
             | CourseAt::Skipped { .. }
             | CourseAt::Held { .. } => false,
         };
-        if start && room > 0 {
-            room -= 1;
-            decision.append(start_of(state, id));
+        if start {
+            hands.start(state, id, decision);
         }
     }
-    for ix in state.fresh().take(room) {
-        decision.append(start_of(state, CourseId::forward(ix)));
+    for ix in state.fresh() {
+        if !hands.start(state, CourseId::forward(ix), decision) {
+            break;
+        }
     }
 }
 
@@ -255,7 +293,7 @@ pub(crate) fn turning(state: &State) -> Option<(&str, &ActivityError)> {
     })
 }
 
-fn back(state: &State, now: Time, mut room: usize, decision: &mut Decision) {
+fn back<H: Hands>(state: &State, now: Time, hands: &mut Asking<H>, decision: &mut Decision) {
     if state.all_settled() && state.is_clean() {
         decision.append(Event::Finished { outcome: Outcome::RolledBack });
         return;
@@ -292,13 +330,14 @@ fn back(state: &State, now: Time, mut room: usize, decision: &mut Decision) {
             }
             _ => true,
         };
-        if ready && may_undo(state, ix, now, decision) && room > 0 {
-            room -= 1;
-            decision.append(start_of(state, CourseId::undo(ix)));
+        if ready && may_undo(state, ix, now, decision) {
+            hands.start(state, CourseId::undo(ix), decision);
         }
     }
-    for ix in state.fresh().take(room) {
-        decision.append(start_of(state, CourseId::undo(ix)));
+    for ix in state.fresh() {
+        if !hands.start(state, CourseId::undo(ix), decision) {
+            break;
+        }
     }
     if (state.nothing_moves() || state.all_settled()) && !state.stuck() {
         let left = state.residue().map(|one| format!("{}: {} {}", one.step, one.kind, one.name));
@@ -326,14 +365,19 @@ fn may_undo(state: &State, ix: StepIx, now: Time, decision: &mut Decision) -> bo
     }
 }
 
+fn work_of(state: &State, id: CourseId) -> &Work {
+    let step = state.plan().step(id.step);
+    match (id.direction, &step.undo) {
+        (Direction::Undo, Some(undo)) => undo,
+        _ => &step.forward,
+    }
+}
+
 /// The next attempt of a course.
 fn start_of(state: &State, id: CourseId) -> Event {
     let step = state.plan().step(id.step);
     let course = state.course(id);
-    let work = match (id.direction, &step.undo) {
-        (Direction::Undo, Some(undo)) => undo,
-        _ => &step.forward,
-    };
+    let work = work_of(state, id);
     // An operator's input takes the place of the plan's.
     let resolve = || {
         work.input.resolve(|source| match source {

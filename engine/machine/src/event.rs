@@ -304,6 +304,9 @@ pub enum Answer {
     },
 }
 
+/// The code of a failure that says that the target as a whole does not answer.
+pub const TARGET_DOWN: &str = "target_down";
+
 /// A failure as data: it outlives the process that saw it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ActivityError {

@@ -4,7 +4,7 @@ use serde::Serialize;
 
 use crate::Time;
 use crate::event::{CourseId, Direction, Outcome};
-use crate::names::StepIx;
+use crate::names::{RunId, StepIx};
 use crate::plan::{Kind, Span};
 use crate::state::{CourseAt, Phase, State, Status};
 
@@ -17,6 +17,15 @@ pub enum Driven {
     Orphaned(String),
     /// Nobody yet; a node may claim it from then on.
     From(Time),
+    /// Nobody: it is not its turn yet.
+    Queued {
+        /// For what it stands in line.
+        key: String,
+        /// Who has that now.
+        holder: Option<RunId>,
+        /// How many are before it.
+        ahead: i64,
+    },
     /// Nobody.
     ByNobody,
 }
@@ -30,6 +39,8 @@ pub struct Explanation {
     pub since: Option<Time>,
     /// What moves it on.
     pub unblocked_by: String,
+    /// The pool in which it waits for a place, if that is why.
+    pub pool: Option<String>,
     /// How long the rest is likely to take once it moves, where the past tells.
     pub remaining: Option<Forecast>,
 }
@@ -47,11 +58,12 @@ pub struct Forecast {
 
 /// Explains a run.
 pub fn explain(state: &State, driven: &Driven, now: Time, remaining: Option<Forecast>) -> Explanation {
-    let (why, unblocked_by) = words(state, driven, now);
-    Explanation { why, since: state.at(), unblocked_by, remaining }
+    let mut pool = None;
+    let (why, unblocked_by) = words(state, driven, now, &mut pool);
+    Explanation { why, since: state.at(), unblocked_by, pool, remaining }
 }
 
-fn words(state: &State, driven: &Driven, now: Time) -> (String, String) {
+fn words(state: &State, driven: &Driven, now: Time, place_in: &mut Option<String>) -> (String, String) {
     let nothing = || "nothing: it is over".to_owned();
     match (state.phase(), driven) {
         (Phase::Over(outcome), _) => {
@@ -74,6 +86,20 @@ fn words(state: &State, driven: &Driven, now: Time) -> (String, String) {
             return (why, "the next free node goes on with it by itself, within seconds".into());
         }
         _ => {}
+    }
+    if let Driven::Queued { key, holder, ahead } = driven {
+        let line = match ahead {
+            0 => String::new(),
+            1 => ", and one run is before it".into(),
+            many => format!(", and {many} runs are before it"),
+        };
+        return match holder {
+            Some(holder) => (
+                format!("run {holder} has \"{key}\"{line}"),
+                "the end of that run; or an operator: cancel it".into(),
+            ),
+            None => (format!("\"{key}\" is free{line}"), "the next look of a node, within seconds".into()),
+        };
     }
     if let Some(waits) = state.waits_for() {
         let by = match state.status() {
@@ -102,10 +128,15 @@ fn words(state: &State, driven: &Driven, now: Time) -> (String, String) {
             let why = "it may go on, and no node has claimed it yet".to_owned();
             (why, format!("a free node that has its activities: {needs}"))
         }
+        (_, Driven::By(node)) if let Some((step, pool)) = state.wants_pool() => {
+            *place_in = Some(pool.to_owned());
+            let why = format!("{step} waits for a place in the pool \"{pool}\" (node {node})");
+            (why, "the end of another call to that target, or of its outage".into())
+        }
         (_, Driven::By(node)) => {
             (format!("node {node} is about to move it"), "nothing: it moves by itself".into())
         }
-        (_, Driven::ByNobody | Driven::Orphaned(_)) => (
+        (_, Driven::ByNobody | Driven::Orphaned(_) | Driven::Queued { .. }) => (
             "nobody has it, and nothing will wake it: that must not be".into(),
             "an operator: run \"backstay check\"".into(),
         ),

@@ -36,12 +36,12 @@ fn next_attempt(state: &State, id: CourseId, error: &ActivityError, now: Time) -
             return None;
         }
     }
-    let failures = course.failures + 1;
+    let failures = course.failures + u32::from(work.counts(error));
     if work.retry.attempts.is_some_and(|most| failures >= most) {
         return None;
     }
     let key = idempotency_key(state.run(), &step.name, id.direction, course.generation);
-    let delay = delay(&work.retry, failures, key.as_u64_pair().0);
+    let delay = delay(&work.retry, failures.max(1), key.as_u64_pair().0);
     let delay = error.retry_after.map_or(delay, |asked| delay.max(asked));
     let at = delay.after(now);
     let too_late = work

@@ -30,10 +30,10 @@ pub mod state;
 pub use act::{MOVED, judge_action};
 pub use action::{Action, Fate, RollBack, Verb};
 pub use chain::{Broken, Chain, is_sealed};
-pub use decide::{Command, Decision, decide, step_event};
+pub use decide::{Command, Decision, Hands, decide, step_event};
 pub use event::{
     ActivityError, Answer, Applied, ClaimReason, CourseId, Direction, Event, Journaled, Outcome, Row, Sender,
-    StepEvent, Undecodable, idempotency_key,
+    StepEvent, TARGET_DOWN, Undecodable, idempotency_key,
 };
 pub use explain::{Driven, Explanation, Forecast, explain, forecast};
 pub use json::{Json, canonical, strict_json};

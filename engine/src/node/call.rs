@@ -9,6 +9,7 @@ use futures_util::FutureExt;
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
 
+use super::pools::Slot;
 use super::{AbortOnDrop, Message, Shared};
 use crate::activity::{Context, Failure, Filled, Probe, Undone};
 
@@ -18,6 +19,8 @@ pub(super) struct Call {
     pub cancel: CancellationToken,
     /// When its progress was journaled last.
     pub noted: Option<std::time::Instant>,
+    /// Its place in the pool of its target, until it ends.
+    pub slot: Option<Slot>,
     _task: AbortOnDrop,
 }
 
@@ -72,7 +75,7 @@ pub(super) fn start(shared: &Shared, state: &State, course: CourseId, now: Time)
         let _ = shared.inbox.send(Message::Outcome { run, course, attempt, result });
     };
     let task = tokio::spawn(task.instrument(span));
-    Call { attempt, cancel, noted: None, _task: AbortOnDrop(task.abort_handle()) }
+    Call { attempt, cancel, noted: None, slot: None, _task: AbortOnDrop(task.abort_handle()) }
 }
 
 /// A probe under way. Dropping it ends it wherever it is.

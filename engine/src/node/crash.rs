@@ -8,7 +8,7 @@ use tokio_util::sync::CancellationToken;
 pub type CrashPoint = &'static str;
 
 /// All of them, in the order that a run meets them.
-pub const POINTS: [CrashPoint; 9] = [
+pub const POINTS: [CrashPoint; 10] = [
     "lease.begun",
     "claim.committed",
     "claim.read",
@@ -18,6 +18,7 @@ pub const POINTS: [CrashPoint; 9] = [
     "call.before",
     "call.after",
     "drain.released",
+    "purge.mid",
 ];
 
 /// Those of whoever speaks to a run, who need not be a node.

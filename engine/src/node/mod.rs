@@ -9,10 +9,12 @@
 //! ```
 
 mod call;
+mod chores;
 #[cfg(debug_assertions)]
 pub mod crash;
 mod driver;
 mod lease;
+mod pools;
 mod scout;
 
 use std::sync::atomic::AtomicUsize;
@@ -23,6 +25,8 @@ use backstay_machine::{ActivityError, Answer, Chain, CourseId, Json, RunId, Stat
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio_util::sync::{CancellationToken, DropGuard};
+
+pub use pools::Breaker;
 
 use crate::activity::Registry;
 use crate::engine::{Submission, Watchers};
@@ -49,6 +53,12 @@ pub struct NodeConfig {
     pub max_crashes: i16,
     /// How long a run that was there when two nodes died is watched alone.
     pub trial: Duration,
+    /// When a target is taken for down. The same on all nodes.
+    pub breaker: Breaker,
+    /// How long runs that are over are kept. Left out: for ever.
+    pub keep_finished: Option<Duration>,
+    /// How long the keys of runs go on to mean them once they are removed.
+    pub keep_keys: Duration,
     /// Whether it begins a new life when it has lost its lease.
     pub rejoin: bool,
     /// Where tests make it die.
@@ -68,6 +78,9 @@ impl Default for NodeConfig {
             progress_every: Duration::from_secs(1),
             max_crashes: 3,
             trial: Duration::from_secs(5),
+            breaker: Breaker::default(),
+            keep_finished: None,
+            keep_keys: Duration::from_secs(30 * 86_400),
             rejoin: true,
             #[cfg(debug_assertions)]
             crash_hook: None,
@@ -132,6 +145,8 @@ pub(crate) enum Message {
     Unknown { owned: Vec<RunId>, reply: oneshot::Sender<Vec<RunId>> },
     /// What has been said to runs of this node. `done` once the answers are journaled.
     Mail { letters: Vec<Letter>, done: oneshot::Sender<()> },
+    /// What the database says about pools.
+    Granted(pools::Answers),
     /// A run that was under suspicion has outlived its trial.
     Acquit(RunId),
     /// Hand everything over and end.
@@ -345,6 +360,8 @@ impl Births {
         // A task of its own, and ours: it ends when this future does.
         let mut scout = tokio::spawn(scout.work());
         let _scout = AbortOnDrop(scout.abort_handle());
+        let chores = tokio::spawn(chores::keep_house(Arc::clone(&shared)));
+        let _chores = AbortOnDrop(chores.abort_handle());
         let scout_died = async {
             match (&mut scout).await {
                 Err(error) if error.is_panic() => {}

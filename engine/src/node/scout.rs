@@ -153,6 +153,9 @@ impl Scout {
         for name in store.patiently("take over", Store::take_over(conn)).await? {
             tracing::warn!(node = name, "a node's lease ran out; its runs are taken over");
         }
+        if !store.patiently("look who stands in line", Store::call_next(conn)).await?.is_empty() {
+            store.patiently("wake up other nodes", store.notify()).await?;
+        }
         self.end_trials();
         self.hand_out_mail().await?;
         loop {

@@ -130,6 +130,8 @@ pub struct Admission {
     pub request_hash: String,
     /// What no two live runs may hold.
     pub exclusive_key: Option<String>,
+    /// It stands in line for that key.
+    pub queue: bool,
     /// When.
     pub at: Time,
 }
@@ -362,6 +364,15 @@ impl Store {
 
     /// Stores a run that no node has yet; any node with its activities may claim it.
     pub(crate) async fn admit_free(&self, a: &Admission, first: &Row) -> Result<bool, StoreError> {
+        let mut conn = self.pool.acquire().await.map_err(StoreError::database("store the run"))?;
+        Self::admit_on(&mut conn, a, first).await
+    }
+
+    pub(crate) async fn admit_on(
+        conn: &mut PgConnection,
+        a: &Admission,
+        first: &Row,
+    ) -> Result<bool, StoreError> {
         let done = sqlx::query_file!(
             "src/store/admit.sql",
             a.run.0,
@@ -375,20 +386,32 @@ impl Store {
             a.exclusive_key,
             first.body.as_ref().map(|body| body.as_str()),
             CHANNEL,
+            a.queue,
         )
-        .fetch_one(&self.pool)
+        .fetch_one(conn)
         .await
-        .map_err(StoreError::database("store the run"))?;
-        Ok(done.admitted)
+        .map_err(StoreError::database("store the run"));
+        match done {
+            Ok(done) => Ok(done.admitted),
+            // The run that had its key was being removed.
+            Err(error) if error.is_duplicate() => Ok(false),
+            Err(error) => Err(error),
+        }
     }
 
     /// Which run stands in the way of an admission that was refused.
     pub(crate) async fn refusal(&self, admission: &Admission) -> Result<Option<Refusal>, StoreError> {
         let found = sqlx::query!(
-            r#"select run_id, request_hash, client_key is not distinct from $1 as "same_key!"
-               from runs
-               where client_key = $1 or (exclusive_key = $2 and finished_at is null)
-               order by 3 desc limit 1"#,
+            r#"select run_id as "run_id!", request_hash as "request_hash!", client_key is not distinct from $1 as "same_key!"
+               from (select run_id, request_hash, client_key, status = 'queued' as in_line
+                     from runs
+                     where client_key = $1
+                        or (exclusive_key = $2 and finished_at is null
+                            and status not in ('committed', 'rolled_back', 'closed'))
+                     union all
+                     select run_id, request_hash, client_key, false
+                     from retired_keys where client_key = $1 and until > clock_timestamp()) as found
+               order by 3 desc, in_line limit 1"#,
             admission.client_key,
             admission.exclusive_key
         )

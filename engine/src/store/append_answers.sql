@@ -9,6 +9,12 @@ admitted as (
     select a.run_id, a.workflow, 'running', a.plan_hash, string_to_array(a.activities, ','), a.priority,
            a.labels::jsonb, a.client_key, a.request_hash, a.exclusive_key, $1, a.at
     from fence, unnest($3::new_run[]) as a
+    -- What a run was submitted under is kept for a while after the run.
+    where (a.client_key is null or not exists (
+              select from retired_keys k where k.client_key = a.client_key and k.until > statement_timestamp()))
+      -- Nobody overtakes those who stand in line.
+      and (a.exclusive_key is null or not exists (
+              select from runs q where q.exclusive_key = a.exclusive_key and q.status = 'queued'))
     on conflict do nothing
     returning run_id
 ),
@@ -26,7 +32,9 @@ changed as (
     from fence, unnest($4::index_change[]) as c
     -- Not "owner = $1": the planner would go by the index of owners, and look at all runs of this life for each one.
     where runs.run_id = c.run_id and runs.claim = c.claim and runs.owner is not distinct from $1
-    returning runs.owner is null and runs.mail > runs.told as spoken_to
+    -- Or somebody may be next in line.
+    returning runs.owner is null
+              and (runs.mail > runs.told or (runs.finished_at is not null and runs.exclusive_key is not null)) as spoken_to
 ),
 written as (
     insert into journal (run_id, seq, claim, epoch, at, kind, step, undo, generation, attempt, key, body, seal)

@@ -19,6 +19,8 @@ pub struct Claimed {
     pub reason: ClaimReason,
     /// What the index says about it.
     pub status: Status,
+    /// 0 to 2.
+    pub priority: i16,
     /// Messages ever sent to it.
     pub mail: i32,
     /// How many of them are answered.
@@ -30,6 +32,7 @@ struct ClaimedRow {
     claim: i32,
     crashes: i16,
     status: String,
+    priority: i16,
     mail: i32,
     told: i32,
 }
@@ -43,6 +46,7 @@ impl ClaimedRow {
             reason,
             // One that this release does not know is its journal's affair, which is read next.
             status: self.status.parse().unwrap_or(Status::Running),
+            priority: self.priority,
             mail: self.mail,
             told: self.told,
         }
@@ -78,7 +82,7 @@ impl Store {
                set owner = $1, due_at = null, claim = claim + 1,
                    status = case when status in ('pending', 'waiting') then 'running' else status end
                where run_id in (select run_id from due)
-               returning run_id, claim, crashes, status, mail, told"#,
+               returning run_id, claim, crashes, status, priority, mail, told"#,
             life.epoch.0,
             life.token,
             activities,
@@ -123,7 +127,7 @@ impl Store {
                    crashes = case when orphaned.ended_why = 'stopped' then crashes else crashes + 1 end
                from orphaned
                where runs.run_id = orphaned.run_id
-               returning runs.run_id, claim, crashes, status, mail, told"#,
+               returning runs.run_id, claim, crashes, status, priority, mail, told"#,
             life.epoch.0,
             life.token,
             activities,
@@ -159,7 +163,7 @@ impl Store {
                )
                update runs set claim = claim + 1 from fence
                where run_id = any ($3) and owner = $1
-               returning run_id, claim, crashes, status, mail, told"#,
+               returning run_id, claim, crashes, status, priority, mail, told"#,
             life.epoch.0,
             life.token,
             &ids

@@ -6,23 +6,28 @@
 //!   claim.rs    who drives which run; reading a journal comes after its claim, in a later statement
 //!   inbox.rs    what is said to runs, and what the journal answers
 //!   lease.rs    the lives of nodes: begin, renew, take over, end
+//!   pools.rs    the limits of targets, and what each life holds of them
 //!   read.rs     for everybody else: get, list, journals
+//!   retention.rs  what is removed, and who stands in line
 //!   schema.rs   which migrations the database has had
 //! ```
 //!
 //! Each write is one statement, so that no dropped future can leave a transaction open; but for a write in which runs
 //! speak to others, which is a transaction on the writer's own connection. Lock order: the own row of `nodes` (or, where
 //! runs speak, after their rows), rows of `runs` in the order of their ids, then `inbox` and `journal`. A takeover locks
-//! rows of `nodes` and waits for nothing else, and a claim skips what is locked.
+//! rows of `nodes` and waits for nothing else, and a claim skips what is locked. Who settles a share of a pool, in a
+//! transaction on a connection of its own, locks its own row of `nodes` and then the pool's.
 
 pub mod access;
 mod append;
 mod claim;
 mod inbox;
 mod lease;
+mod pools;
 #[doc(hidden)]
 pub mod probe;
 mod read;
+mod retention;
 mod schema;
 
 use std::time::Duration;
@@ -35,7 +40,9 @@ pub use append::{Admission, Appended, Batch, IndexChange, Refusal};
 pub use claim::Claimed;
 pub use inbox::{Answered, Letter, Outgoing, Told, UNREADABLE};
 pub use lease::{Life, NodeInfo};
+pub use pools::{Limits, Outage, PoolInfo, PoolRow, ShareRow};
 pub use read::{RunFilter, RunInfo};
+pub use retention::{Line, Purged};
 pub use schema::Schema;
 
 static MIGRATIONS: sqlx::migrate::Migrator = sqlx::migrate!("../migrations");
@@ -206,6 +213,20 @@ impl Store {
             .map_err(StoreError::database(doing))?;
         listener.listen(append::CHANNEL).await.map_err(StoreError::database(doing))?;
         Ok(listener)
+    }
+
+    /// Something in a transaction. The connection is the caller's own: whoever drops this drops it too.
+    pub(crate) async fn within<T>(
+        conn: &mut PgConnection,
+        what: impl AsyncFnOnce(&mut PgConnection) -> Result<T, StoreError>,
+    ) -> Result<T, StoreError> {
+        let failed = StoreError::database("commit");
+        sqlx::query("begin").execute(&mut *conn).await.map_err(&failed)?;
+        let done = what(conn).await;
+        let end = if done.is_ok() { "commit" } else { "rollback" };
+        let ended = sqlx::query(end).execute(&mut *conn).await.map_err(&failed);
+        let done = done?;
+        ended.map(|_| done)
     }
 
     /// Tells all nodes that there may be work.

@@ -7,7 +7,10 @@ use std::time::Duration;
 use backstay_machine::{Row, RunId, Time};
 use sqlx::PgConnection;
 
-use super::{Appended, Batch, Claimed, Letter, Life, Outgoing, Store, StoreError, Told};
+use super::{
+    Admission, Appended, Batch, Claimed, Letter, Life, Outgoing, PoolRow, Purged, Refusal, ShareRow, Store,
+    StoreError, Told,
+};
 
 /// A session as the parts of a node have it.
 pub async fn session(store: &Store, purpose: &str) -> Result<PgConnection, StoreError> {
@@ -104,4 +107,39 @@ pub async fn take_over(conn: &mut PgConnection) -> Result<Vec<String>, StoreErro
 /// How it ends itself.
 pub async fn end_life(conn: &mut PgConnection, life: &Life) -> Result<(), StoreError> {
     Store::end_life(conn, life).await
+}
+
+/// What a node does about a pool.
+pub async fn settle_share<T>(
+    conn: &mut PgConnection,
+    life: &Life,
+    pool: &str,
+    settle: impl FnOnce(&mut PoolRow, &[ShareRow], Time) -> (ShareRow, T),
+) -> Result<T, StoreError> {
+    Store::settle_share(conn, life, pool, settle).await
+}
+
+/// What removes runs.
+pub async fn purge(
+    conn: &mut PgConnection,
+    older_than: Duration,
+    keep_keys: Duration,
+    batch: i64,
+) -> Result<Purged, StoreError> {
+    Store::purge_on(conn, older_than, keep_keys, batch).await
+}
+
+/// What the scout does about runs that stand in line.
+pub async fn call_next(conn: &mut PgConnection) -> Result<Vec<RunId>, StoreError> {
+    Store::call_next(conn).await
+}
+
+/// What whoever submits does where no node is.
+pub async fn admit(conn: &mut PgConnection, admission: &Admission, first: &Row) -> Result<bool, StoreError> {
+    Store::admit_on(conn, admission, first).await
+}
+
+/// And what it asks if that was refused.
+pub async fn refusal(store: &Store, admission: &Admission) -> Result<Option<Refusal>, StoreError> {
+    store.refusal(admission).await
 }

@@ -281,7 +281,13 @@ impl Store {
     pub(crate) async fn driven(&self, run: RunId) -> Result<Option<(Driven, Time)>, StoreError> {
         let row = sqlx::query!(
             r#"select n.name as "name?", n.ended_at is not null as "ended!", r.owner, r.due_at,
-                      clock_timestamp() as "now!"
+                      clock_timestamp() as "now!", case when r.status = 'queued' then r.exclusive_key end as in_line_for,
+                      (select h.run_id from runs h
+                       where r.status = 'queued' and h.exclusive_key = r.exclusive_key and h.finished_at is null
+                         and h.status not in ('queued', 'committed', 'rolled_back', 'closed') limit 1) as holder,
+                      (select count(*) from runs q
+                       where r.status = 'queued' and q.status = 'queued' and q.exclusive_key = r.exclusive_key
+                         and (q.submitted_at, q.run_id) < (r.submitted_at, r.run_id)) as "ahead!"
                from runs r left join nodes n on n.epoch = r.owner where r.run_id = $1"#,
             run.0
         )
@@ -295,7 +301,10 @@ impl Store {
                 // A life that ended long ago is forgotten.
                 (Some(epoch), None, _) => Driven::Orphaned(format!("of life {epoch}")),
                 (None, _, Some(at)) => Driven::From(at),
-                (None, _, None) => Driven::ByNobody,
+                (None, _, None) => match row.in_line_for {
+                    Some(key) => Driven::Queued { key, holder: row.holder.map(RunId), ahead: row.ahead },
+                    None => Driven::ByNobody,
+                },
             };
             (driven, row.now)
         }))

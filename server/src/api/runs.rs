@@ -66,6 +66,9 @@ pub(super) struct Submit {
     #[serde(default)]
     #[schemars(length(min = 1, max = 200))]
     exclusive: Option<String>,
+    /// If another run holds the exclusive key, it stands in line for it. Otherwise it is refused.
+    #[serde(default)]
+    queue: bool,
     /// For finding it again: short texts.
     #[serde(default)]
     labels: Map<String, Value>,
@@ -118,6 +121,7 @@ async fn submit(permit: Permit, ask: Ask<(), (), InJson<Submit>>) -> Result<Take
         key: ask.key.map(|key| format!("{}/{key}", permit.who())),
         asked: Some(ask.digest.iter().map(|byte| format!("{byte:02x}")).collect()),
         exclusive: asked.exclusive,
+        queue: asked.queue,
         labels: Value::Object(asked.labels),
         priority: asked.priority,
         by: Some(permit.sender(asked.why)),

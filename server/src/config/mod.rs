@@ -158,6 +158,10 @@ pub(crate) struct NodeSettings {
     pub progress_every: Span,
     pub max_crashes: i16,
     pub trial: Span,
+    /// How long runs are kept after their end. Left out: for ever.
+    pub keep_finished: Option<Span>,
+    /// How long the key of a run that was removed goes on to mean it.
+    pub keep_keys: Span,
     /// How long calls in flight may take to end when the node is told to stop.
     pub grace: Span,
 }
@@ -188,6 +192,8 @@ impl Default for NodeSettings {
             progress_every: node.progress_every.into(),
             max_crashes: node.max_crashes,
             trial: node.trial.into(),
+            keep_finished: node.keep_finished.map(Span),
+            keep_keys: node.keep_keys.into(),
             grace: Span::secs(30),
         }
     }
@@ -206,6 +212,8 @@ impl NodeSettings {
             progress_every: self.progress_every.0,
             max_crashes: self.max_crashes,
             trial: self.trial.0,
+            keep_finished: self.keep_finished.map(|keep| keep.0),
+            keep_keys: self.keep_keys.0,
             ..NodeConfig::default()
         }
     }

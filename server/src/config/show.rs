@@ -60,6 +60,8 @@ fn leaves(value: &Value, key: String, out: &mut Vec<(String, Value)>) {
                 leaves(value, key, out);
             }
         }
+        // What is left out has no line, as in a file.
+        Value::Null => {}
         value => out.push((key, value.clone())),
     }
 }

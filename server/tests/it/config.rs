@@ -20,6 +20,7 @@ async fn each_layer_wins_over_the_one_before_and_its_name_is_shown() {
         .env("BACKSTAY_CONFIG", &file)
         .env("BACKSTAY_NODE__NAME", "1234")
         .env("BACKSTAY_NODE__MAX_RUNS", "9")
+        .env("BACKSTAY_NODE__KEEP_FINISHED", "12h")
         .env("BACKSTAY_DATA_DIR", "/environment")
         .env("DATABASE_URL", "postgres://me:hunter2@db/x");
     let shown = ran(&mut command).await.exits(0);
@@ -32,6 +33,7 @@ async fn each_layer_wins_over_the_one_before_and_its_name_is_shown() {
     is("node.max_runs", 9.into(), "environment: BACKSTAY_NODE__MAX_RUNS");
     is("data_dir", "/flag".into(), "flag: --data-dir");
     is("node.trial", "5s".into(), "default");
+    is("node.keep_finished", "12h".into(), "environment: BACKSTAY_NODE__KEEP_FINISHED");
     is("database.url", "postgres://me:REDACTED@db/x".into(), "environment: DATABASE_URL");
     assert!(!shown.out.contains("hunter2"));
 }

@@ -248,7 +248,12 @@ async fn people_and_tokens_are_managed_and_the_trail_is_read() {
     while api.cli(&whoami).await.code != Some(6) {
         assert!(std::time::Instant::now() < deadline);
     }
-    api.cli(&["audit", "list", "--limit", "500"]).await.exits(0).says("addPrincipal").says("revokeToken").says("127.0.0.1");
+    api.cli(&["audit", "list", "--limit", "500"])
+        .await
+        .exits(0)
+        .says("addPrincipal")
+        .says("revokeToken")
+        .says("127.0.0.1");
     api.cli(&["audit", "list", "--refused"]).await.exits(0).says("the right \"admin\" is missing");
     let head = api.cli(&["audit", "head", "-o", "name"]).await.exits(0).out.trim().to_owned();
     api.place.run(&["audit", "verify"]).await.exits(0).says(&head);

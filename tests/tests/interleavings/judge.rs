@@ -6,6 +6,7 @@ use backstay_engine::RunId;
 use backstay_engine::store::Claimed;
 
 use crate::orders::{Done, Play};
+use crate::removed;
 use crate::scene::RunRow;
 use crate::spoken;
 use crate::steps::{Answer, Op, Step, What};
@@ -23,6 +24,7 @@ pub fn violations(play: &Play) -> Vec<String> {
     keys_are_used_once(play, &mut wrong);
     no_run_is_silent(play, &mut wrong);
     spoken::violations(play, &mut wrong);
+    removed::violations(play, &mut wrong);
     wrong
 }
 
@@ -56,7 +58,7 @@ fn nothing_fails(play: &Play, wrong: &mut Vec<String>) {
         match &done.answer {
             Answer::Failed(error) => wrong.push(format!("{:?} failed: {error}", done.step)),
             // The same append twice: whoever comes second is told so.
-            Answer::Duplicate if !twice => {
+            Answer::Duplicate if !twice && done.step != Step::Append(1, What::Heir) => {
                 wrong.push(format!("{:?} wrote what was there", done.step));
             }
             _ => {}
@@ -122,7 +124,7 @@ fn no_write_is_too_late(play: &Play, wrong: &mut Vec<String>) {
     }
     // All or nothing, and nothing of what was refused or rolled back.
     let of_one = play.done.iter().filter(
-        |done| matches!(done.step, Step::Append(1, what) if !matches!(what, What::Two | What::Rival)),
+        |done| matches!(done.step, Step::Append(1, what) if !matches!(what, What::Two | What::Rival | What::Heir)),
     );
     let counted = of_one
         .filter(|done| matches!(done.answer, Answer::Appended { .. }) && committed(play, done).is_some());
@@ -232,8 +234,8 @@ fn keys_are_used_once(play: &Play, wrong: &mut Vec<String>) {
             admitted.push(new.0);
         }
     }
-    let key: Vec<_> =
-        play.tables.runs.iter().filter(|row| row.client_key.is_some()).map(|row| row.run_id).collect();
+    let has_it = |row: &&RunRow| row.client_key.as_deref() == Some("the one key");
+    let key: Vec<_> = play.tables.runs.iter().filter(has_it).map(|row| row.run_id).collect();
     if key != admitted {
         wrong.push(format!("the key was given to {admitted:?} and belongs to {key:?}"));
     }
@@ -269,7 +271,7 @@ fn no_run_is_silent(play: &Play, wrong: &mut Vec<String>) {
     for row in play.tables.runs.iter().filter(|row| !moves(row)) {
         wrong.push(format!("nothing wakes {row:?}"));
     }
-    if play.tables.runs.len() < 7 {
+    if play.tables.runs.len() + play.tables.retired.len() < 7 {
         wrong.push("a run is gone".into());
     }
     // Recovery leaves nothing behind that was there for the taking.

@@ -12,11 +12,13 @@
 //!   orders.rs   every order of two operations, step by step
 //!   judge.rs    what must hold of every order
 //!   spoken.rs   and of messages to runs
+//!   removed.rs  and of runs that are removed
 //! ```
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, reason = "tests")]
 
 mod judge;
 mod orders;
+mod removed;
 mod scene;
 mod spoken;
 mod steps;
@@ -29,7 +31,7 @@ use backstay_tests::{Lab, Wire};
 
 use orders::{Bench, SCHEMA, TELL, all_orders};
 use scene::Scene;
-use steps::{OPS, Op, SPOKEN};
+use steps::{OPS, Op, REMOVED, SPOKEN};
 
 /// Every pair of operations; the two of a pair may be the same.
 fn pairs(of: &[Op]) -> Vec<(Op, Op)> {
@@ -70,6 +72,38 @@ async fn whatever_the_order_each_message_is_answered_once() -> anyhow::Result<()
         (Op::TellBack, Op::Rival1),
         (Op::TellMany, Op::Change1),
         (Op::Answer1, Op::TakeOver),
+    ];
+    play_all(all, &seen).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whatever_the_order_a_run_is_removed_wholly_and_its_key_is_not_given_again() -> anyhow::Result<()> {
+    let mut all = pairs(&REMOVED);
+    let some = [
+        Op::Append1,
+        Op::GiveUp1,
+        Op::TakeOver,
+        Op::ClaimDue2,
+        Op::ClaimOrphans2,
+        Op::Recover2,
+        Op::ClaimMail2,
+        Op::Tell,
+        Op::TellBack,
+        Op::TellOver,
+        Op::TellMany,
+        Op::AnswerEnd1,
+        Op::Finish1,
+        Op::Rival1,
+    ];
+    let full = std::env::var("BACKSTAY_SWEEP").is_ok_and(|form| form == "full");
+    let others: Vec<_> = if full { OPS.into_iter().chain(SPOKEN).collect() } else { some.to_vec() };
+    all.extend(REMOVED.iter().flat_map(|left| others.iter().map(move |right| (*left, *right))));
+    let seen = [
+        (Op::Purge, Op::AdmitHeir),
+        (Op::Purge, Op::AppendHeir1),
+        (Op::PurgeThatDies, Op::AdmitHeir),
+        (Op::Purge, Op::TellBack),
+        (Op::Purge, Op::TellOver),
     ];
     play_all(all, &seen).await
 }
@@ -165,7 +199,19 @@ struct Mistake {
 const APPEND: &str = "insert into journal (run_id, seq, claim, epoch, at, kind, step";
 const NO_CHECK: (&str, &str, &str) = (SCHEMA, "alter table runs drop constraint runs_wake_reason", "");
 const SPOKEN_TO: &str = "runs.mail > c.told";
-const MISTAKES: [Mistake; 20] = [
+const MISTAKES: [Mistake; 22] = [
+    Mistake {
+        name: "a key is not looked up again after a removal was waited for",
+        exchanges: &[(SCHEMA, "alter table runs disable trigger runs_retired_key", "")],
+        pair: (Op::Purge, Op::AdmitHeir),
+        shows: "the key was given to another run",
+    },
+    Mistake {
+        name: "who removes runs does not lock them",
+        exchanges: &[("into retired_keys", "limit $2\n    for update skip locked", "limit $2")],
+        pair: (Op::Purge, Op::TellBack),
+        shows: "nobody will look at the message",
+    },
     Mistake {
         name: "who gives a run up does not look whether it was spoken to: the table refuses it",
         exchanges: &[(APPEND, SPOKEN_TO, "false")],

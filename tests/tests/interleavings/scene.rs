@@ -36,6 +36,8 @@ pub struct Scene {
     pub at_rest: RunId,
     /// Over, and can come back; it had an exclusive key.
     pub over: RunId,
+    /// What is admitted under the client key of `over`, without a node and by `one`.
+    pub heirs: [RunId; 2],
     /// The id of the message to `a` that is in the inbox already.
     pub letter: Uuid,
     /// The ids of those that are sent: to `a` (and by mistake to `b`), to `at_rest`, two to `over`, to many.
@@ -102,12 +104,14 @@ pub struct Tables {
     pub runs: Vec<RunRow>,
     pub journal: Vec<EventRow>,
     pub inbox: Vec<LetterRow>,
+    /// The runs whose keys are kept after them.
+    pub retired: Vec<Uuid>,
 }
 
 impl Scene {
     pub async fn set(sql: &mut PgConnection, two_is_late: bool) -> anyhow::Result<Self> {
         let mut set = sql.begin().await?;
-        sqlx::raw_sql("delete from journal; delete from inbox; delete from runs; delete from nodes")
+        sqlx::raw_sql("delete from journal; delete from inbox; delete from runs; delete from nodes; delete from retired_keys")
             .execute(&mut *set)
             .await?;
         let mut lives = Vec::new();
@@ -146,6 +150,7 @@ impl Scene {
             also: fresh(),
             at_rest: fresh(),
             over: fresh(),
+            heirs: [fresh(), fresh()],
             letter: Uuid::now_v7(),
             x: Uuid::now_v7(),
             to_rest: Uuid::now_v7(),
@@ -183,9 +188,9 @@ impl Scene {
         sqlx::query(
             "with runs as (
                  insert into runs (run_id, workflow, status, plan_hash, activities, request_hash, claim, note,
-                                   exclusive_key, submitted_at, finished_at)
-                 values ($1, 'w', 'held', '', '{}', '', 0, 'somebody must decide', null, $3, null),
-                        ($2, 'w', 'succeeded', '', '{}', '', 0, null, 'the one place', $3, $3)
+                                   exclusive_key, client_key, submitted_at, finished_at)
+                 values ($1, 'w', 'held', '', '{}', '', 0, 'somebody must decide', null, null, $3, null),
+                        ($2, 'w', 'succeeded', '', '{}', '', 0, null, 'the one place', 'its key', $3, $3::timestamptz - interval '1 hour')
                  returning run_id
              )
              insert into journal (run_id, seq, claim, epoch, at, kind, undo, generation, attempt)
@@ -265,6 +270,14 @@ impl Scene {
         batch
     }
 
+    /// A new run under the client key of the one that is over.
+    pub fn heir(&self, which: usize) -> (Admission, Row) {
+        let batch = self.batch_of(&self.one, self.a, self.heirs[which]);
+        let (mut admission, (_, first)) = (batch.admissions[0].clone(), batch.events[2].clone());
+        admission.client_key = Some("its key".into());
+        (admission, first)
+    }
+
     fn event(&self, seq: i64, claim: i32, life: &Life) -> Row {
         Row {
             seq,
@@ -310,6 +323,7 @@ impl Scene {
             client_key: Some("the one key".into()),
             request_hash: String::new(),
             exclusive_key: None,
+            queue: false,
             at: self.before,
         };
         let mut first = self.event(1, 0, life);
@@ -356,6 +370,7 @@ impl Tables {
             .fetch_all(&mut *sql)
             .await?,
             inbox: sqlx::query_as("select id, run_id from inbox").fetch_all(&mut *sql).await?,
+            retired: sqlx::query_scalar("select run_id from retired_keys").fetch_all(&mut *sql).await?,
         })
     }
 }

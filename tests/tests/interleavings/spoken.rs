@@ -9,6 +9,7 @@ use uuid::Uuid;
 
 use crate::judge::committed;
 use crate::orders::{Done, Play};
+use crate::removed;
 use crate::steps::{Answer, Step, What};
 
 pub fn violations(play: &Play, wrong: &mut Vec<String>) {
@@ -115,12 +116,13 @@ fn refusals_are_true(play: &Play, sent: &HashMap<Uuid, RunId>, wrong: &mut Vec<S
         let Answer::Told(told) = &done.answer else { continue };
         for (message, told) in told {
             let earlier = |at: Option<usize>| at.is_some_and(|at| at < done.ended);
+            let removed = removed::when(play);
             let is_true = match told {
                 Told::Told => true,
                 Told::Known(run, said) => {
                     sent.get(&message.id) == Some(run) && *said == play.scene.said(message.id)
                 }
-                Told::Missing => false,
+                Told::Missing => message.run == play.scene.over && earlier(removed),
                 Told::Over(status) => {
                     let back = play
                         .tables

@@ -2,9 +2,10 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use backstay_engine::machine::Row;
-use backstay_engine::store::{Claimed, Life, Outgoing, Told, probe};
+use backstay_engine::store::{Batch, Claimed, Life, Outgoing, Told, probe};
 use backstay_engine::{RunId, StoreError};
 use sqlx::{AssertSqlSafe, PgConnection};
 use tokio::sync::Mutex;
@@ -74,6 +75,12 @@ pub enum Op {
     Rival1,
     /// Looks for a message in both places.
     Look,
+    /// What is over is removed.
+    Purge,
+    PurgeThatDies,
+    /// A new run under the client key of the one that is over: without a node, and by one.
+    AdmitHeir,
+    AppendHeir1,
     /// Mistakes.
     ClaimReadInOne2,
     RecoverInOneSnapshot2,
@@ -104,6 +111,9 @@ pub const SPOKEN: [Op; 20] = [
     Op::Rival1,
     Op::Look,
 ];
+
+/// What is about runs that are removed.
+pub const REMOVED: [Op; 4] = [Op::Purge, Op::PurgeThatDies, Op::AdmitHeir, Op::AppendHeir1];
 
 /// All else that the store does.
 pub const OPS: [Op; 19] = [
@@ -144,6 +154,8 @@ pub enum Step {
     /// The message is taken out of the inbox, apart from its answer.
     Clear,
     LookForLetter,
+    Purge,
+    AdmitHeir,
     End,
     Supersede,
     /// Life 3 claims, writes and gives up, on a session of its own.
@@ -163,6 +175,7 @@ pub enum What {
     AnswerNew,
     Two,
     Rival,
+    Heir,
 }
 
 /// Which message.
@@ -244,6 +257,10 @@ impl Op {
             Op::Change1 => &[Begin, Append(1, What::Two), Commit],
             Op::Rival1 => &[Begin, Append(1, What::Rival), Commit],
             Op::Look => &[LookForLetter, LookForLetter],
+            Op::Purge => &[Begin, Step::Purge, Commit],
+            Op::PurgeThatDies => &[Begin, Step::Purge, Rollback],
+            Op::AdmitHeir => &[Begin, Step::AdmitHeir, Commit],
+            Op::AppendHeir1 => &[Begin, Append(1, What::Heir), Commit],
             Op::AnswerThenClear1 => &[Append(1, What::Answer(true, After::GoOn)), Commit, Clear, Commit],
             Op::ClearThenAnswer1 => &[Clear, Commit, Append(1, What::Answer(true, After::GoOn)), Rollback],
             Op::ClaimReadInOne2 => &[ClaimDueAndRead(2), Commit],
@@ -278,6 +295,10 @@ pub enum Answer {
     Read(Journals),
     /// What became of each message.
     Told(Vec<(Outgoing, Told)>),
+    /// How many runs were removed.
+    Purged(i64),
+    /// Whether the run was taken on.
+    Admitted(bool),
     /// The messages to runs that were claimed.
     Mail(Vec<uuid::Uuid>),
     /// Whether a message was in the inbox, and whether in the journal.
@@ -371,6 +392,11 @@ impl Session {
                     What::AnswerNew => scene.answer_of(Some(scene.x), 1, After::GoOn),
                     What::Two => scene.changes_of_two(),
                     What::Rival => scene.rival(),
+                    What::Heir => {
+                        let (admission, first) = scene.heir(1);
+                        let (admissions, events) = (vec![admission], vec![(scene.heirs[1], first)]);
+                        Batch { admissions, events, ..Batch::default() }
+                    }
                 };
                 let done = probe::append(conn, life(number), &batch).await?;
                 Answer::Appended { refused: done.refused }
@@ -402,6 +428,14 @@ impl Session {
                 let told = probe::tell(conn, &messages).await?;
                 self.told = told.contains(&Told::Told);
                 Answer::Told(messages.into_iter().zip(told).collect())
+            }
+            Step::Purge => {
+                let month = Duration::from_secs(30 * 86_400);
+                Answer::Purged(probe::purge(conn, Duration::from_secs(1_800), month, 10).await?.runs)
+            }
+            Step::AdmitHeir => {
+                let (admission, first) = scene.heir(0);
+                Answer::Admitted(probe::admit(conn, &admission, &first).await?)
             }
             Step::Clear => {
                 let cleared =

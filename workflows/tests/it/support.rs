@@ -24,7 +24,7 @@ pub fn activities() -> Activities {
     let mut all = BTreeMap::new();
     let mut add = |name: &str, input: Value, output: Value| {
         // Read as JSON would be: what else an activity may say of itself has its default.
-        let spec = ActivitySpec { name: name.into(), input, output, effect: Effect::default() };
+        let spec = ActivitySpec { name: name.into(), input, output, effect: Effect::default(), pool: None };
         all.insert(name.to_owned(), spec);
     };
     add(

@@ -54,7 +54,12 @@ pub(super) fn agrees(reading: &Reading<'_>, index: &Index, found: &mut Findings)
         wrong("the index says waiting, but an attempt is in flight".into());
     }
 
-    let reasons = [index.owner.is_some().then_some("an owner"), index.due_at.is_some().then_some("a time")];
+    let in_line = index.status == Status::Queued && index.owner.is_none() && index.due_at.is_none();
+    let reasons = [
+        in_line.then_some("its turn"),
+        index.owner.is_some().then_some("an owner"),
+        index.due_at.is_some().then_some("a time"),
+    ];
     let mut reasons: Vec<_> = reasons.into_iter().flatten().collect();
     reasons.extend(
         for_people(reading, index)
@@ -147,7 +152,7 @@ fn expected(reading: &Reading<'_>) -> Vec<Status> {
     }
     let mut due = vec![Status::Running, Status::Waiting];
     if !reading.events.iter().any(|journaled| matches!(journaled.event, Event::Step { .. })) {
-        due.push(Status::Pending);
+        due.extend([Status::Pending, Status::Queued]);
     }
     due
 }

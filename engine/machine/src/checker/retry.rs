@@ -44,7 +44,7 @@ pub(super) fn retries(reading: &Reading<'_>, course: &CourseLog<'_>, found: &mut
                 count.started = Some(m.at);
             }
             What::Said(StepEvent::Failed { error, retry_at }) => {
-                count.failures = count.failures.saturating_add(1);
+                count.failures = count.failures.saturating_add(u32::from(work.counts(error)));
                 count.retry_at = *retry_at;
                 let wrong = match retry_at {
                     Some(due) => too_much(&work.retry, &count, error, m.at, *due),

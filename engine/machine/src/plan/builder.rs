@@ -142,6 +142,7 @@ impl PlanBuilder {
             name: name.into(),
             title: None,
             activity: activity.into(),
+            pool: None,
             input: json!({}),
             plan: None,
             after: Vec::new(),
@@ -200,8 +201,22 @@ impl StepBuilder<'_> {
 
     /// The activity that undoes it, with its input.
     pub fn undone_by(self, activity: impl Into<String>, input: Value) -> Self {
-        let undo = UndoSpec { activity: activity.into(), input, retry: None, timeout: None };
+        let undo = UndoSpec { activity: activity.into(), pool: None, input, retry: None, timeout: None };
         self.edit(|step| step.undo = Some(undo))
+    }
+
+    /// The pool that its calls need a place in.
+    pub fn pool(self, pool: impl Into<String>) -> Self {
+        self.edit(|step| step.pool = Some(pool.into()))
+    }
+
+    /// The pool that the undo's calls need a place in.
+    pub fn undo_pool(self, pool: impl Into<String>) -> Self {
+        self.edit(|step| {
+            if let Some(undo) = &mut step.undo {
+                undo.pool = Some(pool.into());
+            }
+        })
     }
 
     /// The undo's own retry.

@@ -116,6 +116,7 @@ static WAIT: LazyLock<ActivitySpec> = LazyLock::new(|| ActivitySpec {
         "required": ["by", "signal"],
     }),
     effect: Effect::default(),
+    pool: None,
 });
 
 static APPROVE: LazyLock<ActivitySpec> = LazyLock::new(|| ActivitySpec {
@@ -137,6 +138,7 @@ static APPROVE: LazyLock<ActivitySpec> = LazyLock::new(|| ActivitySpec {
         "required": ["by"],
     }),
     effect: Effect::default(),
+    pool: None,
 });
 
 static RUN: LazyLock<ActivitySpec> = LazyLock::new(|| ActivitySpec {
@@ -148,4 +150,5 @@ static RUN: LazyLock<ActivitySpec> = LazyLock::new(|| ActivitySpec {
         "required": ["run", "outcome"],
     }),
     effect: Effect::default(),
+    pool: None,
 });

@@ -184,7 +184,13 @@ fn seal(spec: &mut PlanSpec, catalog: &dyn Catalog, problems: &mut Problems) {
     spec.timeout.get_or_insert(DEFAULT_TIMEOUT);
     spec.settle_within.get_or_insert(DEFAULT_SETTLE);
     for step in &mut spec.steps {
+        if let Some(undo) = &mut step.undo
+            && let Some(activity) = known(catalog, &undo.activity)
+        {
+            undo.pool = undo.pool.take().or_else(|| activity.pool.clone());
+        }
         let Some(activity) = known(catalog, &step.activity) else { continue };
+        step.pool = step.pool.take().or_else(|| activity.pool.clone());
         let mut known = activity.effect;
         // An activity that is told how to look can look only where it is told.
         let told = activity.input.get("x-probe").and_then(serde_json::Value::as_str);
@@ -270,6 +276,17 @@ fn form_of_step(step: &StepSpec, problems: &mut Problems) -> bool {
     let name = Some(step.name.as_str());
     named(&step.name, "the step", name, problems);
     titled(step.title.as_deref(), "the title", name, problems);
+    for (what, pool) in [
+        ("its pool", step.pool.as_ref()),
+        ("its undo's pool", step.undo.as_ref().and_then(|undo| undo.pool.as_ref())),
+    ] {
+        if let Some(pool) = pool {
+            named(pool, what, name, problems);
+        }
+    }
+    if step.pool.is_some() && kind(&step.activity) != Kind::Call {
+        problems.add(name, Rule::Form, "names a \"pool\", but it calls nobody".into());
+    }
     // A wait leaves nothing behind, and what a commit has finished is not undone.
     let needs_undo = kind(&step.activity) == Kind::Call && !step.finalize;
     match (&step.undo, &step.nothing_to_undo) {
@@ -430,6 +447,7 @@ fn link(spec: &PlanSpec, trust: Trust, problems: &mut Problems) -> Linked {
         let timeout = step.timeout.or(spec.timeout).unwrap_or(DEFAULT_TIMEOUT);
         let forward = Work {
             activity: step.activity.clone(),
+            pool: step.pool.clone(),
             input: bind.template(&step.input, false, problems),
             retry,
             timeout,
@@ -437,12 +455,14 @@ fn link(spec: &PlanSpec, trust: Trust, problems: &mut Problems) -> Linked {
         // The undo of a run is its rollback.
         let rollback = (kind(&step.activity) == Kind::Run && !step.finalize).then(|| Work {
             activity: step.activity.clone(),
+            pool: None,
             input: Template::new(serde_json::json!({}), Vec::new()),
             retry: Retry::never(),
             timeout,
         });
         let undo = step.undo.as_ref().map(|undo| Work {
             activity: undo.activity.clone(),
+            pool: undo.pool.clone(),
             input: bind.template(&undo.input, true, problems),
             retry: undo.retry.or(spec.undo_retry).unwrap_or_else(Retry::of_undos),
             timeout: undo.timeout.or(spec.timeout).unwrap_or(DEFAULT_TIMEOUT),

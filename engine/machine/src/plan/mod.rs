@@ -23,6 +23,7 @@ use std::sync::Arc;
 
 use serde_json::Value;
 
+use crate::event::{ActivityError, TARGET_DOWN};
 use crate::json::Json;
 use crate::names::{StepIx, StepName};
 
@@ -71,6 +72,8 @@ pub struct ActivitySpec {
     pub output: Value,
     /// What is known of its effect; a plan may state a longer delay.
     pub effect: Effect,
+    /// The pool of the target that it calls; a plan may name another.
+    pub pool: Option<String>,
 }
 
 /// Where plans find the activities that they name.
@@ -141,12 +144,22 @@ pub struct Required {
 pub struct Work {
     /// The activity's name.
     pub activity: String,
+    /// The pool that each of its calls needs a place in.
+    pub pool: Option<String>,
     /// The input, with its bindings.
     pub input: Template,
     /// When to try again.
     pub retry: Retry,
     /// How long one attempt may take.
     pub timeout: Span,
+}
+
+impl Work {
+    /// Whether a failure counts against its patience. That a target is down is the pool's affair: its steps wait for it
+    /// together, and none of them gives up over it.
+    pub fn counts(&self, error: &ActivityError) -> bool {
+        self.pool.is_none() || !error.retryable || error.code != TARGET_DOWN
+    }
 }
 
 impl Plan {

@@ -57,6 +57,10 @@ pub struct StepSpec {
     pub title: Option<String>,
     /// The activity that it runs.
     pub activity: String,
+    /// The target that its calls go to, if calls to it are limited over all nodes: the name of a pool. Left out: what
+    /// the activity says of itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pool: Option<String>,
     /// The activity's input; `{"$output": "step/pointer"}` stands for a value that another step gives.
     #[serde(
         default = "empty_object",
@@ -154,6 +158,9 @@ pub enum Ending {
 pub struct UndoSpec {
     /// The activity.
     pub activity: String,
+    /// The pool of its target. Left out: what the activity says of itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pool: Option<String>,
     /// Its input; `{"$output": "/pointer"}` stands for the output of the step that is undone, or null if it
     /// never came to one.
     #[serde(

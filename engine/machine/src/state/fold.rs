@@ -321,7 +321,11 @@ impl State {
             }
             (from @ (Running | InDoubt { .. } | Waiting(_)), StepEvent::Failed { error, retry_at }) => {
                 let ran = *from == Running;
-                course.failures += 1;
+                let work = match (id.direction, &declared.undo) {
+                    (Direction::Undo, Some(undo)) => undo,
+                    _ => &declared.forward,
+                };
+                course.failures += u32::from(work.counts(error));
                 if error.applied == Applied::Maybe {
                     course.may_be_applied = true;
                     course.doubtful_since = Some(at);

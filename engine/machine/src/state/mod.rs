@@ -120,6 +120,8 @@ pub enum Phase {
 pub enum Status {
     /// No node has begun.
     Pending,
+    /// Not its turn yet: another run has its exclusive key.
+    Queued,
     /// Going forward.
     Running,
     /// Nothing to do before a time.
@@ -147,8 +149,9 @@ pub enum Status {
 }
 
 /// Every status there is.
-pub const STATUSES: [Status; 13] = [
+pub const STATUSES: [Status; 14] = [
     Status::Pending,
+    Status::Queued,
     Status::Running,
     Status::Waiting,
     Status::Held,
@@ -550,6 +553,16 @@ impl State {
         self.unsettled == 0
     }
 
+    /// A step that could begin if there were a place in its pool, and that pool.
+    pub(crate) fn wants_pool(&self) -> Option<(&StepName, &str)> {
+        let back = self.phase == Phase::RollingBack;
+        self.fresh.iter().chain(&self.open).find_map(|ix| {
+            let step = self.plan.step(*ix);
+            let work = if back { step.undo.as_ref()? } else { &step.forward };
+            Some((&step.name, work.pool.as_deref()?))
+        })
+    }
+
     /// How many attempts are in flight.
     pub fn running(&self) -> usize {
         self.running
@@ -660,6 +673,7 @@ impl Status {
     pub fn as_str(self) -> &'static str {
         match self {
             Status::Pending => "pending",
+            Status::Queued => "queued",
             Status::Running => "running",
             Status::Waiting => "waiting",
             Status::Held => "held",

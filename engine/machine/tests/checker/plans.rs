@@ -21,7 +21,13 @@ impl Catalog for Anything {
 
 fn check(plan: PlanBuilder) -> Arc<Plan> {
     let effect = Effect { probed: true, refuses_duplicates: true, ..Effect::default() };
-    let spec = |name: &str| ActivitySpec { name: name.into(), input: json!({}), output: json!({}), effect };
+    let spec = |name: &str| ActivitySpec {
+        name: name.into(),
+        input: json!({}),
+        output: json!({}),
+        effect,
+        pool: None,
+    };
     plan.check(&Anything([spec("do"), spec("undo")])).unwrap()
 }
 

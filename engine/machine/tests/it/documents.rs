@@ -38,6 +38,7 @@ fn every_plan_in_the_documents_is_a_plan() {
                 input: json!({}),
                 output: json!({}),
                 effect: Effect::default(),
+                pool: None,
             };
             any.0.insert(name.into(), spec);
         }

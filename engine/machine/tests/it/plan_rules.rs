@@ -402,7 +402,7 @@ fn every_difference_that_matters_changes_the_hash() {
 
 #[test]
 fn an_undo_that_is_written_without_input_gets_an_empty_object() {
-    let undo = UndoSpec { activity: "undo".into(), input: json!({}), retry: None, timeout: None };
+    let undo = UndoSpec { activity: "undo".into(), pool: None, input: json!({}), retry: None, timeout: None };
     let read: UndoSpec = serde_json::from_str(r#"{"activity": "undo"}"#).unwrap();
     assert_eq!(read, undo);
 }

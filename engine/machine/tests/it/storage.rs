@@ -68,7 +68,7 @@ prop_compose! {
         let timeout = Some(Span(timeout.0 + std::time::Duration::from_nanos(1)));
         StepSpec {
             input,
-            undo: Some(UndoSpec { activity: "undo".into(), input: undo_input, retry: undo_retry, timeout }),
+            undo: Some(UndoSpec { activity: "undo".into(), pool: None, input: undo_input, retry: undo_retry, timeout }),
             retry,
             title,
             timeout,

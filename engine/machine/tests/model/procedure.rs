@@ -24,7 +24,8 @@ impl Catalog for Activities {
 
 fn activities() -> Activities {
     let spec = |name: &'static str, effect| {
-        let spec = ActivitySpec { name: name.into(), input: json!({}), output: json!({}), effect };
+        let spec =
+            ActivitySpec { name: name.into(), input: json!({}), output: json!({}), effect, pool: None };
         (name, spec)
     };
     let late = Effect { longest_delay: Span(TICK), ..Effect::default() };

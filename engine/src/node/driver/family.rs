@@ -65,6 +65,7 @@ impl Driver {
                     client_key: None,
                     request_hash: String::new(),
                     exclusive_key: None,
+                    queue: false,
                     at: self.shared.now(),
                 };
                 let by = run.state.sender().cloned().map(Box::new);

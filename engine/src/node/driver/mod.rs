@@ -10,6 +10,7 @@
 
 mod family;
 mod mail;
+mod slots;
 mod write;
 
 use std::cmp::Reverse;
@@ -27,8 +28,10 @@ use sqlx::PgConnection;
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
+use self::slots::Start;
 use super::call::{self, Call};
-use super::{Found, Message, Shared};
+use super::pools::{Pools, Slot, keep_asking};
+use super::{AbortOnDrop, Found, Message, Shared};
 use crate::engine::Submission;
 use crate::store::{Appended, Batch, IndexChange, Store, StoreError};
 
@@ -48,7 +51,11 @@ pub(super) struct Driver {
     /// Runs that found no room for a call.
     starved: VecDeque<RunId>,
     /// Calls whose start is durable, while the lease is too short to begin them.
-    deferred: Vec<(RunId, CourseId, (u32, u32))>,
+    deferred: Vec<Start>,
+    pools: Pools,
+    /// Places in pools that the decision at hand has taken.
+    taken: Vec<Slot>,
+    _asking: AbortOnDrop,
     scout: CancellationToken,
     drain_until: Option<Instant>,
 }
@@ -58,6 +65,9 @@ struct Run {
     state: State,
     /// Over the rows of its journal, with those that are on their way.
     chain: Chain,
+    priority: i16,
+    /// Another run has its exclusive key: it answers, and is put back where it stood.
+    in_line: bool,
     calls: HashMap<CourseId, Call>,
     probes: HashMap<StepIx, call::Question>,
     /// What the index says.
@@ -80,6 +90,8 @@ impl Run {
         Self {
             chain: Chain::new(state.run()),
             state,
+            priority: 1,
+            in_line: indexed == Status::Queued,
             calls: HashMap::new(),
             probes: HashMap::new(),
             indexed,
@@ -132,13 +144,14 @@ struct Left {
     seq: i64,
     claim: i32,
     told: i32,
+    in_line: bool,
 }
 
 enum Then {
     /// The submission is durable.
     Admitted(Box<Submission>),
     /// The start is durable: call.
-    Call(RunId, CourseId, (u32, u32)),
+    Call(Start),
     /// Somebody waits for it.
     Tell(oneshot::Sender<()>),
     /// The run is over, or somebody else's.
@@ -154,6 +167,8 @@ impl Driver {
         inbox: mpsc::UnboundedReceiver<Message>,
         scout: CancellationToken,
     ) -> Self {
+        let (asks, asked) = mpsc::unbounded_channel();
+        let asking = tokio::spawn(keep_asking(shared.clone(), asked));
         Self {
             shared,
             inbox,
@@ -165,6 +180,9 @@ impl Driver {
             calls: 0,
             starved: VecDeque::new(),
             deferred: Vec::new(),
+            pools: Pools::new(asks),
+            taken: Vec::new(),
+            _asking: AbortOnDrop(asking.abort_handle()),
             scout,
             drain_until: None,
         }
@@ -200,6 +218,7 @@ impl Driver {
             // After every turn: an inbox that is never empty must not hold up what has fallen due.
             self.timers_due();
             self.feed_starved();
+            self.feed_pools();
         }
         self.end().await;
     }
@@ -223,7 +242,9 @@ impl Driver {
                 if run.calls.get(&course).is_none_or(|call| call.attempt != attempt) {
                     return;
                 }
-                run.calls.remove(&course);
+                if let Some(slot) = run.calls.remove(&course).and_then(|mut call| call.slot.take()) {
+                    self.pools.heard(&slot, &result);
+                }
                 self.calls -= 1;
                 let now = self.shared.now();
                 let what = match result {
@@ -297,6 +318,7 @@ impl Driver {
                     self.done_without_writing();
                 }
             }
+            Message::Granted(answers) => self.pools.granted(answers),
             Message::Acquit(id) => self.clear_suspicion(id),
             Message::Drain { grace } => {
                 self.drain_until = Some(Instant::now() + grace);
@@ -321,6 +343,7 @@ impl Driver {
         let state = State::new(id, std::sync::Arc::clone(&submission.plan));
         let mut run = Run::new(state, Status::Running, submission.ended.take());
         run.admitting = true;
+        run.priority = submission.admission.priority;
         self.insert(id, run);
         self.pending.batch.admissions.push(submission.admission.clone());
         let by = submission.by.clone();
@@ -342,12 +365,14 @@ impl Driver {
                 let refusals: Vec<_> =
                     letters.map(|one| (one.id, mail::refusal(one, &unread(&why)))).collect();
                 let told = told + refusals.len() as i32;
-                let left = Left { seq, claim: found.claimed.claim, told };
+                let in_line = found.claimed.status == Status::Queued;
+                let left = Left { seq, claim: found.claimed.claim, told, in_line };
                 return self.quarantine_unread(id, left, why, refusals);
             }
         };
         let mut run = Run::new(state, found.claimed.status, None);
         run.suspected = found.claimed.crashes > 0;
+        run.priority = found.claimed.priority;
         run.told = told;
         run.chain = found.chain;
         self.insert(id, run);
@@ -383,7 +408,7 @@ impl Driver {
         tracing::error!(run = %id, "quarantined: {why}");
         metrics::counter!("backstay_quarantined_total").increment(1);
         let body = Json::of(&serde_json::json!({ "why": why }));
-        let Left { mut seq, claim, told } = left;
+        let Left { mut seq, claim, told, in_line } = left;
         seq += 1;
         self.pending.batch.events.push((id, self.bare_row("quarantined", seq, claim, body)));
         for (message, body) in refusals {
@@ -394,7 +419,8 @@ impl Driver {
         self.change(IndexChange {
             run: id,
             claim,
-            status: Status::Quarantined,
+            // Only one live run can be there for its key, and that is another one yet.
+            status: if in_line { Status::Queued } else { Status::Quarantined },
             release: true,
             due_at: None,
             note: Some(why),
@@ -443,13 +469,20 @@ impl Driver {
         let now = self.shared.now();
         let draining = self.drain_until.is_some();
         let mut ask_soon = None;
+        let mut refused;
         let wake_at = loop {
             let Some(run) = self.runs.get_mut(&id) else { return };
             if run.leaving {
                 return;
             }
             let room = if draining { 0 } else { self.shared.config.max_calls.saturating_sub(self.calls) };
-            let decision = decide(&run.state, now, room);
+            refused = false;
+            if run.in_line && run.state.phase() == Phase::Forward {
+                break None;
+            }
+            let mut hands = self.pools.hands(id, run.priority, room);
+            let decision = decide(&run.state, now, &mut hands);
+            (self.taken, refused) = hands.end();
             let mut appended = false;
             for command in decision.commands {
                 match command {
@@ -478,15 +511,17 @@ impl Driver {
                     }
                 }
             }
+            self.taken.clear();
             if !appended {
                 break decision.wake_at;
             }
         };
-        self.arrange(id, now, ask_soon.into_iter().chain(wake_at).min());
+        self.arrange(id, now, ask_soon.into_iter().chain(wake_at).min(), refused);
     }
 
     /// What a run does while nothing is to be decided: leave, be put down, wait for a time, wait for calls.
-    fn arrange(&mut self, id: RunId, now: Time, wake_at: Option<Time>) {
+    /// Where something was `refused`, it goes on as soon as there are hands: then it stays here, or is handed over.
+    fn arrange(&mut self, id: RunId, now: Time, wake_at: Option<Time>, refused: bool) {
         let draining = self.drain_until.is_some();
         let full = self.calls >= self.shared.config.max_calls;
         let park_after = chrono::TimeDelta::from_std(self.shared.config.park_after).unwrap_or_default();
@@ -498,8 +533,12 @@ impl Driver {
         let quiet = quiet && !run.admitting;
         if run.state.is_over() && !run.admitting {
             change.finished_at = Some(run.state.at().unwrap_or(now));
+        } else if quiet && run.in_line {
+            change.status = Status::Queued;
+            change.note = Some("another run has its exclusive key".into());
         } else if quiet
             && wake_at.is_none()
+            && !refused
             && let Some(what) = run.state.waits_for()
         {
             // "Going forward" and "being made final" say that something is done.
@@ -509,7 +548,9 @@ impl Driver {
             change.note = Some(what);
         } else if quiet && draining {
             change.due_at = Some(now);
-        } else if let (true, Some(at)) = (quiet && !full, wake_at.filter(|at| *at - now > park_after)) {
+        } else if let (true, Some(at)) =
+            (quiet && !full && !refused, wake_at.filter(|at| *at - now > park_after))
+        {
             change.due_at = Some(at);
             if status == Status::Running {
                 change.status = Status::Waiting;
@@ -558,7 +599,8 @@ impl Driver {
         if let Err(illegal) = run.state.apply(&journaled) {
             // A mistake of ours. The journal is right so far: whoever reads it next starts from there.
             tracing::error!(run = %id, "a decision was illegal, and the run is left alone: {illegal}");
-            let left = Left { seq: run.state.seq(), claim: run.state.claim(), told: run.told };
+            let (seq, claim, told, in_line) = (run.state.seq(), run.state.claim(), run.told, run.in_line);
+            let left = Left { seq, claim, told, in_line };
             let claim = left.claim;
             run.leaving = true;
             self.calls -= run.calls.len();
@@ -576,7 +618,9 @@ impl Driver {
                 StepEvent::Started { .. } if run.state.course(*course).at != CourseAt::Running => {}
                 StepEvent::Started { .. } => {
                     self.calls += 1;
-                    self.pending.then.push(Then::Call(id, *course, (*generation, *attempt)));
+                    let slot = slots::taken_for(&mut self.taken, run.state.plan(), *course);
+                    let (course, attempt) = (*course, (*generation, *attempt));
+                    self.pending.then.push(Then::Call(Start { run: id, course, attempt, slot }));
                 }
                 // Given up: whatever the call still does is no longer waited for.
                 StepEvent::Failed { .. } if run.calls.remove(course).is_some() => self.calls -= 1,
@@ -600,8 +644,8 @@ impl Driver {
 
     fn timers_due(&mut self) {
         if self.shared.lease.borrow().is_safe() {
-            for (run, course, attempt) in std::mem::take(&mut self.deferred) {
-                self.call(run, course, attempt);
+            for start in std::mem::take(&mut self.deferred) {
+                self.call(start);
             }
         }
         if self.drain_until.is_some_and(|until| Instant::now() >= until) {
@@ -641,9 +685,9 @@ impl Driver {
         }
     }
 
-    fn next_timer(&self) -> Duration {
+    fn next_timer(&mut self) -> Duration {
         const IDLE: Duration = Duration::from_secs(3600);
-        let mut pause = IDLE;
+        let mut pause = self.pools.pause().unwrap_or(IDLE);
         if let Some(Reverse((at, _))) = self.timers.peek() {
             // A little more than needed: the time that is compared is never ahead of the database's.
             let wait = (*at - self.shared.now()).to_std().unwrap_or_default();

@@ -5,9 +5,10 @@ use std::sync::atomic::Ordering;
 use std::task::Poll;
 use std::time::Instant;
 
-use backstay_machine::{CourseAt, CourseId, Direction, Phase, Row, RunId, Status, judge, step_event};
+use backstay_machine::{CourseAt, Direction, Phase, Row, RunId, Status, judge, step_event};
 
 use super::super::call;
+use super::slots::Start;
 use super::{Driver, Left, Pending, Then, Written};
 use crate::activity::Failure;
 use crate::store::{Batch, IndexChange, StoreError, append_surely};
@@ -88,7 +89,7 @@ impl Driver {
                         self.admitted(id);
                     }
                 }
-                Then::Call(run, course, attempt) => self.call(run, course, attempt),
+                Then::Call(start) => self.call(start),
                 Then::Tell(done) => {
                     let _ = done.send(());
                 }
@@ -98,6 +99,7 @@ impl Driver {
                         && let Some(run) = self.runs.remove(&id)
                     {
                         self.calls -= run.calls.len();
+                        self.pools.forget(id);
                         self.shared.acquit(id);
                         if let Some(ended) = run.ended
                             && status.settles()
@@ -123,7 +125,8 @@ impl Driver {
         }
     }
 
-    pub(super) fn call(&mut self, id: RunId, course: CourseId, attempt: (u32, u32)) {
+    pub(super) fn call(&mut self, start: Start) {
+        let Start { run: id, course, attempt, slot } = start;
         // Between the start and its commit the run may have left, or the attempt may have been given up.
         let wanted = self.runs.get_mut(&id).filter(|run| {
             let at = run.state.course(course);
@@ -144,10 +147,11 @@ impl Driver {
             return;
         }
         if !self.shared.lease.borrow().is_safe() {
-            self.deferred.push((id, course, attempt));
+            self.deferred.push(Start { run: id, course, attempt, slot });
             return;
         }
-        let call = call::start(&self.shared, &run.state, course, self.shared.now());
+        let mut call = call::start(&self.shared, &run.state, course, self.shared.now());
+        call.slot = slot;
         run.calls.insert(course, call);
     }
 
@@ -207,7 +211,8 @@ impl Driver {
                 _ if !batch.admissions.is_empty() => refused.push(id),
                 Some((seq, claim)) if let Some(run) = &run => {
                     let refusals = Self::refused_instead(&unwritten, &why);
-                    self.quarantine_unread(id, Left { seq, claim, told: run.told }, why, refusals);
+                    let left = Left { seq, claim, told: run.told, in_line: run.in_line };
+                    self.quarantine_unread(id, left, why, refusals);
                 }
                 // Not even its quarantine can be journaled. The index says it, or it stays as it is.
                 Some((_, claim)) => {

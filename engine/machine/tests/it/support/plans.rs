@@ -23,7 +23,7 @@ impl Activities {
     }
 
     pub fn with(mut self, name: &str, input: Value, output: Value, effect: Effect) -> Self {
-        self.0.insert(name.into(), ActivitySpec { name: name.into(), input, output, effect });
+        self.0.insert(name.into(), ActivitySpec { name: name.into(), input, output, effect, pool: None });
         self
     }
 }
@@ -43,11 +43,13 @@ pub fn step(name: impl Into<String>, after: &[&str]) -> StepSpec {
         name: name.into(),
         title: None,
         activity: "do".into(),
+        pool: None,
         input: json!({}),
         plan: None,
         after: after.iter().map(|name| (*name).to_owned()).collect(),
         undo: Some(UndoSpec {
             activity: "undo".into(),
+            pool: None,
             input: json!({ "it": output("") }),
             retry: None,
             timeout: None,
