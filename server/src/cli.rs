@@ -4,7 +4,9 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-use crate::remote::args::{AuditCommand, PrincipalCommand, REMOTE, RunCommand, Shown, TokenCommand};
+use crate::remote::args::{
+    AuditCommand, PoolCommand, PrincipalCommand, REMOTE, RunCommand, Shown, TokenCommand,
+};
 use crate::trouble::EXIT_CODES;
 
 /// Runs long, dangerous procedures step by step: journaled in Postgres, resumed after any crash, undone when they fail.
@@ -89,6 +91,9 @@ pub(crate) enum Command {
     /// The audit trail: changes that no run's journal holds, and attempts that were refused
     #[command(subcommand, after_help = REMOTE)]
     Audit(AuditCommand),
+    /// Pools: how many calls targets bear, and which of them are down
+    #[command(subcommand, after_help = REMOTE)]
+    Pool(PoolCommand),
     /// The nodes that work on a server's database
     #[command(after_help = REMOTE)]
     Nodes(Shown),

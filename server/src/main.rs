@@ -91,6 +91,7 @@ async fn command(cli: &Cli) -> Result<(), Trouble> {
         Command::Principal(command) => remote::people::principal(command, config).await,
         Command::Token(command) => remote::people::token(command, config).await,
         Command::Audit(command) => remote::people::audit(command, config, &interrupt).await,
+        Command::Pool(command) => remote::people::pool(command, config).await,
         Command::Nodes(shown) => remote::people::nodes(shown, config).await,
         Command::Doctor => doctor::run(&loaded, &interrupt).await,
         Command::Completions { shell } => manual::completions(*shell),

@@ -10,7 +10,8 @@
 //!   runs, views, watch       submitting runs and looking at them
 //!   verbs, bulk              what people do to runs
 //!   plans, workflows         what would run
-//!   people, trail, cluster   who may do what, what they did, who works
+//!   people, trail            who may do what, and what they did
+//!   pools, cluster           what targets bear, who works
 //! ```
 
 mod bulk;
@@ -21,6 +22,7 @@ mod ledger;
 pub mod operation;
 mod people;
 mod plans;
+mod pools;
 pub mod problem;
 pub mod rights;
 mod runs;
@@ -67,6 +69,7 @@ pub fn operations() -> Vec<Operation> {
     all.extend(workflows::operations());
     all.extend(people::operations());
     all.extend(trail::operations());
+    all.extend(pools::operations());
     all.extend(cluster::operations());
     all
 }

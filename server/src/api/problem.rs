@@ -173,6 +173,9 @@ impl From<EngineError> for Problem {
                 Problem::new(&EXCLUSIVE, format!("run {holder} holds the key \"{key}\""))
                     .with("holder", holder.to_string())
             }
+            EngineError::NoSuchPool(name) => {
+                Problem::new(&NOT_FOUND, format!("there is no pool \"{}\"", name.escape_debug()))
+            }
             EngineError::NoSuchRun(run) => Problem::new(&NOT_FOUND, format!("there is no run {run}")),
             other => {
                 tracing::error!(error = crate::trouble::sentence(&other), "a request failed");

@@ -288,6 +288,42 @@ pub(crate) enum PrincipalCommand {
 }
 
 #[derive(Debug, Subcommand)]
+pub(crate) enum PoolCommand {
+    /// Lists pools
+    List(Shown),
+    /// Limits the calls to a target, over all nodes; what is left out is not limited
+    Set {
+        /// Its name
+        name: String,
+        /// Calls at once
+        #[arg(long)]
+        at_once: Option<u32>,
+        /// Calls that begin in a second
+        #[arg(long)]
+        per_second: Option<f64>,
+        #[command(flatten)]
+        remote: Remote,
+    },
+    /// Takes a target for down: no call to it is begun until somebody ends that
+    Down {
+        /// Its name
+        name: String,
+        /// Why
+        #[arg(long)]
+        why: String,
+        #[command(flatten)]
+        remote: Remote,
+    },
+    /// Takes a target for back: its steps go on, a few at first
+    Up {
+        /// Its name
+        name: String,
+        #[command(flatten)]
+        remote: Remote,
+    },
+}
+
+#[derive(Debug, Subcommand)]
 pub(crate) enum TokenCommand {
     /// Lists tokens
     List {

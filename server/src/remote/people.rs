@@ -3,7 +3,7 @@
 use reqwest::Method;
 use serde_json::{Value, json};
 
-use super::args::{AuditCommand, Form, PrincipalCommand, Remote, Shown, TokenCommand};
+use super::args::{AuditCommand, Form, PoolCommand, PrincipalCommand, Remote, Shown, TokenCommand};
 use super::client::{Api, segment};
 use super::show::{field, list, one, time};
 use crate::config::Config;
@@ -159,6 +159,47 @@ pub(crate) async fn audit(
             .await
         }
     }
+}
+
+/// `backstay pool`.
+pub(crate) async fn pool(command: &PoolCommand, config: &Config) -> Result<(), Trouble> {
+    let path = |name: &str, more: &str| format!("/pools/{}{more}", segment(name));
+    match command {
+        PoolCommand::List(Shown { remote }) => {
+            let all = Api::open(remote, config)?.get("/pools", &[]).await?;
+            list(
+                &items(&all),
+                remote.output,
+                "name",
+                &[
+                    ("NAME", |it| field(it, "name")),
+                    ("AT ONCE", |it| field(it, "at_once")),
+                    ("PER SECOND", |it| field(it, "per_second")),
+                    ("BUSY", |it| field(it, "busy")),
+                    ("WAITING", |it| field(it, "waiting")),
+                    ("DOWN SINCE", |it| it.get("outage").map(|down| time(down, "since")).unwrap_or_default()),
+                    ("WHY", |it| it.get("outage").map(|down| field(down, "why")).unwrap_or_default()),
+                ],
+            );
+        }
+        PoolCommand::Set { name, at_once, per_second, remote } => {
+            let body = json!({ "at_once": at_once, "per_second": per_second });
+            let api = Api::open(remote, config)?;
+            let pool = api.ask(Method::PUT, &path(name, ""), &[], Some(&body), None).await?.json()?;
+            one(&pool, remote.output, "name");
+        }
+        PoolCommand::Down { name, why, remote } => {
+            let done =
+                Api::open(remote, config)?.post(&path(name, "/outage"), &json!({ "why": why })).await?;
+            one(&done, remote.output, "changed");
+        }
+        PoolCommand::Up { name, remote } => {
+            let api = Api::open(remote, config)?;
+            let done = api.ask(Method::DELETE, &path(name, "/outage"), &[], None, None).await?.json()?;
+            one(&done, remote.output, "changed");
+        }
+    }
+    Ok(())
 }
 
 /// `backstay nodes`.

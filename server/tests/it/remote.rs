@@ -266,6 +266,39 @@ async fn people_and_tokens_are_managed_and_the_trail_is_read() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn targets_are_limited_and_declared_down() {
+    let api = Served::start().await;
+    api.cli(&["pool", "set", "vcenter", "--at-once", "4", "--per-second", "2.5"])
+        .await
+        .exits(0)
+        .says("vcenter");
+    api.cli(&["pool", "set", "vcenter", "--at-once", "0"]).await.exits(2).complains("more than nothing");
+    api.cli(&["pool", "list"]).await.exits(0).says("AT ONCE").says("2.5");
+    api.get("/api/v1/pools/nothing").await.is(404);
+    let down = ["pool", "down", "vcenter", "--why", "its storage is full"];
+    assert_eq!(api.cli(&down).await.exits(0).out.trim(), "changed  true");
+    assert_eq!(api.cli(&down).await.exits(0).out.trim(), "changed  false");
+    let outage = api.get("/api/v1/outages").await.is(200).json()[0].clone();
+    assert_eq!((&outage["pool"], &outage["outage"]["declarer"]), (&json!("vcenter"), &json!("admin")));
+    api.cli(&["pool", "list"]).await.exits(0).says("its storage is full");
+    api.cli(&["pool", "up", "vcenter"]).await.exits(0).says("true");
+    assert_eq!(api.get("/api/v1/outages").await.is(200).json(), json!([]));
+    let trail = api.cli(&["audit", "list", "--about", "vcenter"]).await.exits(0);
+    trail.says("setPool").says("declareOutage").says("endOutage");
+
+    // Who stands in line is shown, and called in turn.
+    let body = |queue| json!({ "plan": waiting_plan("waits"), "exclusive": "vm 1", "queue": queue });
+    let first = api.post("/api/v1/runs", body(false)).await.is(202).json()["run"].clone();
+    let second = api.post("/api/v1/runs", body(true)).await.is(202).json()["run"].clone();
+    let line = api.get("/api/v1/lines?key=vm%201").await.is(200).json();
+    assert_eq!(line, json!({ "holder": first, "waiting": [second] }));
+    let go = format!("/api/v1/runs/{}/signals", first.as_str().unwrap());
+    api.post(&go, json!({ "name": "go" })).await.is(200);
+    api.until(second.as_str().unwrap(), "waiting").await;
+    api.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn the_doctor_finds_what_is_wrong_and_says_what_to_do() {
     let place = Place::with_url().await;
     let sick = place.run(&["doctor"]).await.exits(1);
