@@ -105,6 +105,7 @@ async fn command(cli: &Cli) -> Result<(), Trouble> {
             Ok(())
         }
         Command::Config(ConfigCommand::Check) => {
+            serve::tls(config)?;
             db::print("The configuration is right.\n");
             Ok(())
         }

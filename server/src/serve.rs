@@ -148,12 +148,13 @@ fn local(listener: &TcpListener) -> Result<SocketAddr, Trouble> {
     listener.local_addr().map_err(|error| Trouble::failed(format!("The address is not known: {error}.")))
 }
 
-fn tls(config: &Config) -> Result<Option<Arc<Tls>>, Trouble> {
+/// What the listener shows, if it speaks TLS.
+pub(crate) fn tls(config: &Config) -> Result<Option<Arc<Tls>>, Trouble> {
     let listen = &config.listen;
     let (Some(certificate), Some(key)) = (&listen.certificate, &listen.key) else { return Ok(None) };
     Tls::read(certificate, key, listen.client_authority.as_deref())
         .map(Some)
-        .map_err(|why| Trouble::failed(format!("TLS is not possible: {why}.")))
+        .map_err(|why| Trouble::usage(format!("TLS is not possible: {why}.")))
 }
 
 fn keyring(config: &Config) -> Result<Keyring, Trouble> {

@@ -18,6 +18,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
+use tokio_rustls::server::TlsStream;
 use tokio_util::sync::CancellationToken;
 use tower_service::Service;
 
@@ -27,7 +28,12 @@ use super::tls::Tls;
 /// What a client is told that comes when there is no room.
 const FULL: &[u8] =
     b"HTTP/1.1 503 Service Unavailable\r\nretry-after: 2\r\ncontent-length: 0\r\nconnection: close\r\n\r\n";
-/// So many of them are told at once, so long; the others are only sent away.
+/// What a client is told that speaks plainly where TLS is spoken.
+const SPEAKS_TLS: &[u8] = b"HTTP/1.1 400 Bad Request\r\ncontent-type: text/plain\r\ncontent-length: 38\r\n\
+    connection: close\r\n\r\nThis port speaks TLS: ask with https.\n";
+/// The first byte of everything that begins with agreeing on TLS.
+const TLS_BEGINS: u8 = 0x16;
+/// So many who find no room are told at once, and for so long; the others are only sent away.
 const TOLD: (usize, Duration) = (64, Duration::from_millis(500));
 /// How long a connection that was told to leave may go on asking nothing.
 const LEAVE: Duration = Duration::from_secs(2);
@@ -97,7 +103,7 @@ pub async fn serve(
                     metrics::counter!("backstay_connections_refused_total", "why" => why).increment(1);
                     // Whoever speaks TLS would first have to agree on it.
                     if door.tls.is_none() && told.len() < TOLD.0 {
-                        told.spawn(tokio::time::timeout(TOLD.1, turn_away(stream)));
+                        told.spawn(tokio::time::timeout(TOLD.1, turn_away(stream, FULL)));
                     }
                 }
             },
@@ -180,16 +186,20 @@ impl Door {
 
     async fn meet(self, stream: TcpStream, from: SocketAddr, _seat: Seat) {
         tuned(&stream, &self.limits);
-        match self.tls.clone() {
-            None => self.speak(stream, from, false).await,
-            Some(tls) => match tokio::time::timeout(self.limits.first_request, tls.accept(stream)).await {
-                Ok(Ok(stream)) => {
-                    let http2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
-                    self.speak(stream, from, http2).await;
-                }
-                Ok(Err(error)) => tracing::debug!(%from, %error, "no TLS came about"),
-                Err(_) => tracing::debug!(%from, "TLS took too long"),
-            },
+        let Some(tls) = self.tls.clone() else { return self.speak(stream, from, false).await };
+        let agreed = tokio::time::timeout(self.limits.first_request, agree(stream, &tls));
+        let agreed = tokio::select! {
+            // Nothing was asked, so nobody waits for anything.
+            () = self.stop.cancelled() => return,
+            agreed = agreed => agreed,
+        };
+        match agreed {
+            Ok(Ok(stream)) => {
+                let http2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
+                self.speak(stream, from, http2).await;
+            }
+            Ok(Err(error)) => tracing::debug!(%from, %error, "no TLS came about"),
+            Err(_) => tracing::debug!(%from, "TLS took too long"),
         }
     }
 
@@ -260,7 +270,7 @@ impl Door {
                     return;
                 }
                 () = self.stop.cancelled(), if leaving.is_none() => {
-                    // Nothing was asked, so nobody waits for anything.
+                    // Here too nothing was asked.
                     if pulse.is_new() {
                         return;
                     }
@@ -284,9 +294,22 @@ impl Door {
     }
 }
 
-/// There are too many. What the client has sent is read, or closing would take back what it is told.
-async fn turn_away(mut stream: TcpStream) -> io::Result<()> {
-    stream.write_all(FULL).await?;
+async fn agree(stream: TcpStream, tls: &Tls) -> io::Result<TlsStream<TcpStream>> {
+    let mut first = [0_u8];
+    if stream.peek(&mut first).await? == 0 {
+        return Err(io::ErrorKind::UnexpectedEof.into());
+    }
+    if first != [TLS_BEGINS] {
+        // Whoever forgot the s of https is told so, instead of being shown an alert in binary.
+        let _ = tokio::time::timeout(TOLD.1, turn_away(stream, SPEAKS_TLS)).await;
+        return Err(io::Error::other("the client speaks something else"));
+    }
+    tls.accept(stream).await
+}
+
+/// Tells a client something and closes. What it has sent is read, or closing would take back what it is told.
+async fn turn_away(mut stream: TcpStream, what: &[u8]) -> io::Result<()> {
+    stream.write_all(what).await?;
     stream.shutdown().await?;
     let mut some = [0_u8; 1024];
     for _ in 0..64 {

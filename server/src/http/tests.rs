@@ -51,6 +51,7 @@ fn router(asked: &Asked) -> Router {
         .route("/take", post(async |body: Bytes| body.len().to_string()))
         .route("/refuse", post(refuse).get(refuse))
         .route("/slow", get(async || sleep(Duration::from_millis(700)).await))
+        .route("/some", get(async || vec![b'a'; 400_000]))
         .route("/large", get(async || vec![b'a'; 32 << 20]))
         .route("/events", get(endless))
         .route("/panic", get(async || panic!("as asked") as &str))
@@ -164,28 +165,42 @@ async fn who_says_nothing_or_a_byte_now_and_then_is_cut() {
     ground.ended().await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn who_takes_nothing_of_an_answer_is_cut() {
-    let ground = Ground::with(short()).await;
-    let mut deaf = ground.connect().await;
-    deaf.write_all(b"GET /large HTTP/1.1\r\nhost: x\r\n\r\n").await.unwrap();
-    sleep(MILLIS(2_500)).await;
-    // What was on its way is there, and then it is over.
-    let mut got = Vec::new();
-    let read = timeout(Duration::from_secs(10), deaf.read_to_end(&mut got)).await.unwrap();
-    assert!(read.is_err() || got.len() < 32 << 20, "{}", got.len());
-    ground.ended().await;
+/// One end of a connection that has no socket, and whether it is over. Of sockets the machine cuts some by itself.
+fn without_a_socket(asked: &Asked, http2: bool) -> (tokio::io::DuplexStream, JoinHandle<()>) {
+    let (ours, theirs) = tokio::io::duplex(64 << 10);
+    let door = listen::Door::new(None, router(asked), short(), CancellationToken::new());
+    let from = SocketAddr::from(([127, 0, 0, 1], 1));
+    (ours, tokio::spawn(async move { door.speak(theirs, from, http2).await }))
 }
 
-/// A connection in HTTP/2 without sockets and TLS, and whether it is over.
+#[tokio::test(flavor = "multi_thread")]
+async fn who_takes_nothing_of_an_answer_is_cut() {
+    let (mut deaf, served) = without_a_socket(&Asked::default(), false);
+    deaf.write_all(b"GET /large HTTP/1.1\r\nhost: x\r\n\r\n").await.unwrap();
+    let since = Instant::now();
+    timeout(Duration::from_secs(4), served).await.expect("it is cut").unwrap();
+    assert!(since.elapsed() > MILLIS(500));
+
+    // Whoever takes it slowly gets it.
+    let (mut slow, served) = without_a_socket(&Asked::default(), false);
+    slow.write_all(b"GET /some HTTP/1.1\r\nhost: x\r\n\r\n").await.unwrap();
+    let mut some = vec![0; 64 << 10];
+    let mut got = 0;
+    while got < 400_000 {
+        sleep(MILLIS(150)).await;
+        let read = slow.read(&mut some).await.unwrap();
+        assert!(read > 0, "it was cut after {got}");
+        got += read;
+    }
+    drop((slow, served));
+}
+
+/// A connection in HTTP/2, and whether it is over.
 async fn http2(
     asked: &Asked,
     window: u32,
 ) -> (h2::client::SendRequest<Bytes>, JoinHandle<()>, JoinHandle<()>) {
-    let (ours, theirs) = tokio::io::duplex(1 << 20);
-    let door = listen::Door::new(None, router(asked), short(), CancellationToken::new());
-    let from = SocketAddr::from(([127, 0, 0, 1], 1));
-    let served = tokio::spawn(async move { door.speak(theirs, from, true).await });
+    let (ours, served) = without_a_socket(asked, true);
     let mut builder = h2::client::Builder::new();
     builder.initial_window_size(window);
     let (client, connection) = builder.handshake(ours).await.unwrap();
@@ -296,7 +311,11 @@ async fn who_comes_when_there_is_no_room_is_told_so_also_after_asking() {
     ask(&mut held, "/quick").await;
     for _ in 0..20 {
         let mut late = ground.connect().await;
-        late.write_all(b"GET /quick HTTP/1.1\r\nhost: x\r\n\r\n").await.unwrap();
+        late.write_all(b"GET /quick HTTP/1.1\r\n").await.unwrap();
+        sleep(MILLIS(20)).await;
+        late.write_all(b"host: x\r\n").await.unwrap();
+        sleep(MILLIS(20)).await;
+        late.write_all(b"\r\n").await.expect("it is read, and not broken off");
         assert!(answer(&mut late).await.starts_with("HTTP/1.1 503"));
     }
     ground.ended().await;
@@ -350,16 +369,44 @@ async fn the_end_waits_for_answers_and_for_nobody_who_asks_nothing() {
     let mut slow = ground.connect().await;
     slow.write_all(b"GET /slow HTTP/1.1\r\nhost: x\r\n\r\n").await.unwrap();
     sleep(MILLIS(100)).await;
-    let at = ground.at;
+    let (at, since) = (ground.at, Instant::now());
     let ending = tokio::spawn(ground.ended());
-    let answer = answer(&mut slow).await;
-    assert!(answer.starts_with("HTTP/1.1 200") && answer.contains("connection: close"), "{answer}");
-    assert!(TcpStream::connect(at).await.is_err(), "nobody is let in any more");
     for stream in [&mut silent, &mut half, &mut kept] {
         closed(stream).await;
     }
+    assert!(since.elapsed() < MILLIS(650), "{:?}", since.elapsed());
+    assert!(TcpStream::connect(at).await.is_err(), "nobody is let in any more");
+    let answer = answer(&mut slow).await;
+    assert!(answer.starts_with("HTTP/1.1 200") && answer.contains("connection: close"), "{answer}");
     let took = ending.await.unwrap();
     assert!(took < MILLIS(2_500), "{took:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_is_silent_or_plain_where_tls_is_spoken_is_sent_away() {
+    let dir = tempfile::tempdir().unwrap();
+    super::tls::tests::issue(dir.path(), "a", 30);
+    let tls = super::Tls::read(&dir.path().join("a.pem"), &dir.path().join("a.key"), None).unwrap();
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+    let (at, stop) = (listener.local_addr().unwrap(), CancellationToken::new());
+    let router = router(&Asked::default());
+    let serving = tokio::spawn(serve(listener, Some(tls), router, short(), stop.clone()));
+    let mut plain = TcpStream::connect(at).await.unwrap();
+    let told = ask(&mut plain, "/quick").await;
+    assert!(told.starts_with("HTTP/1.1 400") && told.ends_with("TLS: ask with https.\n"), "{told}");
+    for begins in [&b""[..], b"\x16", b"\x16\x03\x01\x02\x00"] {
+        let mut silent = TcpStream::connect(at).await.unwrap();
+        silent.write_all(begins).await.unwrap();
+        let took = closed(&mut silent).await;
+        assert!((MILLIS(300)..MILLIS(2_000)).contains(&took), "{begins:?}: {took:?}");
+    }
+    let mut silent = TcpStream::connect(at).await.unwrap();
+    sleep(MILLIS(50)).await;
+    let since = Instant::now();
+    stop.cancel();
+    closed(&mut silent).await;
+    assert!(since.elapsed() < MILLIS(300), "{:?}", since.elapsed());
+    serving.await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]

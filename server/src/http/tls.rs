@@ -222,10 +222,10 @@ impl Tls {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
 
-    fn issue(dir: &Path, file: &str, days: i64) {
+    pub(in crate::http) fn issue(dir: &Path, file: &str, days: i64) {
         let mut params = rcgen::CertificateParams::new(vec!["localhost".to_owned()]).unwrap();
         let end = chrono::Utc::now() + chrono::TimeDelta::days(days);
         use chrono::Datelike;

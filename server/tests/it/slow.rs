@@ -198,7 +198,7 @@ async fn tls_is_as_it_should_be_and_follows_its_files() {
         "another authority"
     );
     let plain = crate::served::client().get(format!("http://localhost:{port}/api/v1/me")).send().await;
-    assert!(plain.is_err(), "no TLS");
+    assert_eq!(plain.unwrap().status(), 400, "no TLS");
 
     // A certificate that does not go with its key is not shown; a new one is, and nobody is cut off for it.
     let mut shown = trusting(&ca, None);
@@ -254,6 +254,20 @@ async fn what_would_be_readable_by_others_is_refused() {
     check(&[("BACKSTAY_LISTEN__HEALTH", "0.0.0.0:7434")]).await.exits(2).complains("listen.health");
     check(&[("BACKSTAY_LISTEN__CERTIFICATE", "/x")]).await.exits(2).complains("listen.key");
     check(&[("BACKSTAY_LISTEN__ADRESS", "x")]).await.exits(2);
+    // What is in the files counts, and not only that they are named.
+    let papers = Papers::new();
+    for (file, valid) in [("good", true), ("old", false), ("other", true)] {
+        papers.issue(file, "localhost", valid);
+    }
+    let files = async |certificate: &str, key: &str| {
+        let (certificate, key) = (papers.path(certificate), papers.path(key));
+        let certificate = ("BACKSTAY_LISTEN__CERTIFICATE", certificate.to_str().unwrap());
+        check(&[open, certificate, ("BACKSTAY_LISTEN__KEY", key.to_str().unwrap())]).await
+    };
+    files("good.pem", "good.key").await.exits(0);
+    files("good.pem", "other.key").await.exits(2).complains("it does not go with the key in");
+    files("old.pem", "old.key").await.exits(2).complains("days ago, on 2020-01-01");
+    files("none.pem", "good.key").await.exits(2).complains("none.pem");
     let serve = place
         .command(&["serve"])
         .envs([
