@@ -35,6 +35,8 @@ const SPEAKS_TLS: &[u8] = b"HTTP/1.1 400 Bad Request\r\ncontent-type: text/plain
 const TLS_BEGINS: u8 = 0x16;
 /// So many who find no room are told at once, and for so long; the others are only sent away.
 const TOLD: (usize, Duration) = (64, Duration::from_millis(500));
+/// So many may wait to be accepted, if the machine allows it.
+const QUEUE: i32 = 4_096;
 /// How long a connection that was told to leave may go on asking nothing.
 const LEAVE: Duration = Duration::from_secs(2);
 
@@ -83,6 +85,10 @@ pub async fn serve(
     stop: CancellationToken,
 ) {
     more_files();
+    // Those who knock all at once wait for the loop, and not for the machine to let them try again after a second.
+    if let Err(error) = rustix::net::listen(&listener, QUEUE) {
+        tracing::debug!(%error, "the queue stays short");
+    }
     let door = Door::new(tls, router, limits, stop.clone());
     let (mut connections, mut told) = (JoinSet::new(), JoinSet::new());
     loop {

@@ -23,6 +23,9 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::listen::Limits;
 
+/// Answers are handed on in pieces of so many bytes, however large they are made: a whole one would be under way no more
+/// once it is handed on, long before a client has taken it.
+const PIECE: usize = 16 << 10;
 /// Requests that are given up are counted for so long.
 const WINDOW: Duration = Duration::from_secs(60);
 
@@ -168,7 +171,7 @@ impl UnderWay {
     /// It is under way until the last byte of this is sent.
     pub(super) fn until_sent(mut self, body: Body) -> Body {
         self.answered = true;
-        Body::new(Watched { body, under_way: self })
+        Body::new(Watched { body, rest: Bytes::new(), under_way: self })
     }
 }
 
@@ -190,6 +193,8 @@ impl Drop for UnderWay {
 
 struct Watched {
     body: Body,
+    /// Of the last part that was made, what is not handed on.
+    rest: Bytes,
     under_way: UnderWay,
 }
 
@@ -203,19 +208,33 @@ impl HttpBody for Watched {
     ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
         // More is wanted, so there is room.
         self.under_way.pulse.state().offered.remove(&self.under_way.nr);
-        let frame = ready!(Pin::new(&mut self.body).poll_frame(cx));
-        if frame.is_some() {
-            self.under_way.pulse.state().offered.insert(self.under_way.nr, Instant::now());
+        if self.rest.is_empty() {
+            match ready!(Pin::new(&mut self.body).poll_frame(cx)).transpose()?.map(Frame::into_data) {
+                None => return Poll::Ready(None),
+                Some(Ok(data)) => self.rest = data,
+                Some(Err(other)) => return Poll::Ready(Some(Ok(other))),
+            }
         }
-        Poll::Ready(frame)
+        let piece = self.rest.len().min(PIECE);
+        let piece = self.rest.split_to(piece);
+        self.under_way.pulse.state().offered.insert(self.under_way.nr, Instant::now());
+        Poll::Ready(Some(Ok(Frame::data(piece))))
     }
 
     fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
+        self.rest.is_empty() && self.body.is_end_stream()
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
+        let rest = self.rest.len() as u64;
+        let of_body = self.body.size_hint();
+        let mut hint = SizeHint::new();
+        // The upper bound comes first: the lower one may not be above it.
+        if let Some(upper) = of_body.upper() {
+            hint.set_upper(upper.saturating_add(rest));
+        }
+        hint.set_lower(of_body.lower().saturating_add(rest));
+        hint
     }
 }
 

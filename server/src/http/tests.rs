@@ -32,6 +32,9 @@ fn short() -> Limits {
     }
 }
 
+/// Bytes of an answer that takes a while.
+const SOME: usize = 1_500_000;
+
 /// What the handlers were asked.
 #[derive(Clone, Default)]
 struct Asked(Arc<AtomicUsize>);
@@ -51,7 +54,7 @@ fn router(asked: &Asked) -> Router {
         .route("/take", post(async |body: Bytes| body.len().to_string()))
         .route("/refuse", post(refuse).get(refuse))
         .route("/slow", get(async || sleep(Duration::from_millis(700)).await))
-        .route("/some", get(async || vec![b'a'; 400_000]))
+        .route("/some", get(async || vec![b'a'; SOME]))
         .route("/large", get(async || vec![b'a'; 32 << 20]))
         .route("/events", get(endless))
         .route("/panic", get(async || panic!("as asked") as &str))
@@ -178,21 +181,39 @@ async fn who_takes_nothing_of_an_answer_is_cut() {
     let (mut deaf, served) = without_a_socket(&Asked::default(), false);
     deaf.write_all(b"GET /large HTTP/1.1\r\nhost: x\r\n\r\n").await.unwrap();
     let since = Instant::now();
-    timeout(Duration::from_secs(4), served).await.expect("it is cut").unwrap();
-    assert!(since.elapsed() > MILLIS(500));
+    timeout(Duration::from_secs(10), served).await.expect("it is cut").unwrap();
+    // Later it would be cut because nothing is asked.
+    assert!((MILLIS(500)..MILLIS(3_000)).contains(&since.elapsed()), "{:?}", since.elapsed());
+}
 
-    // Whoever takes it slowly gets it.
-    let (mut slow, served) = without_a_socket(&Asked::default(), false);
-    slow.write_all(b"GET /some HTTP/1.1\r\nhost: x\r\n\r\n").await.unwrap();
-    let mut some = vec![0; 64 << 10];
-    let mut got = 0;
-    while got < 400_000 {
-        sleep(MILLIS(150)).await;
-        let read = slow.read(&mut some).await.unwrap();
-        assert!(read > 0, "it was cut after {got}");
-        got += read;
+#[tokio::test(flavor = "multi_thread")]
+async fn who_takes_an_answer_slowly_gets_it_whole() {
+    for http2 in [false, true] {
+        let (mut ours, _served) = without_a_socket(&Asked::default(), http2);
+        let mut got = 0;
+        // For longer than a connection may idle, and than it may stay once it was told to leave.
+        let pause = MILLIS(150);
+        if http2 {
+            let (client, connection) = h2::client::handshake(ours).await.unwrap();
+            tokio::spawn(connection);
+            let (answer, _) = client.ready().await.unwrap().send_request(of("/some"), true).unwrap();
+            let mut body = answer.await.unwrap().into_body();
+            while let Some(data) = body.data().await {
+                let length = data.unwrap_or_else(|error| panic!("{error} after {got}")).len();
+                got += length;
+                body.flow_control().release_capacity(length).unwrap();
+                sleep(pause.mul_f64(length as f64 / 65_536.0)).await;
+            }
+        } else {
+            ours.write_all(b"GET /some HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").await.unwrap();
+            let mut some = vec![0; 64 << 10];
+            while let Ok(read @ 1..) = ours.read(&mut some).await {
+                got += read;
+                sleep(pause.mul_f64(read as f64 / 65_536.0)).await;
+            }
+        }
+        assert!(got >= SOME, "HTTP/2 {http2}: it was cut after {got}");
     }
-    drop((slow, served));
 }
 
 /// A connection in HTTP/2, and whether it is over.
@@ -327,7 +348,7 @@ async fn a_flood_from_one_address_is_not_felt_by_another() {
     let ground = Ground::with(short()).await;
     let at = ground.at;
     let mut flood = JoinSet::new();
-    for _ in 0..8 {
+    for _ in 0..4 {
         flood.spawn(async move {
             loop {
                 let mut held = Vec::new();
