@@ -37,7 +37,38 @@ impl Continuation {
     }
 }
 
+/// A run that is a step of another one.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Child {
+    /// The step that it is.
+    pub step: String,
+    /// The run.
+    pub run: RunId,
+    /// Where it is.
+    pub status: Status,
+    /// Its steps that are settled, in the direction it goes.
+    pub done: usize,
+    /// All its steps.
+    pub steps: usize,
+}
+
 impl Engine {
+    /// How far the runs are that are steps of this one. One that has not begun, or was removed, is not in it.
+    pub async fn children(&self, state: &State) -> Result<Vec<Child>, EngineError> {
+        let mut children = Vec::new();
+        for (ix, step) in state.plan().steps() {
+            let Some(run) = state.run_of(ix) else { continue };
+            let child = match self.state(run).await {
+                Err(EngineError::NoSuchRun(_)) => continue,
+                other => other?,
+            };
+            let (done, steps) = child.progress();
+            let status = self.get(run).await?.status;
+            children.push(Child { step: step.name.to_string(), run, status, done, steps });
+        }
+        Ok(children)
+    }
+
     /// A run's state, folded from its whole journal.
     pub async fn state(&self, run: RunId) -> Result<State, EngineError> {
         let rows = self.journal(run).await?;

@@ -26,7 +26,7 @@ pub use backstay_machine as machine;
 pub use backstay_machine::plan::{Effect, OnFailure, PlanBuilder, Retry, Span, output};
 pub use backstay_machine::{Action, Plan, RunId, Sender, Status, Verb};
 pub use engine::{Engine, EngineError, RunHandle, SubmitOptions, Submitted};
-pub use insight::Continuation;
+pub use insight::{Child, Continuation};
 #[cfg(debug_assertions)]
 pub use node::crash;
 pub use node::{Breaker, Node, NodeConfig, NodeError};

@@ -35,7 +35,7 @@ pub fn document(operations: &[Operation]) -> Value {
             parameters.push(json!({
                 "name": "If-Match", "in": "header", "required": false,
                 "description": "The ETag that was seen: refused if what it is about has changed since.",
-                "schema": { "type": "string", "pattern": "^(\"[0-9]+\"|\\*)$" },
+                "schema": { "type": "string", "pattern": "^(\"[0-9]{1,18}\"|\\*)$" },
             }));
         }
         let mut answers = Map::new();

@@ -143,6 +143,7 @@ pub(super) struct Which {
     pub workflow: Option<String>,
     /// Only with these labels, as in `site:west,tier:1`.
     #[serde(default)]
+    #[schemars(regex(pattern = r"^[^:,]+:[^,]*(,[^:,]+:[^,]*)*$"))]
     pub labels: Option<String>,
     /// Only the one that holds, or held, this exclusive key.
     #[serde(default)]
@@ -254,7 +255,8 @@ async fn journal(permit: Permit, ask: Ask<OfRun, Part, ()>) -> Result<Reply<Page
 async fn list_steps(permit: Permit, ask: Ask<OfRun, (), ()>) -> Result<Reply<Vec<StepView>>, Problem> {
     let run = permit.run(ask.path.run).await?.run;
     let state = permit.engine().state(run).await?;
-    Ok(Reply::new(steps(&state)).version(state.seq()))
+    let children = permit.engine().children(&state).await?;
+    Ok(Reply::new(steps(&state, &children)).version(state.seq()))
 }
 
 async fn resources(permit: Permit, ask: Ask<OfRun, (), ()>) -> Result<Reply<Vec<ResourceView>>, Problem> {

@@ -1,7 +1,7 @@
 //! Runs as callers see them.
 
 use backstay_engine::machine::{Course, CourseAt, CourseId, Fate, Resource, Row, State, Status, Time};
-use backstay_engine::{RunId, RunInfo};
+use backstay_engine::{Child, RunId, RunInfo};
 use schemars::JsonSchema;
 use serde::Serialize;
 use serde_json::Value;
@@ -107,12 +107,25 @@ pub struct StepView {
     pub activity: String,
     /// The steps that it comes after.
     pub after: Vec<String>,
-    /// The run that this step is.
-    pub child: Option<RunId>,
+    /// The run that this step is, and how far it is.
+    pub child: Option<ChildView>,
     /// Forward.
     pub forward: CourseView,
     /// Its undo; none if there is nothing to undo.
     pub undo: Option<CourseView>,
+}
+
+/// A run that is a step of another one.
+#[derive(Clone, Debug, Serialize, JsonSchema)]
+pub struct ChildView {
+    /// The run.
+    pub run: RunId,
+    /// Where it is.
+    pub status: Status,
+    /// Its steps that are settled, in the direction it goes.
+    pub done: usize,
+    /// All its steps.
+    pub steps: usize,
 }
 
 /// One half of a step.
@@ -185,7 +198,11 @@ impl CourseView {
 }
 
 /// All steps of a run, in an order in which they could run one after the other.
-pub fn steps(state: &State) -> Vec<StepView> {
+pub fn steps(state: &State, children: &[Child]) -> Vec<StepView> {
+    let child = |step: &str| {
+        let child = children.iter().find(|child| child.step == step)?;
+        Some(ChildView { run: child.run, status: child.status, done: child.done, steps: child.steps })
+    };
     let plan = state.plan();
     let name = |ix| plan.step(ix).name.to_string();
     plan.steps()
@@ -194,7 +211,7 @@ pub fn steps(state: &State) -> Vec<StepView> {
             title: step.title.clone(),
             activity: step.forward.activity.clone(),
             after: step.after.iter().copied().map(name).collect(),
-            child: state.run_of(ix),
+            child: child(&step.name),
             forward: CourseView::of(state.course(CourseId::forward(ix))),
             undo: step.undo.as_ref().map(|_| CourseView::of(state.course(CourseId::undo(ix)))),
         })

@@ -55,7 +55,17 @@ async fn command_of(command: &RunCommand, config: &Config) -> Result<(), Trouble
                     ("ACTIVITY", |it| field(it, "activity")),
                     ("WHY", |it| {
                         let why = half(it, "forward", "why");
-                        if why.is_empty() { half(it, "undo", "why") } else { why }
+                        let why = if why.is_empty() { half(it, "undo", "why") } else { why };
+                        match it.get("child").filter(|child| !child.is_null()) {
+                            None => why,
+                            Some(child) => format!(
+                                "run {} is {}: {} of {} steps",
+                                field(child, "run"),
+                                field(child, "status"),
+                                field(child, "done"),
+                                field(child, "steps")
+                            ),
+                        }
                     }),
                 ],
             );

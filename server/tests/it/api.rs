@@ -78,6 +78,36 @@ async fn a_run_is_submitted_looked_at_and_steered() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn the_progress_of_a_run_within_a_run_is_shown_by_its_parent() {
+    let api = Served::start().await;
+    let wait = |name: &str, input: Value, after: &[&str]| json!({ "name": name, "activity": "wait", "input": input, "after": after, "nothing_to_undo": "it waits" });
+    let inner = json!({ "workflow": "inner", "steps": [wait("a", json!({ "for": "1ms" }), &[]), wait("b", json!({ "signal": "go" }), &["a"])] });
+    let plan =
+        json!({ "workflow": "outer", "steps": [{ "name": "within", "activity": "run", "plan": inner }] });
+    let run = api.post("/api/v1/runs", json!({ "plan": plan })).await.is(202).json()["run"]
+        .as_str()
+        .unwrap()
+        .to_owned();
+    let deadline = std::time::Instant::now() + Duration::from_secs(10);
+    let child = loop {
+        let steps = api.get(&format!("/api/v1/runs/{run}/steps")).await.is(200).json();
+        let child = steps[0]["child"].clone();
+        if child["status"] == "waiting" && child["done"] == 1 {
+            break child;
+        }
+        assert!(std::time::Instant::now() < deadline, "{steps}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    };
+    assert_eq!(child["steps"], 2);
+    let go = format!("/api/v1/runs/{}/signals", child["run"].as_str().unwrap());
+    api.post(&go, json!({ "name": "go" })).await.is(200);
+    api.until(&run, "succeeded").await;
+    let steps = api.get(&format!("/api/v1/runs/{run}/steps")).await.is(200).json();
+    assert_eq!((&steps[0]["child"]["status"], &steps[0]["child"]["done"]), (&json!("succeeded"), &json!(2)));
+    api.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn the_same_key_is_the_same_run_however_often_and_wherever_it_is_submitted() {
     let one = Served::start().await;
     let two = Served::on(one.place.another(), "n2").await;
