@@ -41,17 +41,20 @@ pub(crate) const FIRST_TOKEN_DAYS: i64 = 30;
 /// Works until it is told to stop.
 pub(crate) async fn run(config: &Config, interrupt: &Interrupt) -> Result<(), Trouble> {
     crate::log::begin(&config.log);
+    let traces = crate::traces::begin(config)?;
     let figures = PrometheusBuilder::new()
         .install_recorder()
         .map_err(|error| Trouble::failed(format!("The figures cannot be kept: {error}.")))?;
-    with_database(config, interrupt, async |database| {
+    let done = with_database(config, interrupt, async |database| {
         let store = interrupt.or(database.store()).await?;
         interrupt.or(async { Ok(store.migrate().await?) }).await?;
         let served = serve(config, interrupt, &store, figures.clone()).await;
         store.close().await;
         served
     })
-    .await?;
+    .await;
+    traces.end().await;
+    done?;
     tracing::info!("the server has ended");
     Ok(())
 }

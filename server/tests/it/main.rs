@@ -10,10 +10,12 @@
 mod api;
 mod config;
 mod demo;
+mod logs;
 mod node;
 mod policy;
 mod remote;
 mod served;
 mod slow;
 mod support;
+mod traces;
 mod workflow;

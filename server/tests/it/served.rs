@@ -67,11 +67,9 @@ impl Served {
     pub async fn with(place: Place, name: &str, settings: &[(&str, &str)]) -> Self {
         let mut command = place.command(&["serve", "--name", name]);
         command.envs(settings.iter().copied());
-        let mut running = Running::start(
-            command
-                .env("BACKSTAY_LISTEN__ADDRESS", "127.0.0.1:0")
-                .env("BACKSTAY_LISTEN__HEALTH", "127.0.0.1:0"),
-        );
+        command.env("BACKSTAY_LISTEN__ADDRESS", "127.0.0.1:0").env("BACKSTAY_LISTEN__HEALTH", "127.0.0.1:0");
+        let log = std::fs::File::create(place.log()).unwrap();
+        let mut running = Running::start_beside(&mut command, log.into());
         let said = running.until_it_says("Listening on http").await;
         let base = said.rsplit("Listening on ").next().unwrap().trim().to_owned();
         let said = running.until_it_says("Health and figures on ").await;
@@ -147,6 +145,12 @@ impl Served {
     pub async fn end(self) -> Place {
         self.signal(Signal::TERM);
         self.ended().await
+    }
+
+    /// It was killed.
+    pub async fn killed(mut self) -> Place {
+        self.running.take().unwrap().end().await.was_killed();
+        self.place
     }
 
     /// It was told to end.

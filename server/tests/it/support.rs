@@ -85,6 +85,11 @@ impl Place {
         self.dir.path().join("data").join(below)
     }
 
+    /// Where a server of this place writes its log.
+    pub fn log(&self) -> PathBuf {
+        self.dir.path().join("log")
+    }
+
     pub fn file(&self, name: &str, text: &str) -> PathBuf {
         let path = self.dir.path().join(name);
         std::fs::write(&path, text).unwrap();
@@ -184,7 +189,12 @@ pub struct Running {
 impl Running {
     /// Reads its stdout.
     pub fn start(command: &mut Command) -> Self {
-        let mut child = command.stderr(Stdio::null()).spawn().unwrap();
+        Self::start_beside(command, Stdio::null())
+    }
+
+    /// The same, while its log goes there.
+    pub fn start_beside(command: &mut Command, log: Stdio) -> Self {
+        let mut child = command.stderr(log).spawn().unwrap();
         let out: Box<dyn AsyncRead + Send + Unpin> = Box::new(child.stdout.take().unwrap());
         Self { child, out: BufReader::new(out).lines(), seen: String::new() }
     }

@@ -1,4 +1,4 @@
-//! The program `backstay`.
+//! The program `backstay`, as a library.
 //!
 //! ```text
 //!   cli        the command line
@@ -6,6 +6,7 @@
 //!   catalog    the activities that this program has
 //!   database   the one of DATABASE_URL, or one of our own
 //!   demo, node, check, run, workflow, db, config   what the commands do
+//!   traces     what a collector of traces is sent
 //!   trouble    how a command fails: a sentence and an exit code
 //! ```
 
@@ -27,6 +28,7 @@ mod remote;
 mod run;
 mod seal;
 mod serve;
+mod traces;
 mod tree;
 mod trouble;
 mod workflow;
@@ -40,7 +42,8 @@ use cli::{Cli, Command, ConfigCommand, DbCommand};
 use interrupt::Interrupt;
 use trouble::Trouble;
 
-fn main() -> ExitCode {
+/// Does what the command line says; the exit code says how it went.
+pub fn main() -> ExitCode {
     let cli = Cli::parse();
     // One provider for everything that speaks TLS; a second caller would only find it installed.
     let _ = rustls::crypto::ring::default_provider().install_default();
