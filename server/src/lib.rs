@@ -6,6 +6,7 @@
 //!   catalog    the activities that this program has
 //!   database   the one of DATABASE_URL, or one of our own
 //!   demo, node, check, run, workflow, db, config   what the commands do
+//!   written    what people write in files: YAML or JSON
 //!   traces     what a collector of traces is sent
 //!   trouble    how a command fails: a sentence and an exit code
 //! ```
@@ -32,6 +33,7 @@ mod traces;
 mod tree;
 mod trouble;
 mod workflow;
+mod written;
 
 use std::process::ExitCode;
 use std::time::Duration;

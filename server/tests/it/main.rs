@@ -12,6 +12,7 @@ mod config;
 mod demo;
 mod logs;
 mod node;
+mod pages;
 mod policy;
 mod remote;
 mod served;
