@@ -1,4 +1,4 @@
-//! The program `backstay`, as a library.
+//! The program `backstay`, as a library: for itself, and for those who feed its decoders with anything.
 //!
 //! ```text
 //!   cli        the command line
@@ -18,6 +18,8 @@ mod cli;
 mod config;
 mod database;
 mod db;
+#[doc(hidden)]
+pub mod decoders;
 mod demo;
 mod doctor;
 mod http;

@@ -67,6 +67,11 @@ impl Keyring {
         let wrong = |wrong: String| SealError::File { path: path.display().to_string(), wrong };
         let text =
             std::fs::read_to_string(path).map_err(|error| wrong(format!("cannot be read: {error}")))?;
+        Self::parse(&text).map_err(wrong)
+    }
+
+    /// What is wrong with it is said after its name.
+    pub(crate) fn parse(text: &str) -> Result<Self, String> {
         let mut keys = BTreeMap::new();
         let mut current = None;
         for (n, line) in text.lines().enumerate() {
@@ -75,7 +80,7 @@ impl Keyring {
                 continue;
             }
             // The line itself is never shown.
-            let bad = || wrong(format!("is wrong in line {}: it looks like k1:64 hexadecimal digits", n + 1));
+            let bad = || format!("is wrong in line {}: it looks like k1:64 hexadecimal digits", n + 1);
             let (name, digits) = line.split_once(':').ok_or_else(bad)?;
             let bytes = hex::decode(digits.trim()).map_err(|_| bad())?;
             let key: [u8; 32] = bytes.try_into().map_err(|_| bad())?;
@@ -84,11 +89,11 @@ impl Keyring {
                 return Err(bad());
             }
             if keys.insert(name.to_owned(), key).is_some() {
-                return Err(wrong(format!("names the key \"{name}\" twice")));
+                return Err(format!("names the key \"{name}\" twice"));
             }
             current.get_or_insert_with(|| name.to_owned());
         }
-        let current = current.ok_or_else(|| wrong("has no key".into()))?;
+        let current = current.ok_or("has no key")?;
         Ok(Self { current, keys })
     }
 

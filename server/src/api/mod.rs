@@ -26,11 +26,11 @@ mod plans;
 mod pools;
 pub mod problem;
 pub mod rights;
-mod runs;
+pub(crate) mod runs;
 mod trail;
 mod verbs;
 mod views;
-mod watch;
+pub(crate) mod watch;
 mod workflows;
 
 use axum::Router;

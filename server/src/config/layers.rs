@@ -92,6 +92,12 @@ pub(crate) fn load(flags: &Flags, more: &[(&'static str, &'static str, String)])
     loaded(figment)
 }
 
+/// A file alone, over the defaults.
+pub(crate) fn of_text(toml: &str) -> Result<Loaded, Trouble> {
+    let defaults = Figment::from(Named("default".into(), Serialized::defaults(Config::defaults())));
+    loaded(defaults.merge(Named("file".into(), Toml::string(toml))))
+}
+
 fn loaded(figment: Figment) -> Result<Loaded, Trouble> {
     let mut config: Config = figment.extract().map_err(|errors| wrong(&errors))?;
     config.data_dir = std::path::absolute(&config.data_dir)

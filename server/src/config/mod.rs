@@ -15,7 +15,7 @@ use backstay_activities::{CommandSettings, HttpSettings, Program};
 use backstay_engine::{NodeConfig, Span};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-pub(crate) use layers::{Loaded, load};
+pub(crate) use layers::{Loaded, load, of_text};
 pub(crate) use show::show;
 
 use crate::cli::LogFormat;

@@ -230,6 +230,9 @@ async fn start(command: &RunCommand, config: &Config) -> Result<(), Trouble> {
             print(&clean(&format!("If {} fails for good, {names}", field(fails, "step"))));
             print("\n");
         }
+        if checked.get("if_fails_cut") == Some(&Value::Bool(true)) {
+            print("The plan has more steps than are shown here.\n");
+        }
         return Ok(());
     }
     let labels: Map<String, Value> =

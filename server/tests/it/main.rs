@@ -10,6 +10,7 @@
 mod api;
 mod config;
 mod demo;
+mod hostile;
 mod logs;
 mod node;
 mod pages;

@@ -138,6 +138,10 @@ impl Served {
         }
     }
 
+    pub fn pid(&self) -> u32 {
+        self.running.as_ref().unwrap().pid()
+    }
+
     pub fn signal(&self, signal: Signal) {
         self.running.as_ref().unwrap().signal(signal);
     }
