@@ -7,6 +7,7 @@
 //!   operate   how operators and clients speak to runs
 //!   insight   why a run does not move, and how to finish it by hand
 //!   upkeep    the limits of targets and their outages, lines, and what is kept
+//!   watch     who waits for what is written of runs
 //!   Engine    the handle for those who embed it
 //! ```
 //!
@@ -19,13 +20,14 @@ mod node;
 mod operate;
 pub mod store;
 mod upkeep;
+mod watch;
 
 pub use activity::{Activity, Context, Failure, Filled, Probe, Registry, Undone};
 pub use async_trait::async_trait;
 pub use backstay_machine as machine;
 pub use backstay_machine::plan::{Effect, OnFailure, PlanBuilder, Retry, Span, output};
 pub use backstay_machine::{Action, Plan, RunId, Sender, Status, Verb};
-pub use engine::{Engine, EngineError, RunHandle, SubmitOptions, Submitted};
+pub use engine::{Engine, EngineError, SubmitOptions, Submitted};
 pub use insight::{Child, Continuation};
 #[cfg(debug_assertions)]
 pub use node::crash;
@@ -33,3 +35,4 @@ pub use node::{Breaker, Node, NodeConfig, NodeError};
 pub use operate::{Answer, Bulk, BulkReport, PATIENCE};
 pub use store::{Limits, Line, Outage, PoolInfo, Purged, RunFilter, RunInfo, ShareRow, Store, StoreError};
 pub use upkeep::OutageInfo;
+pub use watch::RunHandle;

@@ -21,6 +21,7 @@
 pub mod access;
 mod append;
 mod claim;
+mod ears;
 mod inbox;
 mod lease;
 mod pools;
@@ -85,12 +86,12 @@ pub enum StoreError {
 }
 
 impl StoreError {
-    fn database(doing: &'static str) -> impl Fn(sqlx::Error) -> StoreError {
+    pub(crate) fn database(doing: &'static str) -> impl Fn(sqlx::Error) -> StoreError {
         move |source| StoreError::Database { doing, source }
     }
 
     /// The database gave no answer at all.
-    fn silent(doing: &'static str) -> Self {
+    pub(crate) fn silent(doing: &'static str) -> Self {
         let source = std::io::Error::new(std::io::ErrorKind::TimedOut, "the database gave no answer");
         Self::Database { doing, source: sqlx::Error::Io(source) }
     }
@@ -158,7 +159,8 @@ impl Store {
         let pool = PgPoolOptions::new()
             .max_connections(8)
             .acquire_timeout(Duration::from_secs(10))
-            .connect_with(options.clone())
+            // Which index leads to a page of runs differs with each filter.
+            .connect_with(options.clone().options([("plan_cache_mode", "force_custom_plan")]))
             .await
             .map_err(StoreError::database("connect to the database"))?;
         // A little longer than Postgres takes to cancel.
