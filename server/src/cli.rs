@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::remote::args::{
-    AuditCommand, PoolCommand, PrincipalCommand, REMOTE, RunCommand, Shown, TokenCommand,
+    AuditCommand, PoolCommand, PrincipalCommand, REMOTE, RunCommand, SecretCommand, Shown, TokenCommand,
 };
 use crate::trouble::EXIT_CODES;
 
@@ -88,6 +88,9 @@ pub(crate) enum Command {
     /// Tokens of principals
     #[command(subcommand, after_help = REMOTE)]
     Token(TokenCommand),
+    /// Secrets that activities name: set, listed, removed, and never shown
+    #[command(subcommand, after_help = REMOTE)]
+    Secret(SecretCommand),
     /// The audit trail: changes that no run's journal holds, and attempts that were refused
     #[command(subcommand, after_help = REMOTE)]
     Audit(AuditCommand),

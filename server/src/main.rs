@@ -5,6 +5,7 @@
 //!   config     defaults < file < environment < flags
 //!   catalog    the activities that this program has
 //!   database   the one of DATABASE_URL, or one of our own
+//!   vault      secrets: those in the database (seal, keys) and those in files
 //!   demo, node, check, run, workflow, db, config   what the commands do
 //!   trouble    how a command fails: a sentence and an exit code
 //! ```
@@ -20,6 +21,7 @@ mod demo;
 mod doctor;
 mod http;
 mod interrupt;
+mod keys;
 mod log;
 mod manual;
 mod node;
@@ -29,6 +31,7 @@ mod seal;
 mod serve;
 mod tree;
 mod trouble;
+mod vault;
 mod workflow;
 
 use std::process::ExitCode;
@@ -92,6 +95,7 @@ async fn command(cli: &Cli) -> Result<(), Trouble> {
         Command::Token(command) => remote::people::token(command, config).await,
         Command::Audit(command) => remote::people::audit(command, config, &interrupt).await,
         Command::Pool(command) => remote::people::pool(command, config).await,
+        Command::Secret(command) => remote::secrets::run(command, config).await,
         Command::Nodes(shown) => remote::people::nodes(shown, config).await,
         Command::Doctor => doctor::run(&loaded, &interrupt).await,
         Command::Completions { shell } => manual::completions(*shell),
@@ -106,6 +110,7 @@ async fn command(cli: &Cli) -> Result<(), Trouble> {
         }
         Command::Config(ConfigCommand::Check) => {
             serve::tls(config)?;
+            keys::check(config)?;
             db::print("The configuration is right.\n");
             Ok(())
         }

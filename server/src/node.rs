@@ -2,11 +2,11 @@
 
 use backstay_engine::Engine;
 
-use crate::catalog;
 use crate::config::Config;
 use crate::db::with_database;
 use crate::interrupt::Interrupt;
 use crate::trouble::Trouble;
+use crate::{catalog, keys, vault};
 
 /// Works until it is told to stop.
 pub(crate) async fn run(config: &Config, interrupt: &Interrupt) -> Result<(), Trouble> {
@@ -16,7 +16,9 @@ pub(crate) async fn run(config: &Config, interrupt: &Interrupt) -> Result<(), Tr
     let done = with_database(config, interrupt, async |database| {
         let store = interrupt.or(database.store()).await?;
         interrupt.or(async { Ok(store.migrate().await?) }).await?;
-        let engine = Engine::open(store.clone(), catalog::registry(config, &store).await?).await?;
+        let keys = keys::Place::of(config)?.read().map_err(keys::unusable)?;
+        vault::complain(&store, keys.as_ref()).await?;
+        let engine = Engine::open(store.clone(), catalog::registry(config, &store, keys).await?).await?;
         let node = interrupt.or(async { Ok(engine.start_node(settings).await?) }).await?;
         tracing::info!(node = node.name(), epoch = node.epoch(), database = %database, "the node is ready");
         let lost = tokio::select! {

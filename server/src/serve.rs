@@ -30,8 +30,8 @@ use crate::config::Config;
 use crate::db::{print, with_database};
 use crate::http::{self, Limits, Tls, systemd};
 use crate::interrupt::Interrupt;
-use crate::seal::Keyring;
 use crate::trouble::Trouble;
+use crate::vault;
 
 /// The file in the data folder that holds the first admin's token.
 pub(crate) const FIRST_TOKEN: &str = "admin-token";
@@ -62,8 +62,10 @@ async fn serve(
     store: &Store,
     figures: PrometheusHandle,
 ) -> Result<(), Trouble> {
-    let keys = keyring(config)?;
-    let engine = Engine::open(store.clone(), catalog::registry(config, store).await?).await?;
+    let keys = vault::keys(config, store).await?;
+    vault::complain(store, Some(&keys)).await?;
+    let registry = catalog::registry(config, store, Some(keys.clone())).await?;
+    let engine = Engine::open(store.clone(), registry).await?;
     let workflows = Arc::new(catalog::workflows(config, engine.registry())?);
     if let Some(path) = interrupt.or(first_token(store, &config.data_dir)).await? {
         tracing::info!(file = %path.display(), "the first admin is there; make principals with this token");
@@ -155,18 +157,6 @@ pub(crate) fn tls(config: &Config) -> Result<Option<Arc<Tls>>, Trouble> {
     Tls::read(certificate, key, listen.client_authority.as_deref())
         .map(Some)
         .map_err(|why| Trouble::usage(format!("TLS is not possible: {why}.")))
-}
-
-fn keyring(config: &Config) -> Result<Keyring, Trouble> {
-    let failed =
-        |error: crate::seal::SealError| Trouble::failed(format!("Secrets cannot be sealed: {error}."));
-    match &config.secrets.key_file {
-        Some(path) => Keyring::read(path).map_err(failed),
-        None => {
-            std::fs::create_dir_all(&config.data_dir).map_err(Trouble::file("Making", &config.data_dir))?;
-            Keyring::read_or_make(&config.data_dir.join("secret.key")).map_err(failed)
-        }
-    }
 }
 
 /// An installation that nobody may speak to gets an admin. The token is in the file before it is good, so that no crash

@@ -8,11 +8,13 @@
 //! The program as a process: what it prints, how it exits, what it leaves behind.
 
 mod api;
+mod canary;
 mod config;
 mod demo;
 mod node;
 mod policy;
 mod remote;
+mod secrets;
 mod served;
 mod slow;
 mod support;

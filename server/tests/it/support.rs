@@ -76,6 +76,11 @@ impl Place {
         Self { url: self.url.clone(), ..Self::embedded() }
     }
 
+    /// Where its database is.
+    pub fn url(&self) -> &str {
+        self.url.as_deref().unwrap()
+    }
+
     /// For looking into the database, and for breaking it.
     pub async fn sql(&self) -> PgConnection {
         PgConnection::connect(self.url.as_deref().unwrap()).await.unwrap()
@@ -83,6 +88,11 @@ impl Place {
 
     pub fn path(&self, below: &str) -> PathBuf {
         self.dir.path().join("data").join(below)
+    }
+
+    /// What servers here have logged.
+    pub fn log(&self) -> PathBuf {
+        self.dir.path().join("serve.log")
     }
 
     pub fn file(&self, name: &str, text: &str) -> PathBuf {
@@ -185,6 +195,13 @@ impl Running {
     /// Reads its stdout.
     pub fn start(command: &mut Command) -> Self {
         let mut child = command.stderr(Stdio::null()).spawn().unwrap();
+        let out: Box<dyn AsyncRead + Send + Unpin> = Box::new(child.stdout.take().unwrap());
+        Self { child, out: BufReader::new(out).lines(), seen: String::new() }
+    }
+
+    /// Reads its stdout, and writes its stderr to a file.
+    pub fn start_logging(command: &mut Command, log: std::fs::File) -> Self {
+        let mut child = command.stderr(log).spawn().unwrap();
         let out: Box<dyn AsyncRead + Send + Unpin> = Box::new(child.stdout.take().unwrap());
         Self { child, out: BufReader::new(out).lines(), seen: String::new() }
     }
