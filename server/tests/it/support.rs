@@ -17,6 +17,9 @@ pub struct Place {
     url: Option<String>,
 }
 
+/// Of the roles that tests make. A server that trusts whoever comes does not ask for it.
+pub const ROLE_PASSWORD: &str = "of-a-test";
+
 /// What a process did.
 #[derive(Debug)]
 pub struct Ran {
@@ -74,6 +77,25 @@ impl Place {
     /// Another data folder on the same database.
     pub fn another(&self) -> Self {
         Self { url: self.url.clone(), ..Self::embedded() }
+    }
+
+    /// Another data folder on the same database, as this role.
+    pub fn as_role(&self, role: &str) -> Self {
+        let mut url = url::Url::parse(self.url.as_deref().unwrap()).unwrap();
+        url.set_username(role).unwrap();
+        url.set_password(Some(ROLE_PASSWORD)).unwrap();
+        Self { url: Some(url.into()), ..Self::embedded() }
+    }
+
+    /// Another data folder, and another database of the same server.
+    pub fn on_database(&self, name: &str) -> Self {
+        let mut url = url::Url::parse(self.url()).unwrap();
+        url.set_path(name);
+        Self { url: Some(url.into()), ..Self::embedded() }
+    }
+
+    pub fn url(&self) -> &str {
+        self.url.as_deref().unwrap()
     }
 
     /// For looking into the database, and for breaking it.
