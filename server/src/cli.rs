@@ -303,6 +303,12 @@ written down; one that reads views. \"backstay db migrate\" tells them of what i
   backstay db migrate                             # as the owner
   backstay db roles --apply                       # as the owner";
 
+const DB_PAUSE: &str = "\
+Tells every live run to pause, by the database alone: after a restore, before any node is started.
+
+Whoever claims a run hears this before anything else, so no step begins, and no timer fires, until somebody has looked \
+at the run and resumed it. It is journaled with who and why, as every operator's action.";
+
 #[derive(Debug, Args)]
 pub(crate) struct RolesArgs {
     /// The role that owns the database
@@ -335,6 +341,19 @@ pub(crate) enum DbCommand {
     /// Fetches the server binaries of the embedded database, once, where the machine has none
     #[command(after_help = EXIT_CODES)]
     Install,
+    /// Tells every live run to pause, by the database alone: after a restore, before any node is started
+    #[command(after_help = EXIT_CODES, long_about = DB_PAUSE)]
+    Pause {
+        /// Who asks
+        #[arg(long, value_name = "NAME")]
+        who: String,
+        /// Why
+        #[arg(long, value_name = "TEXT")]
+        why: String,
+        /// Only say which runs it would be
+        #[arg(long)]
+        dry_run: bool,
+    },
     /// Says where the database is, whether its schema is up to date, and how many runs it has
     Status {
         /// For programs

@@ -1,9 +1,10 @@
 //! `backstay db`.
 
 use std::io::Write;
+use std::time::Duration;
 
 use backstay_engine::store::Roles;
-use backstay_engine::{Engine, Registry, Store};
+use backstay_engine::{Bulk, Engine, Registry, RunFilter, Store, Verb};
 use serde_json::json;
 
 use crate::cli::RolesArgs;
@@ -132,6 +133,40 @@ pub(crate) async fn roles(args: &RolesArgs, config: &Config, interrupt: &Interru
         Ok(())
     };
     with_database(config, interrupt, async |database| interrupt.or(work(database)).await).await
+}
+
+/// Tells every live run to pause. Nobody has to be there to hear it: whoever claims a run hears it first.
+pub(crate) async fn pause(
+    config: &Config,
+    interrupt: &Interrupt,
+    who: &str,
+    why: &str,
+    dry_run: bool,
+) -> Result<(), Trouble> {
+    with_engine(config, interrupt, async |engine| {
+        let live = RunFilter { live: true, ..RunFilter::default() };
+        let wish = Bulk::new(who, why, Verb::Pause);
+        let report = engine.act_on_all(&live, &wish, dry_run, Duration::ZERO).await?;
+        for run in &report.found {
+            print(&format!("{}  {}  {}\n", run.run, run.status.as_str(), run.workflow));
+        }
+        for (run, because) in &report.refused {
+            print(&format!("{run} does not pause: {because}\n"));
+        }
+        print(&match (report.found.len(), dry_run) {
+            (n, true) => format!("{n} runs are live.\n"),
+            (n, false) => format!(
+                "{} of {n} live runs are told, and pause before they do anything else. Then: backstay run explain RUN, \
+                 backstay run resume RUN.\n",
+                n.saturating_sub(report.refused.len())
+            ),
+        });
+        match report.refused.is_empty() {
+            true => Ok(()),
+            false => Err(Trouble::conflict("Some runs refused to pause.")),
+        }
+    })
+    .await
 }
 
 /// Fetches the server binaries of the embedded database, if this machine has none.

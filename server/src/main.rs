@@ -89,6 +89,9 @@ async fn command(cli: &Cli) -> Result<(), Trouble> {
         Command::Db(DbCommand::Migrate) => db::migrate(config, &interrupt).await,
         Command::Db(DbCommand::Status { json }) => db::status(config, &interrupt, *json).await,
         Command::Db(DbCommand::Roles(args)) => db::roles(args, config, &interrupt).await,
+        Command::Db(DbCommand::Pause { who, why, dry_run }) => {
+            db::pause(config, &interrupt, who, why, *dry_run).await
+        }
         Command::Db(DbCommand::Install) => db::install(config, &interrupt).await,
         Command::Run(command) => remote::run::run(command, config, &interrupt).await,
         Command::Principal(command) => remote::people::principal(command, config).await,

@@ -13,6 +13,7 @@ mod demo;
 mod node;
 mod policy;
 mod remote;
+mod restored;
 mod roles;
 mod served;
 mod slow;

@@ -94,6 +94,19 @@ impl Place {
         Self { url: Some(url.into()), ..Self::embedded() }
     }
 
+    /// A copy of its database as it is now, nobody being connected, and a data folder of its own.
+    pub async fn copied(&self) -> Self {
+        let name = format!("it_{}", uuid::Uuid::new_v4().simple());
+        let from: String =
+            sqlx::query_scalar("select current_database()").fetch_one(&mut self.sql().await).await.unwrap();
+        let mut sql = self.on_database("postgres").sql().await;
+        let end = "select pg_terminate_backend(pid) from pg_stat_activity where datname = $1";
+        sqlx::query(end).bind(&from).execute(&mut sql).await.unwrap();
+        let copy = format!("create database {name} template {from}");
+        sqlx::raw_sql(AssertSqlSafe(copy)).execute(&mut sql).await.unwrap();
+        self.on_database(&name)
+    }
+
     pub fn url(&self) -> &str {
         self.url.as_deref().unwrap()
     }
