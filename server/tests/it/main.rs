@@ -11,6 +11,7 @@ mod api;
 mod config;
 mod demo;
 mod node;
+mod packaging;
 mod policy;
 mod remote;
 mod restored;
