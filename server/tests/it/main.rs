@@ -16,6 +16,7 @@ mod policy;
 mod remote;
 mod restored;
 mod roles;
+mod rolling;
 mod served;
 mod slow;
 mod support;
