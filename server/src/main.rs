@@ -19,6 +19,7 @@ mod database;
 mod db;
 mod demo;
 mod doctor;
+mod figures;
 mod http;
 mod interrupt;
 mod keys;
@@ -90,6 +91,11 @@ async fn command(cli: &Cli) -> Result<(), Trouble> {
         Command::Workflow(command) => workflow::run(command, config),
         Command::Db(DbCommand::Migrate) => db::migrate(config, &interrupt).await,
         Command::Db(DbCommand::Status { json }) => db::status(config, &interrupt, *json).await,
+        Command::Db(DbCommand::Roles(args)) => db::roles(args, config, &interrupt).await,
+        Command::Db(DbCommand::Pause { who, why, dry_run }) => {
+            db::pause(config, &interrupt, who, why, *dry_run).await
+        }
+        Command::Db(DbCommand::Install) => db::install(config, &interrupt).await,
         Command::Run(command) => remote::run::run(command, config, &interrupt).await,
         Command::Principal(command) => remote::people::principal(command, config).await,
         Command::Token(command) => remote::people::token(command, config).await,

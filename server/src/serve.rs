@@ -14,7 +14,7 @@ use axum::routing::get;
 use backstay_engine::store::access::{Change, NewToken};
 use backstay_engine::{Engine, Store};
 use chrono::{TimeDelta, Utc};
-use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
+use metrics_exporter_prometheus::PrometheusHandle;
 use serde_json::json;
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
@@ -27,7 +27,7 @@ use crate::api::rights::Role;
 use crate::api::{self, Settings};
 use crate::catalog;
 use crate::config::Config;
-use crate::db::{print, with_database};
+use crate::db::{print, up_to_date, with_database};
 use crate::http::{self, Limits, Tls, systemd};
 use crate::interrupt::Interrupt;
 use crate::trouble::Trouble;
@@ -41,12 +41,10 @@ pub(crate) const FIRST_TOKEN_DAYS: i64 = 30;
 /// Works until it is told to stop.
 pub(crate) async fn run(config: &Config, interrupt: &Interrupt) -> Result<(), Trouble> {
     crate::log::begin(&config.log);
-    let figures = PrometheusBuilder::new()
-        .install_recorder()
-        .map_err(|error| Trouble::failed(format!("The figures cannot be kept: {error}.")))?;
+    let figures = crate::figures::keep()?;
     with_database(config, interrupt, async |database| {
         let store = interrupt.or(database.store()).await?;
-        interrupt.or(async { Ok(store.migrate().await?) }).await?;
+        interrupt.or(up_to_date(&store, config)).await?;
         let served = serve(config, interrupt, &store, figures.clone()).await;
         store.close().await;
         served
@@ -94,11 +92,13 @@ async fn serve(
     let mut tasks = JoinSet::new();
     if let Some(tls) = tls.clone() {
         tasks.spawn(async move { tls.watch().await });
+    } else {
+        // It may always ask to read files again.
+        tasks.spawn(systemd::nothing_to_reload());
     }
     let old = store.clone();
     tasks.spawn(async move { forget(&old).await });
-    let well = gate.clone();
-    tasks.spawn(systemd::keep_alive(move || well.is_fresh()));
+    tasks.spawn(systemd::keep_alive());
     let router = http::layered(api::router(gate), tls.is_some());
     let serving = tokio::spawn(http::serve(listener, tls, router, limits, stop.clone()));
     let of_health = http::layered(health.router(), false);

@@ -9,6 +9,7 @@
 //!   pools.rs    the limits of targets, and what each life holds of them
 //!   read.rs     for everybody else: get, list, journals
 //!   retention.rs  what is removed, and who stands in line
+//!   roles.rs    who may do what in the database
 //!   schema.rs   which migrations the database has had
 //! ```
 //!
@@ -29,6 +30,7 @@ mod pools;
 pub mod probe;
 mod read;
 mod retention;
+mod roles;
 mod schema;
 
 use std::time::Duration;
@@ -44,6 +46,7 @@ pub use lease::{Life, NodeInfo};
 pub use pools::{Limits, Outage, PoolInfo, PoolRow, ShareRow};
 pub use read::{RunFilter, RunInfo};
 pub use retention::{Line, Purged};
+pub use roles::{RoleName, Roles};
 pub use schema::Schema;
 
 static MIGRATIONS: sqlx::migrate::Migrator = sqlx::migrate!("../migrations");
@@ -126,6 +129,17 @@ impl StoreError {
         }
     }
 
+    /// The role that asks may not do this.
+    pub fn is_denied(&self) -> bool {
+        use sqlx::migrate::MigrateError::{Execute, ExecuteMigration};
+        let source = match self {
+            StoreError::Database { source, .. } => source,
+            StoreError::Migrate(Execute(source) | ExecuteMigration(source, _)) => source,
+            _ => return false,
+        };
+        matches!(source, sqlx::Error::Database(error) if error.code().as_deref() == Some("42501"))
+    }
+
     fn is_duplicate(&self) -> bool {
         let StoreError::Database { source: sqlx::Error::Database(error), .. } = self else { return false };
         error.is_unique_violation()
@@ -170,9 +184,11 @@ impl Store {
         Ok(store)
     }
 
-    /// Brings the schema up to date. Safe to call from many processes at once.
+    /// Brings the schema up to date, and tells the roles of the database of what is new. Safe to call from many processes
+    /// at once.
     pub async fn migrate(&self) -> Result<(), StoreError> {
-        MIGRATIONS.run(&self.pool).await.map_err(StoreError::Migrate)
+        MIGRATIONS.run(&self.pool).await.map_err(StoreError::Migrate)?;
+        self.grant_again().await
     }
 
     /// Closes the pool.

@@ -135,11 +135,19 @@ impl SecretSettings {
     }
 }
 
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct DatabaseSettings {
     /// A Postgres to use in place of the embedded one. Empty: the embedded one.
     pub url: DatabaseUrl,
+    /// Whether `serve` and `node` bring the schema up to date when they start. Off, they only look whether it is.
+    pub migrate: bool,
+}
+
+impl Default for DatabaseSettings {
+    fn default() -> Self {
+        Self { url: DatabaseUrl::default(), migrate: true }
+    }
 }
 
 /// How a node behaves; see `backstay_engine::NodeConfig`.
