@@ -1,6 +1,8 @@
 //! What is shipped beside the program is about this program: its figures, its settings, its commands.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fs::Permissions;
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -159,6 +161,7 @@ async fn the_example_has_every_setting_and_is_accepted_as_it_is_and_with_each_of
     }
     std::fs::create_dir(papers.path("secrets")).unwrap();
     std::fs::write(papers.path("secret.key"), format!("k1:{}\n", "0f".repeat(32))).unwrap();
+    std::fs::set_permissions(papers.path("secret.key"), Permissions::from_mode(0o600)).unwrap();
     // Prose begins with a space.
     let lines = example.lines().map(|line| match line.strip_prefix('#') {
         Some(rest) if !rest.starts_with(' ') => rest,
