@@ -29,7 +29,7 @@ pub use fail::{Fail, FailInput, FailOutput};
 pub use http::HttpSettings;
 pub use log::{Log, LogInput, LogOutput};
 pub use meaning::Meaning;
-pub use reference::Text;
+pub use reference::{Text, secrets_named};
 pub use secrets::Secrets;
 pub use signal::{EngineSignals, SendError, Signal, SignalInput, SignalOutput, Signals};
 

@@ -11,6 +11,7 @@
 //! answer `{"secret": "…"}` and have ours sent on.
 
 use std::borrow::Cow;
+use std::collections::BTreeSet;
 
 use backstay_engine::{Context, Failure, Filled};
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
@@ -20,7 +21,7 @@ use serde_json::Value;
 use uuid::Uuid;
 
 use crate::http::Origin;
-use crate::secrets::{Scrub, SecretError, Secrets};
+use crate::secrets::{Said, Scrub, SecretError, Secrets};
 
 /// A text of an input: written out, as a number, or named.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -149,18 +150,20 @@ impl Opener<'_> {
                 })?;
                 let (may, whom, place) = match &self.receiver {
                     Receiver::Origin(origin) => {
-                        (secret.origins.contains(origin), format!("be sent to {origin}"), "origins")
+                        (secret.origins.contains(origin), format!("be sent to {origin}"), "origin")
                     }
                     Receiver::Program(name) => (
                         secret.programs.contains(name),
                         format!("be given to the program \"{name}\""),
-                        "programs",
+                        "program",
                     ),
                 };
                 if !may {
-                    let message = format!(
-                        "the secret \"{name}\" may not {whom}: add it to secrets.uses.{name}.{place}"
-                    );
+                    let todo = match secret.said {
+                        Said::Settings => format!("add it to secrets.uses.{name}.{place}s"),
+                        Said::Setter => format!("set it anew with --{place} (backstay secret set {name})"),
+                    };
+                    let message = format!("the secret \"{name}\" may not {whom}: {todo}");
                     return Err(Failure::permanent("secret_refused", message).not_applied());
                 }
                 self.scrub.learn(name, &secret.text);
@@ -173,6 +176,25 @@ impl Opener<'_> {
             }
         }
     }
+}
+
+/// The secrets that a value names.
+pub fn secrets_named(value: &Value) -> BTreeSet<String> {
+    let mut names = BTreeSet::new();
+    let mut rest = vec![value];
+    while let Some(value) = rest.pop() {
+        match value {
+            Value::Object(map) => match Named::read(map) {
+                Some(Named::Secret { name, .. }) => {
+                    names.insert(name);
+                }
+                _ => rest.extend(map.values()),
+            },
+            Value::Array(items) => rest.extend(items),
+            _ => {}
+        }
+    }
+    names
 }
 
 enum Named {

@@ -30,6 +30,17 @@ pub struct Secret {
     pub origins: Vec<Origin>,
     /// The programs, as `command` knows them, that may be given it.
     pub programs: Vec<String>,
+    /// Who says so.
+    pub said: Said,
+}
+
+/// Who says where a secret may go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Said {
+    /// The configuration.
+    Settings,
+    /// Whoever set it: it is kept with it.
+    Setter,
 }
 
 impl std::fmt::Debug for Secret {
@@ -81,9 +92,11 @@ pub struct FileSecrets {
 }
 
 /// Larger ones are not read.
-const MOST: u64 = 64 << 10;
+pub const MOST: usize = 64 << 10;
 /// Shorter ones could not be scrubbed without making a hash of every text.
-const LEAST: usize = 4;
+pub const LEAST: usize = 4;
+/// Shorter ones are so short when they are encoded that they might stand anywhere.
+const LEAST_ENCODED: usize = 8;
 
 impl FileSecrets {
     /// Over a folder. What is not named in `uses` may go nowhere.
@@ -96,11 +109,24 @@ impl FileSecrets {
         }
         Ok(Self { dir: dir.into(), uses: known })
     }
-}
 
-#[async_trait]
-impl Secrets for FileSecrets {
-    async fn open(&self, name: &str) -> Result<Secret, SecretError> {
+    /// Whether the folder has a file of that name. A folder that is not there says nothing about its files.
+    pub async fn has(&self, name: &str) -> Result<bool, SecretError> {
+        let path = self.path(name)?;
+        let there = match tokio::fs::symlink_metadata(&path).await {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                tokio::fs::metadata(&self.dir).await.map(|_| false)
+            }
+            other => other.map(|_| true),
+        };
+        there.map_err(|error| {
+            SecretError::Unreadable(format!(
+                "whether the folder of secrets.dir has \"{name}\" is not known: {error}"
+            ))
+        })
+    }
+
+    fn path(&self, name: &str) -> Result<PathBuf, SecretError> {
         let fits = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
         if name.is_empty() || name.len() > 100 || name.starts_with('.') || !name.chars().all(fits) {
             return Err(SecretError::Refused(format!(
@@ -108,13 +134,20 @@ impl Secrets for FileSecrets {
                 name.escape_debug()
             )));
         }
+        Ok(self.dir.join(name))
+    }
+}
+
+#[async_trait]
+impl Secrets for FileSecrets {
+    async fn open(&self, name: &str) -> Result<Secret, SecretError> {
+        let path = self.path(name)?;
         let Some((origins, programs)) = self.uses.get(name).cloned() else {
             return Err(SecretError::Refused(format!(
                 "the secret \"{name}\" may go nowhere: name the origins or programs that may have it in \
                  secrets.uses.{name}"
             )));
         };
-        let path = self.dir.join(name);
         let unreadable = |error: std::io::Error| match error.kind() {
             std::io::ErrorKind::NotFound => SecretError::Refused(format!(
                 "there is no secret \"{name}\": the folder of secrets.dir has no file of that name"
@@ -127,7 +160,7 @@ impl Secrets for FileSecrets {
                 "the file of the secret \"{name}\" is open to every user of this machine; take that away (chmod o= FILE)"
             )));
         }
-        if !about.is_file() || about.len() > MOST {
+        if !about.is_file() || about.len() > MOST as u64 {
             return Err(SecretError::Refused(format!(
                 "the secret \"{name}\" is no file of at most {MOST} bytes"
             )));
@@ -140,7 +173,7 @@ impl Secrets for FileSecrets {
                 "the secret \"{name}\" is shorter than {LEAST} characters"
             )));
         }
-        Ok(Secret { text, origins, programs })
+        Ok(Secret { text, origins, programs, said: Said::Settings })
     }
 }
 
@@ -181,6 +214,9 @@ impl Scrub {
                 form = quote(&form);
                 forms.push(form.clone());
             }
+        }
+        if text.len() >= LEAST_ENCODED {
+            forms.extend(encoded(text.as_bytes()));
         }
         // A key of many lines may come back line by line.
         forms.extend(text.lines().filter(|line| line.len() >= 8).map(str::to_owned));
@@ -254,6 +290,33 @@ fn quote(text: &str) -> String {
     quoted.get(1..quoted.len().saturating_sub(1)).unwrap_or_default().to_owned()
 }
 
+/// In hexadecimal, and in base64 wherever it begins in what was encoded: without the characters that others have a part in.
+fn encoded(bytes: &[u8]) -> Vec<String> {
+    let lower: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+    let mut forms = vec![lower.to_uppercase(), lower];
+    for before in 0..3 {
+        let padded: Vec<u8> = std::iter::repeat_n(0, before).chain(bytes.iter().copied()).collect();
+        let (first, last) = ((before * 8).div_ceil(6), padded.len() * 8 / 6);
+        let digit = |at: usize| {
+            let six = (0..6).fold(0, |six, bit| {
+                let at = at * 6 + bit;
+                let byte = padded.get(at / 8).copied().unwrap_or_default();
+                six << 1 | (byte >> (7 - at % 8)) & 1
+            });
+            match six {
+                0..26 => b'A' + six,
+                26..52 => b'a' + six - 26,
+                52..62 => b'0' + six - 52,
+                62 => b'+',
+                _ => b'/',
+            }
+        };
+        let form: String = (first..last).map(|at| char::from(digit(at))).collect();
+        forms.extend([form.replace('+', "-").replace('/', "_"), form.replace('/', "\\/"), form]);
+    }
+    forms
+}
+
 /// The same in ASCII alone.
 fn ascii(quoted: &str) -> String {
     let mut units = [0; 2];
@@ -280,6 +343,10 @@ mod tests {
             ["p&ss \"word\"/1", "p&ss \\\"word\\\"/1", "p%26ss%20%22word%22%2F1", "p%26ss+%22word%22%2F1"]
         {
             assert_eq!(scrub.text(&format!("<{text}>")), "<[secret token]>");
+        }
+        // "x:987654321" and others in base64, and as a whole in hexadecimal.
+        for text in ["eDo5ODc2NTQzMjE=", "eHg6OTg3NjU0MzIx", "eHh4Ojk4NzY1NDMyMQ==", "393837363534333231"] {
+            assert!(scrub.text(text).contains("[secret pin]"), "{}", scrub.text(text));
         }
         assert_eq!(scrub.text_cut("a 98765"), "a ");
         assert_eq!(scrub.text_cut("a 987654321"), "a [secret pin]");

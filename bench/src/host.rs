@@ -101,7 +101,7 @@ pub(crate) fn process_cpu(pid: &str) -> f64 {
 }
 
 /// CPU seconds of all server processes on this machine, with those that have ended.
-fn postgres_cpu() -> f64 {
+pub(crate) fn postgres_cpu() -> f64 {
     let Ok(entries) = std::fs::read_dir("/proc") else { return 0.0 };
     let pids = entries.flatten().filter_map(|entry| entry.file_name().into_string().ok());
     let mut total = 0.0;

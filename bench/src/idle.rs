@@ -6,8 +6,8 @@ use anyhow::Context;
 use backstay_engine::{NodeConfig, SubmitOptions};
 use serde_json::{Value, json};
 
-use crate::host::{Host, process_cpu, resident_mb};
-use crate::{Args, recovery, round, seconds, work};
+use crate::host::{Host, postgres_cpu, process_cpu, resident_mb};
+use crate::{Args, recovery, round, seconds, signals, work};
 
 pub(crate) async fn measure(host: &Host, args: &Args) -> anyhow::Result<Value> {
     let runs = args.concurrency.unwrap_or(10_000);
@@ -24,9 +24,12 @@ pub(crate) async fn measure(host: &Host, args: &Args) -> anyhow::Result<Value> {
     let (mut second, mut lines) = recovery::spawn(&url, args, 0, "idle")?;
     recovery::expect(&mut lines, "READY").await?;
     let pid = second.id().context("the worker is gone")?.to_string();
-    let before = process_cpu(&pid);
+    let (before, database_before) = (process_cpu(&pid), postgres_cpu());
     tokio::time::sleep(seconds(args)).await;
     let (cpu_fresh, memory_fresh) = (process_cpu(&pid) - before, resident_mb(&pid));
+    let database = postgres_cpu() - database_before;
+    let mut conn = <sqlx::PgConnection as sqlx::Connection>::connect(&url).await?;
+    let scan = signals::wake_up_scan(&mut conn).await?;
     second.start_kill()?;
     second.wait().await?;
     let percent = |cpu: f64| round(100.0 * cpu / seconds(args).as_secs_f64(), 2);
@@ -36,6 +39,8 @@ pub(crate) async fn measure(host: &Host, args: &Args) -> anyhow::Result<Value> {
         "memory_mb": memory,
         "after_restart_cpu_percent": percent(cpu_fresh),
         "after_restart_memory_mb": memory_fresh,
+        "database_cpu_percent_of_a_core": percent(database),
+        "wake_up_scan_ms": round(scan, 3),
     }))
 }
 

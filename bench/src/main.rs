@@ -4,6 +4,7 @@
 //! that is thrown away afterwards, or the one at `--database-url`. Figures of one machine compare only within one
 //! run; `all` runs the floor first and prints the ratios.
 
+mod api;
 mod floor;
 mod growth;
 mod history;
@@ -30,10 +31,10 @@ struct Args {
     /// A database server to use; its databases `backstay_bench_*` are made and dropped. Left out: a private one.
     #[arg(long, env = "BENCH_DATABASE_URL")]
     database_url: Option<String>,
-    /// Workflows in flight (sequential, fanout), or runs (recovery, idle, takeover, signals, storm).
+    /// Workflows in flight (sequential, fanout), runs (recovery, idle, takeover, signals, storm), or watchers (api).
     #[arg(long, alias = "runs")]
     concurrency: Option<usize>,
-    /// Steps of a workflow; for growth and removal the events of the largest journal.
+    /// Steps of a workflow; for growth and removal the events of the largest journal, for api the runs of the longest list.
     #[arg(long)]
     steps: Option<usize>,
     /// Seconds that are measured, after a warm-up of a third of that.
@@ -72,6 +73,8 @@ enum Scenario {
     Removal,
     /// How long it takes to open the history of one long run.
     History,
+    /// The server over HTTP: submits, reads, pages, watchers.
+    Api,
     /// What the same database does without an engine.
     Floor,
     /// Floor, sequential and fanout at the documented sizes, with their ratios.
@@ -106,6 +109,7 @@ async fn run(args: Args) -> anyhow::Result<()> {
         Scenario::Storm => storm::measure(&host, &args).await?,
         Scenario::Removal => removal::measure(&host, &args).await?,
         Scenario::History => history::measure(&host, &args).await?,
+        Scenario::Api => api::measure(&host, &args).await?,
         Scenario::Floor => floor::measure(&host, &args).await?,
         Scenario::All => all(&host, &args).await?,
     };

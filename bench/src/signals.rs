@@ -105,7 +105,7 @@ async fn all_waiting(engine: &backstay_engine::Engine) -> anyhow::Result<Vec<bac
 }
 
 /// What a node asks every half second: the best of five, in milliseconds, as Postgres counts it.
-async fn wake_up_scan(conn: &mut sqlx::PgConnection) -> anyhow::Result<f64> {
+pub(crate) async fn wake_up_scan(conn: &mut sqlx::PgConnection) -> anyhow::Result<f64> {
     let ask = "explain (analyze, format json) select run_id from runs
                where priority = 1 and due_at <= statement_timestamp() and activities <@ array['noop']
                order by due_at limit 500";

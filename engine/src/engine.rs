@@ -1,23 +1,18 @@
 //! The handle for those who embed the engine.
 
-use std::collections::{HashMap, VecDeque};
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::sync::{Arc, PoisonError};
 
 use backstay_machine::{CheckError, Epoch, Event, Journaled, Plan, Row, RunId, Sender, Seq, Status, action};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
-use tokio::sync::{Notify, oneshot};
+use tokio::sync::oneshot;
 use uuid::Uuid;
 
 use crate::activity::Registry;
 use crate::node::{Door, Message, Node, NodeConfig, NodeError};
 use crate::operate::Herald;
 use crate::store::{Admission, Refusal, RunFilter, RunInfo, Store, StoreError};
-
-/// How often somebody who waits looks again, if nobody tells.
-const LOOK_AGAIN: Duration = Duration::from_millis(250);
+use crate::watch::{RunHandle, Watchers};
 
 /// The engine: a journal, and the activities that this process has. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -126,16 +121,6 @@ impl Submitted {
     }
 }
 
-/// One run, for those who wait for it.
-#[derive(Debug)]
-pub struct RunHandle {
-    engine: Engine,
-    run: RunId,
-    ended: Option<oneshot::Receiver<Status>>,
-    seen: Seq,
-    buffer: VecDeque<Row>,
-}
-
 /// A submission on its way to the driver.
 pub(crate) struct Submission {
     pub admission: Admission,
@@ -200,7 +185,7 @@ impl Engine {
         let submitted = |run, created, ended| Submitted {
             run,
             created,
-            handle: RunHandle { engine: self.clone(), run, ended, seen: 0, buffer: VecDeque::new() },
+            handle: RunHandle::new(self.clone(), run, 0, ended),
         };
         // Who stands in line is called by whichever node looks next; nobody begins at once.
         let node = self.node.lock().unwrap_or_else(PoisonError::into_inner).clone();
@@ -272,7 +257,7 @@ impl Engine {
 
     /// A run for watching and waiting, from the event after this one on.
     pub fn watch_after(&self, run: RunId, seen: Seq) -> RunHandle {
-        RunHandle { engine: self.clone(), run, ended: None, seen, buffer: VecDeque::new() }
+        RunHandle::new(self.clone(), run, seen, None)
     }
 }
 
@@ -342,100 +327,4 @@ fn admission(plan: &Plan, options: &SubmitOptions) -> Result<Admission, EngineEr
         queue: options.queue,
         at: chrono::DateTime::UNIX_EPOCH,
     })
-}
-
-impl RunHandle {
-    /// The run.
-    pub fn run(&self) -> RunId {
-        self.run
-    }
-
-    /// Waits until the run is over, or waits for people.
-    pub async fn ended(mut self) -> Result<Status, EngineError> {
-        if let Some(ended) = self.ended.take()
-            && let Ok(status) = ended.await
-        {
-            return Ok(status);
-        }
-        loop {
-            let changed = self.engine.watchers.watch(self.run);
-            let info = self.engine.get(self.run).await?;
-            if info.status.settles() {
-                return Ok(info.status);
-            }
-            let _ = tokio::time::timeout(LOOK_AGAIN, changed.notified()).await;
-        }
-    }
-
-    /// The next event; `None` once the run is over and all were given.
-    pub async fn next(&mut self) -> Result<Option<Row>, EngineError> {
-        loop {
-            if let Some(row) = self.buffer.pop_front() {
-                self.seen = row.seq;
-                return Ok(Some(row));
-            }
-            let changed = self.engine.watchers.watch(self.run);
-            // Before the journal: a run that is over now has all its events there.
-            let over = self.engine.get(self.run).await?.status.is_end();
-            self.buffer.extend(self.engine.store.journal(self.run, self.seen, 500).await?);
-            if self.buffer.is_empty() {
-                if over {
-                    return Ok(None);
-                }
-                let _ = tokio::time::timeout(LOOK_AGAIN, changed.notified()).await;
-            }
-        }
-    }
-}
-
-/// Who in this process wants to know of which run. Others look again now and then.
-#[derive(Debug, Default)]
-pub(crate) struct Watchers {
-    count: AtomicUsize,
-    runs: Mutex<HashMap<RunId, Vec<std::sync::Weak<Notify>>>>,
-}
-
-impl Watchers {
-    pub(crate) fn watch(self: &Arc<Self>, run: RunId) -> Watcher {
-        let notify = Arc::new(Notify::new());
-        let mut runs = self.runs.lock().unwrap_or_else(PoisonError::into_inner);
-        runs.entry(run).or_default().push(Arc::downgrade(&notify));
-        self.count.fetch_add(1, Ordering::Relaxed);
-        Watcher { notify, run, watchers: Arc::clone(self) }
-    }
-
-    pub(crate) fn changed(&self, run: RunId) {
-        if self.count.load(Ordering::Relaxed) == 0 {
-            return;
-        }
-        let runs = self.runs.lock().unwrap_or_else(PoisonError::into_inner);
-        for notify in runs.get(&run).into_iter().flatten().filter_map(std::sync::Weak::upgrade) {
-            notify.notify_one();
-        }
-    }
-}
-
-pub(crate) struct Watcher {
-    notify: Arc<Notify>,
-    run: RunId,
-    watchers: Arc<Watchers>,
-}
-
-impl Watcher {
-    pub(crate) async fn notified(&self) {
-        self.notify.notified().await;
-    }
-}
-
-impl Drop for Watcher {
-    fn drop(&mut self) {
-        let mut runs = self.watchers.runs.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(list) = runs.get_mut(&self.run) {
-            list.retain(|other| other.upgrade().is_some_and(|other| !Arc::ptr_eq(&other, &self.notify)));
-            if list.is_empty() {
-                runs.remove(&self.run);
-            }
-        }
-        self.watchers.count.fetch_sub(1, Ordering::Relaxed);
-    }
 }

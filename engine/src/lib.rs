@@ -8,6 +8,7 @@
 //!   insight   why a run does not move, and how to finish it by hand
 //!   trace     where calls stand in the traces of those who asked for them
 //!   upkeep    the limits of targets and their outages, lines, and what is kept
+//!   watch     who waits for what is written of runs
 //!   Engine    the handle for those who embed it
 //! ```
 //!
@@ -21,13 +22,14 @@ mod operate;
 pub mod store;
 pub mod trace;
 mod upkeep;
+mod watch;
 
 pub use activity::{Activity, Context, Failure, Filled, Probe, Registry, Undone};
 pub use async_trait::async_trait;
 pub use backstay_machine as machine;
 pub use backstay_machine::plan::{Effect, OnFailure, PlanBuilder, Retry, Span, output};
 pub use backstay_machine::{Action, Plan, RunId, Sender, Status, Verb};
-pub use engine::{Engine, EngineError, RunHandle, SubmitOptions, Submitted};
+pub use engine::{Engine, EngineError, SubmitOptions, Submitted};
 pub use insight::{Child, Continuation};
 #[cfg(debug_assertions)]
 pub use node::crash;
@@ -35,3 +37,4 @@ pub use node::{Breaker, Node, NodeConfig, NodeError};
 pub use operate::{Answer, Bulk, BulkReport, PATIENCE};
 pub use store::{Limits, Line, Outage, PoolInfo, Purged, RunFilter, RunInfo, ShareRow, Store, StoreError};
 pub use upkeep::OutageInfo;
+pub use watch::RunHandle;

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use backstay_activities::secrets::{NoSecrets, Secrets};
 use backstay_activities::{Builtin, EngineSignals, SendError, Signals, register};
 use backstay_engine::{Registry, RunId, Store, async_trait};
 use backstay_workflows::Workflows;
@@ -10,16 +11,23 @@ use uuid::Uuid;
 
 use crate::config::Config;
 use crate::demo;
+use crate::keys::Keys;
 use crate::trouble::Trouble;
+use crate::vault::Vault;
 
 /// Those of the demo, and the general ones, with what the configuration allows them.
-pub(crate) async fn registry(config: &Config, store: &Store) -> Result<Registry, Trouble> {
-    with(config, Arc::new(EngineSignals::open(store.clone()).await?))
+pub(crate) async fn registry(
+    config: &Config,
+    store: &Store,
+    keys: Option<Keys>,
+) -> Result<Registry, Trouble> {
+    let vault = Vault::open(config, store.clone(), keys)?;
+    with(config, Arc::new(vault), Arc::new(EngineSignals::open(store.clone()).await?))
 }
 
 /// The same for looking at plans: nothing can be run with it.
 pub(crate) fn known(config: &Config) -> Result<Registry, Trouble> {
-    with(config, Arc::new(Unsent))
+    with(config, Arc::new(NoSecrets), Arc::new(Unsent))
 }
 
 /// Every workflow of the directory that the configuration names, checked against these activities.
@@ -50,14 +58,9 @@ impl Signals for Unsent {
     }
 }
 
-fn with(config: &Config, signals: Arc<dyn Signals>) -> Result<Registry, Trouble> {
+fn with(config: &Config, secrets: Arc<dyn Secrets>, signals: Arc<dyn Signals>) -> Result<Registry, Trouble> {
     let mut registry = demo::activities();
-    let builtin = Builtin {
-        http: config.http.clone(),
-        command: config.command(),
-        secrets: config.secrets.in_files().map_err(|why| Trouble::usage(format!("secrets.uses: {why}.")))?,
-        signals,
-    };
+    let builtin = Builtin { http: config.http.clone(), command: config.command(), secrets, signals };
     register(&mut registry, builtin).map_err(|why| Trouble::usage(format!("{why}.")))?;
     Ok(registry)
 }

@@ -2,10 +2,11 @@
 
 use std::path::PathBuf;
 
+use backstay_engine::store::RoleName;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::remote::args::{
-    AuditCommand, PoolCommand, PrincipalCommand, REMOTE, RunCommand, Shown, TokenCommand,
+    AuditCommand, PoolCommand, PrincipalCommand, REMOTE, RunCommand, SecretCommand, Shown, TokenCommand,
 };
 use crate::trouble::EXIT_CODES;
 
@@ -76,7 +77,7 @@ pub(crate) enum Command {
     /// Workflows that are files: check, list, show, plan; none of these needs a database
     #[command(subcommand, after_help = EXIT_CODES)]
     Workflow(WorkflowCommand),
-    /// The database's schema
+    /// The database: its schema, its roles, its server's binaries
     #[command(subcommand, after_help = EXIT_CODES)]
     Db(DbCommand),
     /// Runs, over the API of a server
@@ -88,6 +89,9 @@ pub(crate) enum Command {
     /// Tokens of principals
     #[command(subcommand, after_help = REMOTE)]
     Token(TokenCommand),
+    /// Secrets that activities name: set, listed, removed, and never shown
+    #[command(subcommand, after_help = REMOTE)]
+    Secret(SecretCommand),
     /// The audit trail: changes that no run's journal holds, and attempts that were refused
     #[command(subcommand, after_help = REMOTE)]
     Audit(AuditCommand),
@@ -292,10 +296,67 @@ pub(crate) struct WorkflowFrom {
     pub json: bool,
 }
 
+const DB_ROLES: &str = "\
+Prints who may do what in the database, as SQL for its owner; with --apply, does it.
+
+Three roles: an owner, who brings the schema up to date; one that serves, and can neither change nor remove what was \
+written down; one that reads views. \"backstay db migrate\" tells them of what is new later.
+
+  backstay db roles --create | psql postgres      # once, by whoever runs the Postgres server
+  backstay db migrate                             # as the owner
+  backstay db roles --apply                       # as the owner";
+
+const DB_PAUSE: &str = "\
+Tells every live run to pause, by the database alone: after a restore, before any node is started.
+
+Whoever claims a run hears this before anything else, so no step begins, and no timer fires, until somebody has looked \
+at the run and resumed it. It is journaled with who and why, as every operator's action.";
+
+#[derive(Debug, Args)]
+pub(crate) struct RolesArgs {
+    /// The role that owns the database
+    #[arg(long, value_name = "ROLE", default_value = "backstay_owner")]
+    pub owner: RoleName,
+    /// The role that serves
+    #[arg(long, value_name = "ROLE", default_value = "backstay_server")]
+    pub server: RoleName,
+    /// The role that reads
+    #[arg(long, value_name = "ROLE", default_value = "backstay_reader")]
+    pub reader: RoleName,
+    /// The database; for --create
+    #[arg(long, value_name = "NAME", default_value = "backstay")]
+    pub database: RoleName,
+    /// Print what creates the roles and the database, for whoever runs the Postgres server
+    #[arg(long, conflicts_with = "apply")]
+    pub create: bool,
+    /// Do it, in the configured database
+    #[arg(long)]
+    pub apply: bool,
+}
+
 #[derive(Debug, Subcommand)]
 pub(crate) enum DbCommand {
     /// Brings the schema up to date; safe to call at any time and from many machines at once
     Migrate,
+    /// Prints who may do what in the database, or sees to it
+    #[command(after_help = EXIT_CODES, long_about = DB_ROLES)]
+    Roles(RolesArgs),
+    /// Fetches the server binaries of the embedded database, once, where the machine has none
+    #[command(after_help = EXIT_CODES)]
+    Install,
+    /// Tells every live run to pause, by the database alone: after a restore, before any node is started
+    #[command(after_help = EXIT_CODES, long_about = DB_PAUSE)]
+    Pause {
+        /// Who asks
+        #[arg(long, value_name = "NAME")]
+        who: String,
+        /// Why
+        #[arg(long, value_name = "TEXT")]
+        why: String,
+        /// Only say which runs it would be
+        #[arg(long)]
+        dry_run: bool,
+    },
     /// Says where the database is, whether its schema is up to date, and how many runs it has
     Status {
         /// For programs

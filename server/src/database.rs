@@ -3,10 +3,11 @@
 use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use backstay_engine::Store;
-use backstay_postgres::{Postgres, Progress, Settings, Started};
+use backstay_postgres::{Binaries, Postgres, Progress, Settings, Started};
 
 use crate::config::Config;
 use crate::interrupt::Interrupt;
@@ -43,6 +44,22 @@ pub(crate) fn must_exist(config: &Config) -> Result<(), Trouble> {
         "There is no embedded database in {} yet. \"backstay db migrate\" creates one; \"backstay demo\" does so, too.",
         folder.display()
     )))
+}
+
+/// The server binaries that the embedded database uses, and whether they had to be fetched.
+pub(crate) async fn install(
+    config: &Config,
+    say: impl Fn(String) + Send + Sync + 'static,
+) -> Result<(Binaries, bool), Trouble> {
+    let mut settings = Settings::new(folder(config));
+    let fetched = Arc::new(AtomicBool::new(false));
+    let (noted, report) = (fetched.clone(), reporter(say));
+    settings.on_progress = Some(Arc::new(move |progress| {
+        noted.fetch_or(matches!(progress, Progress::Fetching { .. }), Ordering::SeqCst);
+        report(progress);
+    }));
+    let binaries = backstay_postgres::binaries(&settings).await?;
+    Ok((binaries, fetched.load(Ordering::SeqCst)))
 }
 
 impl Database {

@@ -74,7 +74,7 @@ pub fn envelope(bytes: &[u8]) {
         assert_eq!(sealed.to_bytes(), bytes, "it is written as it was read");
     }
     if let Ok(text) = std::str::from_utf8(bytes)
-        && let Ok(ring) = Keyring::parse(text)
+        && let Ok(ring) = Keyring::parse(text, "the text")
     {
         let sealed = ring.seal("about", b"text").map(|sealed| Sealed::from_bytes(&sealed.to_bytes()));
         if let Ok(sealed) = sealed {

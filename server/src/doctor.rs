@@ -7,8 +7,9 @@ use crate::config::{Config, Loaded};
 use crate::database::{self, Database};
 use crate::db::print;
 use crate::interrupt::Interrupt;
-use crate::seal::Keyring;
+use crate::keys::{Keys, Place, VARIABLE};
 use crate::trouble::{Trouble, sentence};
+use crate::vault;
 
 /// One thing that was looked at.
 struct Finding {
@@ -35,7 +36,7 @@ pub(crate) async fn run(loaded: &Loaded, interrupt: &Interrupt) -> Result<(), Tr
     let config = &loaded.config;
     let mut found = Findings::default();
     found.good("the configuration is right");
-    keys(config, &mut found);
+    let keys = keys(config, &mut found);
     let served = tokio::net::TcpStream::connect(config.listen.address).await.is_ok();
     match served {
         true => found.good(format!("something listens on {}", config.listen.address)),
@@ -45,14 +46,16 @@ pub(crate) async fn run(loaded: &Loaded, interrupt: &Interrupt) -> Result<(), Tr
     }
     if config.database.url.reveal().is_none() && served {
         // The server has the embedded database open; what is wrong with it, the server says itself.
-        found.good("the embedded database is in use by the server");
+        found.good(
+            "the embedded database is in use by the server (whether its secrets open: backstay secret list)",
+        );
     } else if let Err(trouble) = database::must_exist(config) {
         found.bad("there is no database yet", trouble.text);
     } else {
         match Database::open(config, interrupt, |text| eprintln!("{text}")).await {
             Err(trouble) => found.bad("the database cannot be used", trouble.text),
             Ok(database) => {
-                if let Err(trouble) = looked_into(&database, &mut found).await {
+                if let Err(trouble) = looked_into(&database, keys, &mut found).await {
                     found.bad("the database cannot be read", trouble.text);
                 }
                 database.close().await?;
@@ -73,29 +76,72 @@ pub(crate) async fn run(loaded: &Loaded, interrupt: &Interrupt) -> Result<(), Tr
     }
 }
 
-fn keys(config: &Config, found: &mut Findings) {
-    let own = config.data_dir.join("secret.key");
-    let path = config.secrets.key_file.as_ref().unwrap_or(&own);
-    if !path.exists() && config.secrets.key_file.is_none() {
-        found.good("there is no key file yet; the first start of the server makes one");
-        return;
-    }
-    match Keyring::read(path) {
-        Ok(_) => found.good(format!("the key file {} is right", path.display())),
+/// The keys, if they can be read.
+fn keys(config: &Config, found: &mut Findings) -> Option<Keys> {
+    let place = match Place::of(config) {
+        Ok(place) => place,
+        Err(trouble) => {
+            found.bad("it is not clear which keys are meant", trouble.text);
+            return None;
+        }
+    };
+    let read = place.read();
+    match &read {
+        Ok(Some(keys)) => {
+            let (ring, whence) =
+                (keys.now(), place.file().map_or(VARIABLE.into(), |file| file.display().to_string()));
+            let names = ring.names().collect::<Vec<_>>().join(", ");
+            found.good(format!("the keys in {whence} are right: {names}; \"{}\" is current", ring.current()));
+        }
+        Ok(None) => found.good("there is no key file yet; the first start of the server makes one"),
         Err(error) => found.bad(
-            sentence(&error),
-            "without it sealed secrets cannot be opened: bring the file back from its copy",
+            sentence(error),
+            "without its keys no secret of the database can be opened: bring them back from their copy",
         ),
     }
-    #[cfg(unix)]
-    if let Ok(meta) = std::fs::metadata(path)
-        && std::os::unix::fs::MetadataExt::mode(&meta) & 0o077 != 0
-    {
-        found.bad(format!("others can read {}", path.display()), format!("chmod 600 {}", path.display()));
+    if let Some(file) = place.file().filter(|_| place.is_open()) {
+        found.bad(format!("others can read {}", file.display()), format!("chmod o= {}", file.display()));
     }
+    read.ok().flatten()
 }
 
-async fn looked_into(database: &Database, found: &mut Findings) -> Result<(), Trouble> {
+async fn secrets(store: &Store, keys: Option<Keys>, found: &mut Findings) -> Result<(), Trouble> {
+    let ring = keys.map(|keys| keys.now());
+    let sealed = store.secrets_by_key().await?;
+    for (name, count) in
+        sealed.iter().filter(|(name, _)| !ring.iter().any(|ring| ring.names().any(|here| here == name)))
+    {
+        found.bad(
+            format!("the key \"{name}\" is not here, and seals {count} secrets"),
+            "bring it back from its copy, or from another server of this database: a line of the key file",
+        );
+    }
+    let broken = vault::broken(store, ring.as_deref()).await?;
+    for (name, why) in broken.iter().take(10) {
+        found.bad(
+            format!("the secret \"{name}\" cannot be opened: {why}"),
+            format!("bring the key back, or set it anew: backstay secret set {name}"),
+        );
+    }
+    if broken.is_empty() {
+        found.good(format!(
+            "every secret can be opened: {}",
+            sealed.iter().map(|(_, count)| count).sum::<i64>()
+        ));
+    }
+    if let Some(ring) = ring {
+        let old =
+            sealed.iter().filter(|(name, _)| name != ring.current()).map(|(_, count)| count).sum::<i64>();
+        if old > 0 && broken.is_empty() {
+            found.good(format!(
+                "{old} secrets are sealed by an older key; to be rid of it: backstay secret rewrap"
+            ));
+        }
+    }
+    Ok(())
+}
+
+async fn looked_into(database: &Database, keys: Option<Keys>, found: &mut Findings) -> Result<(), Trouble> {
     let store: Store = database.store().await?;
     let schema = store.schema().await?;
     found.good(format!("the database answers: {database}"));
@@ -108,6 +154,7 @@ async fn looked_into(database: &Database, found: &mut Findings) -> Result<(), Tr
         return Ok(());
     }
     found.good("the schema is up to date");
+    secrets(&store, keys, found).await?;
     let engine = Engine::open(store.clone(), Registry::new()).await?;
     match engine.silent().await?.as_slice() {
         [] => found.good("every live run has something that moves it"),

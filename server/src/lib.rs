@@ -5,6 +5,7 @@
 //!   config     defaults < file < environment < flags
 //!   catalog    the activities that this program has
 //!   database   the one of DATABASE_URL, or one of our own
+//!   vault      secrets: those in the database (seal, keys) and those in files
 //!   demo, node, check, run, workflow, db, config   what the commands do
 //!   written    what people write in files: YAML or JSON
 //!   traces     what a collector of traces is sent
@@ -22,8 +23,10 @@ mod db;
 pub mod decoders;
 mod demo;
 mod doctor;
+mod figures;
 mod http;
 mod interrupt;
+mod keys;
 mod log;
 mod manual;
 mod node;
@@ -34,6 +37,7 @@ mod serve;
 mod traces;
 mod tree;
 mod trouble;
+mod vault;
 mod workflow;
 mod written;
 
@@ -94,11 +98,17 @@ async fn command(cli: &Cli) -> Result<(), Trouble> {
         Command::Workflow(command) => workflow::run(command, config),
         Command::Db(DbCommand::Migrate) => db::migrate(config, &interrupt).await,
         Command::Db(DbCommand::Status { json }) => db::status(config, &interrupt, *json).await,
+        Command::Db(DbCommand::Roles(args)) => db::roles(args, config, &interrupt).await,
+        Command::Db(DbCommand::Pause { who, why, dry_run }) => {
+            db::pause(config, &interrupt, who, why, *dry_run).await
+        }
+        Command::Db(DbCommand::Install) => db::install(config, &interrupt).await,
         Command::Run(command) => remote::run::run(command, config, &interrupt).await,
         Command::Principal(command) => remote::people::principal(command, config).await,
         Command::Token(command) => remote::people::token(command, config).await,
         Command::Audit(command) => remote::people::audit(command, config, &interrupt).await,
         Command::Pool(command) => remote::people::pool(command, config).await,
+        Command::Secret(command) => remote::secrets::run(command, config).await,
         Command::Nodes(shown) => remote::people::nodes(shown, config).await,
         Command::Doctor => doctor::run(&loaded, &interrupt).await,
         Command::Completions { shell } => manual::completions(*shell),
@@ -113,6 +123,7 @@ async fn command(cli: &Cli) -> Result<(), Trouble> {
         }
         Command::Config(ConfigCommand::Check) => {
             serve::tls(config)?;
+            keys::check(config)?;
             db::print("The configuration is right.\n");
             Ok(())
         }

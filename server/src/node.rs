@@ -1,12 +1,14 @@
 //! `backstay node`.
 
 use backstay_engine::Engine;
+use tokio_util::task::AbortOnDropHandle;
 
-use crate::catalog;
 use crate::config::Config;
-use crate::db::with_database;
+use crate::db::{up_to_date, with_database};
+use crate::http::systemd;
 use crate::interrupt::Interrupt;
 use crate::trouble::Trouble;
+use crate::{catalog, keys, vault};
 
 /// Works until it is told to stop.
 pub(crate) async fn run(config: &Config, interrupt: &Interrupt) -> Result<(), Trouble> {
@@ -16,14 +18,19 @@ pub(crate) async fn run(config: &Config, interrupt: &Interrupt) -> Result<(), Tr
     let grace = config.node.grace.0;
     let done = with_database(config, interrupt, async |database| {
         let store = interrupt.or(database.store()).await?;
-        interrupt.or(async { Ok(store.migrate().await?) }).await?;
-        let engine = Engine::open(store.clone(), catalog::registry(config, &store).await?).await?;
+        interrupt.or(up_to_date(&store, config)).await?;
+        let keys = keys::Place::of(config)?.read().map_err(keys::unusable)?;
+        vault::complain(&store, keys.as_ref()).await?;
+        let engine = Engine::open(store.clone(), catalog::registry(config, &store, keys).await?).await?;
         let node = interrupt.or(async { Ok(engine.start_node(settings).await?) }).await?;
         tracing::info!(node = node.name(), epoch = node.epoch(), database = %database, "the node is ready");
+        let _alive = AbortOnDropHandle::new(tokio::spawn(systemd::keep_alive()));
+        systemd::tell("READY=1");
         let lost = tokio::select! {
             _ = interrupt.asked() => false,
             () = node.ended() => true,
         };
+        systemd::tell("STOPPING=1");
         if !lost {
             tracing::info!(grace = %config.node.grace, "asked to end; a second signal ends it at once");
             node.drain(grace).await;

@@ -41,16 +41,16 @@ pub enum SealError {
     #[error("the machine gives no random bytes")]
     Random,
     /// The key is not here.
-    #[error("it is sealed by the key \"{0}\", which is not in the key file")]
+    #[error("it is sealed by the key \"{0}\", which is not among the keys of this installation")]
     NoKey(String),
     /// It was changed, or another key of that name sealed it.
     #[error("it cannot be opened: it was changed, or the key \"{0}\" is not the one that sealed it")]
     Broken(String),
-    /// The key file.
-    #[error("the key file {path} {wrong}")]
-    File {
-        /// Which.
-        path: String,
+    /// The keys cannot be read.
+    #[error("{place} {wrong}")]
+    Keys {
+        /// Where they should be.
+        place: String,
         /// What is wrong.
         wrong: String,
     },
@@ -62,16 +62,19 @@ pub fn random(bytes: &mut [u8]) -> Result<(), SealError> {
 }
 
 impl Keyring {
-    /// Reads a key file: a line `name:64 hexadecimal digits` for each key, the current one first. `#` begins a comment.
+    /// Reads a key file.
     pub fn read(path: &Path) -> Result<Self, SealError> {
-        let wrong = |wrong: String| SealError::File { path: path.display().to_string(), wrong };
-        let text =
-            std::fs::read_to_string(path).map_err(|error| wrong(format!("cannot be read: {error}")))?;
-        Self::parse(&text).map_err(wrong)
+        let place = format!("the key file {}", path.display());
+        match std::fs::read_to_string(path) {
+            Ok(text) => Self::parse(&text, &place),
+            Err(error) => Err(SealError::Keys { place, wrong: format!("cannot be read: {error}") }),
+        }
     }
 
-    /// What is wrong with it is said after its name.
-    pub(crate) fn parse(text: &str) -> Result<Self, String> {
+    /// Reads keys: a line `name:64 hexadecimal digits` for each, the current one first. `#` begins a comment. `place` is
+    /// where they stand, for people.
+    pub fn parse(text: &str, place: &str) -> Result<Self, SealError> {
+        let wrong = |wrong: String| SealError::Keys { place: place.to_owned(), wrong };
         let mut keys = BTreeMap::new();
         let mut current = None;
         for (n, line) in text.lines().enumerate() {
@@ -80,7 +83,7 @@ impl Keyring {
                 continue;
             }
             // The line itself is never shown.
-            let bad = || format!("is wrong in line {}: it looks like k1:64 hexadecimal digits", n + 1);
+            let bad = || wrong(format!("is wrong in line {}: it looks like k1:64 hexadecimal digits", n + 1));
             let (name, digits) = line.split_once(':').ok_or_else(bad)?;
             let bytes = hex::decode(digits.trim()).map_err(|_| bad())?;
             let key: [u8; 32] = bytes.try_into().map_err(|_| bad())?;
@@ -89,18 +92,28 @@ impl Keyring {
                 return Err(bad());
             }
             if keys.insert(name.to_owned(), key).is_some() {
-                return Err(format!("names the key \"{name}\" twice"));
+                return Err(wrong(format!("names the key \"{name}\" twice")));
             }
             current.get_or_insert_with(|| name.to_owned());
         }
-        let current = current.ok_or("has no key")?;
+        let current = current.ok_or_else(|| wrong("has no key".into()))?;
         Ok(Self { current, keys })
+    }
+
+    /// The name of the key that seals what is new.
+    pub fn current(&self) -> &str {
+        &self.current
+    }
+
+    /// The names of all keys that are here.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.keys.keys().map(String::as_str)
     }
 
     /// Reads a key file, or makes one with a fresh key that nobody else may read.
     pub fn read_or_make(path: &Path) -> Result<Self, SealError> {
-        let wrong = |error: std::io::Error| SealError::File {
-            path: path.display().to_string(),
+        let wrong = |error: std::io::Error| SealError::Keys {
+            place: format!("the key file {}", path.display()),
             wrong: format!("cannot be written: {error}"),
         };
         if !path.exists() {
@@ -116,8 +129,10 @@ impl Keyring {
                 .mode(0o600)
                 .open(&part)
                 .map_err(wrong)?;
+            // The key's name is its own, so that two installations never take each other's key for theirs.
             let text = format!(
-                "# Seals the secrets of this installation. Keep a copy elsewhere.\nk1:{}\n",
+                "# Seals the secrets of this installation. Keep a copy elsewhere.\nk-{}:{}\n",
+                hex::encode(name),
                 hex::encode(key)
             );
             file.write_all(text.as_bytes()).and_then(|()| file.sync_all()).map_err(wrong)?;
@@ -134,16 +149,30 @@ impl Keyring {
         let mut own = [0; 32];
         random(&mut own)?;
         let text = encrypt(&own, about, text)?;
-        let key = encrypt(self.key(&self.current)?, about, &own)?;
-        Ok(Sealed { key_id: self.current.clone(), key, text })
+        let (key_id, key) = self.wrap(about, &own)?;
+        Ok(Sealed { key_id, key, text })
+    }
+
+    /// Its key, sealed by the current one: the text stays as it is.
+    pub fn rewrap(&self, about: &str, sealed: &Sealed) -> Result<(String, Vec<u8>), SealError> {
+        // What cannot be opened is not made to look as if it could.
+        self.open(about, sealed)?;
+        self.wrap(about, &self.unwrap(about, sealed)?)
     }
 
     /// Opens it.
     pub fn open(&self, about: &str, sealed: &Sealed) -> Result<Vec<u8>, SealError> {
-        let broken = || SealError::Broken(sealed.key_id.clone());
-        let own = decrypt(self.key(&sealed.key_id)?, about, &sealed.key).ok_or_else(broken)?;
-        let own: [u8; 32] = own.try_into().map_err(|_| broken())?;
-        decrypt(&own, about, &sealed.text).ok_or_else(broken)
+        let own = self.unwrap(about, sealed)?;
+        decrypt(&own, about, &sealed.text).ok_or_else(|| SealError::Broken(sealed.key_id.clone()))
+    }
+
+    fn wrap(&self, about: &str, own: &[u8; 32]) -> Result<(String, Vec<u8>), SealError> {
+        Ok((self.current.clone(), encrypt(self.key(&self.current)?, about, own)?))
+    }
+
+    fn unwrap(&self, about: &str, sealed: &Sealed) -> Result<[u8; 32], SealError> {
+        let own = decrypt(self.key(&sealed.key_id)?, about, &sealed.key);
+        own.and_then(|own| own.try_into().ok()).ok_or_else(|| SealError::Broken(sealed.key_id.clone()))
     }
 
     fn key(&self, name: &str) -> Result<&[u8; 32], SealError> {
@@ -219,17 +248,21 @@ mod tests {
             assert!(Sealed::from_bytes(&bytes[..at]).is_none_or(|cut| ring.open("vcenter", &cut).is_err()));
         }
 
-        // A new key in front: what was sealed opens still, and can be moved over to it.
+        // A new key in front: what was sealed opens still, and can be moved over to it, and its text stays as it was.
+        let first = ring.current().to_owned();
         let old = std::fs::read_to_string(&path).unwrap();
         std::fs::write(&path, format!("k2:{}\n{old}", "ab".repeat(32))).unwrap();
         let both = Keyring::read(&path).unwrap();
         assert_eq!(both.open("vcenter", &sealed).unwrap(), b"hunter2");
-        let moved = both.seal("vcenter", b"hunter2").unwrap();
+        let (key_id, key) = both.rewrap("vcenter", &sealed).unwrap();
+        let moved = Sealed { key_id, key, text: sealed.text.clone() };
         assert_eq!(moved.key_id, "k2");
+        let cut = Sealed { text: sealed.text[1..].to_vec(), ..sealed.clone() };
+        assert!(both.rewrap("vcenter", &cut).is_err(), "what cannot be opened is left as it is");
         std::fs::write(&path, format!("k2:{}\n", "ab".repeat(32))).unwrap();
         let new = Keyring::read(&path).unwrap();
         assert_eq!(new.open("vcenter", &moved).unwrap(), b"hunter2");
-        assert!(matches!(new.open("vcenter", &sealed), Err(SealError::NoKey(name)) if name == "k1"));
+        assert!(matches!(new.open("vcenter", &sealed), Err(SealError::NoKey(name)) if name == first));
         for wrong in ["", "k1", "k1:12", "k1:zz", "a b:00", &format!("k:{0}\nk:{0}", "ab".repeat(32))] {
             std::fs::write(&path, wrong).unwrap();
             assert!(Keyring::read(&path).is_err(), "{wrong}");

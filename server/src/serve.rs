@@ -14,7 +14,7 @@ use axum::routing::get;
 use backstay_engine::store::access::{Change, NewToken};
 use backstay_engine::{Engine, Store};
 use chrono::{TimeDelta, Utc};
-use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
+use metrics_exporter_prometheus::PrometheusHandle;
 use serde_json::json;
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
@@ -27,11 +27,11 @@ use crate::api::rights::Role;
 use crate::api::{self, Settings};
 use crate::catalog;
 use crate::config::Config;
-use crate::db::{print, with_database};
+use crate::db::{print, up_to_date, with_database};
 use crate::http::{self, Limits, Tls, systemd};
 use crate::interrupt::Interrupt;
-use crate::seal::Keyring;
 use crate::trouble::Trouble;
+use crate::vault;
 
 /// The file in the data folder that holds the first admin's token.
 pub(crate) const FIRST_TOKEN: &str = "admin-token";
@@ -42,12 +42,10 @@ pub(crate) const FIRST_TOKEN_DAYS: i64 = 30;
 pub(crate) async fn run(config: &Config, interrupt: &Interrupt) -> Result<(), Trouble> {
     crate::log::begin(&config.log);
     let traces = crate::traces::begin(config)?;
-    let figures = PrometheusBuilder::new()
-        .install_recorder()
-        .map_err(|error| Trouble::failed(format!("The figures cannot be kept: {error}.")))?;
+    let figures = crate::figures::keep()?;
     let done = with_database(config, interrupt, async |database| {
         let store = interrupt.or(database.store()).await?;
-        interrupt.or(async { Ok(store.migrate().await?) }).await?;
+        interrupt.or(up_to_date(&store, config)).await?;
         let served = serve(config, interrupt, &store, figures.clone()).await;
         store.close().await;
         served
@@ -65,8 +63,10 @@ async fn serve(
     store: &Store,
     figures: PrometheusHandle,
 ) -> Result<(), Trouble> {
-    let keys = keyring(config)?;
-    let engine = Engine::open(store.clone(), catalog::registry(config, store).await?).await?;
+    let keys = vault::keys(config, store).await?;
+    vault::complain(store, Some(&keys)).await?;
+    let registry = catalog::registry(config, store, Some(keys.clone())).await?;
+    let engine = Engine::open(store.clone(), registry).await?;
     let workflows = Arc::new(catalog::workflows(config, engine.registry())?);
     if let Some(path) = interrupt.or(first_token(store, &config.data_dir)).await? {
         tracing::info!(file = %path.display(), "the first admin is there; make principals with this token");
@@ -95,11 +95,13 @@ async fn serve(
     let mut tasks = JoinSet::new();
     if let Some(tls) = tls.clone() {
         tasks.spawn(async move { tls.watch().await });
+    } else {
+        // It may always ask to read files again.
+        tasks.spawn(systemd::nothing_to_reload());
     }
     let old = store.clone();
     tasks.spawn(async move { forget(&old).await });
-    let well = gate.clone();
-    tasks.spawn(systemd::keep_alive(move || well.is_fresh()));
+    tasks.spawn(systemd::keep_alive());
     let router = http::layered(api::router(gate), tls.is_some());
     let serving = tokio::spawn(http::serve(listener, tls, router, limits, stop.clone()));
     let of_health = http::layered(health.router(), false);
@@ -158,18 +160,6 @@ pub(crate) fn tls(config: &Config) -> Result<Option<Arc<Tls>>, Trouble> {
     Tls::read(certificate, key, listen.client_authority.as_deref())
         .map(Some)
         .map_err(|why| Trouble::usage(format!("TLS is not possible: {why}.")))
-}
-
-fn keyring(config: &Config) -> Result<Keyring, Trouble> {
-    let failed =
-        |error: crate::seal::SealError| Trouble::failed(format!("Secrets cannot be sealed: {error}."));
-    match &config.secrets.key_file {
-        Some(path) => Keyring::read(path).map_err(failed),
-        None => {
-            std::fs::create_dir_all(&config.data_dir).map_err(Trouble::file("Making", &config.data_dir))?;
-            Keyring::read_or_make(&config.data_dir.join("secret.key")).map_err(failed)
-        }
-    }
 }
 
 /// An installation that nobody may speak to gets an admin. The token is in the file before it is good, so that no crash

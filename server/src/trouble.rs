@@ -20,7 +20,7 @@ Exit codes:
   3    what was named is not there
   4    somebody else holds it, or it is in another state
   5    the database, or the server, cannot be reached
-  6    the server refused: the token is missing, not valid, or may not do this
+  6    the server, or the database, refused: the token is missing, not valid, or may not do this
   7    the run that was waited for came to another end
   8    the run that was waited for waits for people
   130  stopped by Ctrl-C before it was done (143: by SIGTERM)";
@@ -90,6 +90,9 @@ impl From<StoreError> for Trouble {
             StoreError::Url(_) => {
                 Self::usage(format!("{text}. It looks like postgres://user:password@host:5432/database."))
             }
+            _ if error.is_denied() => Self::denied(format!(
+                "{text}. This role may not do that: as the database's owner run \"backstay db roles --apply\"."
+            )),
             StoreError::Migrate(_) => Self::failed(format!(
                 "{text}. If it says that a migration is missing, a newer Backstay has used this database: use that one."
             )),

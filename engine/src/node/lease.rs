@@ -1,5 +1,6 @@
 //! Keeps a node's lease, on a thread and a connection of its own: no load of the node can starve it.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use backstay_machine::Time;
@@ -8,6 +9,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::store::{Life, Store, StoreError};
+use crate::watch::Watchers;
 
 /// What is known of the lease and of the database's time.
 #[derive(Clone, Copy, Debug)]
@@ -46,36 +48,37 @@ impl Lease {
     }
 }
 
-/// Starts the thread. It ends when `stop` is cancelled, or cancels `lost` when the lease is.
-pub(crate) fn keep(
-    store: Store,
-    conn: sqlx::PgConnection,
-    life: Life,
-    (ttl, begun): (Duration, Instant),
-    lease: watch::Sender<Lease>,
-    lost: CancellationToken,
-    stop: CancellationToken,
-) -> std::io::Result<()> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    std::thread::Builder::new().name("backstay-lease".into()).spawn(move || {
-        runtime.block_on(async move {
-            // Should this thread ever panic, the lease is as good as lost.
-            let _lost = lost.clone().drop_guard();
-            let keeping = renew_for_ever(store, conn, life, (ttl, begun), lease, lost);
-            stop.run_until_cancelled(keeping).await;
-        });
-    })?;
-    Ok(())
+/// Keeps one lease.
+pub(crate) struct Keeper {
+    pub store: Store,
+    pub conn: sqlx::PgConnection,
+    pub life: Life,
+    /// How long it lasts.
+    pub ttl: Duration,
+    /// When it was first asked for.
+    pub begun: Instant,
+    pub watchers: Arc<Watchers>,
+    pub lease: watch::Sender<Lease>,
+    pub lost: CancellationToken,
 }
 
-async fn renew_for_ever(
-    store: Store,
-    conn: sqlx::PgConnection,
-    life: Life,
-    (ttl, begun): (Duration, Instant),
-    lease: watch::Sender<Lease>,
-    lost: CancellationToken,
-) {
+impl Keeper {
+    /// Starts the thread. It ends when `stop` is cancelled, or cancels `lost` when the lease is.
+    pub(crate) fn start(self, stop: CancellationToken) -> std::io::Result<()> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        std::thread::Builder::new().name("backstay-lease".into()).spawn(move || {
+            runtime.block_on(async move {
+                // Should this thread ever panic, the lease is as good as lost.
+                let _lost = self.lost.clone().drop_guard();
+                stop.run_until_cancelled(renew_for_ever(self)).await;
+            });
+        })?;
+        Ok(())
+    }
+}
+
+async fn renew_for_ever(keeper: Keeper) {
+    let Keeper { store, conn, life, ttl, begun, watchers, lease, lost } = keeper;
     let mut conn = Some(conn);
     let calm = ttl / 3;
     let mut pause = calm;
@@ -94,7 +97,11 @@ async fn renew_for_ever(
                     conn.insert(fresh)
                 }
             };
-            Store::renew(open, &life, ttl).await
+            let time = Store::renew(open, &life, ttl).await?;
+            // After the renewal, not with it: whoever began to watch before this look is seen, and whoever begins after
+            // it sees how long this lease lasts.
+            let watched = Store::is_watched(open, watchers.session()).await.unwrap_or(true);
+            Ok((time, watched))
         };
         // At the end of the lease at the latest every call is hung up on: from then on somebody else may take the
         // runs over, and goes by the time at which nothing of ours is under way any more.
@@ -104,9 +111,10 @@ async fn renew_for_ever(
             return;
         };
         match renewed {
-            Ok(time) => {
+            Ok((time, watched)) => {
                 ends = sent + ttl;
                 let renewed = Lease::renewed(sent, time, ttl);
+                life.unwatched_until((!watched).then_some(renewed.safe_until));
                 metrics::gauge!("backstay_lease_renewal_seconds").set(sent.elapsed().as_secs_f64());
                 lease.send_modify(|lease| *lease = Lease { floor: lease.now(), ..renewed });
                 pause = calm;

@@ -29,8 +29,9 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 pub use pools::Breaker;
 
 use crate::activity::Registry;
-use crate::engine::{Submission, Watchers};
+use crate::engine::Submission;
 use crate::store::{Claimed, Letter, Life, Store, StoreError};
+use crate::watch::Watchers;
 
 /// How a node behaves.
 #[derive(Clone)]
@@ -303,16 +304,17 @@ impl Births {
         let (life, time) = store.patiently("begin a lease", beginning).await?;
         let (tell, lease) = watch::channel(lease::Lease::renewed(sent, time, config.lease));
         let (lost, keeper) = (CancellationToken::new(), CancellationToken::new());
-        lease::keep(
-            store.clone(),
+        let keeping = lease::Keeper {
+            store: store.clone(),
             conn,
-            life.clone(),
-            (config.lease, sent),
-            tell,
-            lost.clone(),
-            keeper.clone(),
-        )
-        .map_err(NodeError::Thread)?;
+            life: life.clone(),
+            ttl: config.lease,
+            begun: sent,
+            watchers: Arc::clone(&self.watchers),
+            lease: tell,
+            lost: lost.clone(),
+        };
+        keeping.start(keeper.clone()).map_err(NodeError::Thread)?;
         tracing::info!(node = life.name, epoch = life.epoch.0, "the node has begun");
         // From here on submissions come in, before anybody is told that the node is there.
         let (inbox, messages) = mpsc::unbounded_channel();

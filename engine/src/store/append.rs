@@ -175,6 +175,8 @@ struct Written {
     changed: i64,
     spoken_to: i64,
     admitted: Vec<uuid::Uuid>,
+    #[allow(dead_code, reason = "the messages leave with the commit")]
+    told: i64,
 }
 
 /// The message that a row answers.
@@ -244,18 +246,20 @@ impl Store {
         let new: HashSet<RunId> = admissions.iter().map(|admission| admission.run).collect();
         let written: Vec<_> =
             events.iter().map(|(run, row)| NewEvent(*run, row, new.contains(run))).collect();
+        let moved = if life.is_watched() { batch.moved() } else { Vec::new() };
         let answers: Vec<_> = events.iter().filter_map(|(_, row)| answer(row)).collect();
         if admissions.is_empty() && changes.is_empty() && answers.is_empty() {
-            let fenced = sqlx::query_file_scalar!(
+            let row = sqlx::query_file!(
                 "src/store/append_events.sql",
                 life.epoch.0,
                 life.token,
-                &written[..] as &[NewEvent<'_>]
+                &written[..] as &[NewEvent<'_>],
+                &moved
             )
             .fetch_one(conn)
             .await
             .map_err(StoreError::database("write to the journal"))?;
-            return if fenced == 0 { Err(StoreError::Fenced) } else { Ok(Appended::default()) };
+            return if row.fenced == 0 { Err(StoreError::Fenced) } else { Ok(Appended::default()) };
         }
         let admitted: Vec<_> = admissions.iter().map(NewRun).collect();
         // In the order of whoever sends messages to many runs, so that the two do not wait for each other.
@@ -273,7 +277,8 @@ impl Store {
                 token,
                 admitted as _,
                 changed as _,
-                written_rows as _
+                written_rows as _,
+                &moved
             )
             .fetch_one(conn)
             .await
@@ -286,6 +291,7 @@ impl Store {
                 admitted as _,
                 changed as _,
                 written_rows as _,
+                &moved,
                 &answers
             )
             .fetch_one(conn)

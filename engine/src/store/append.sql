@@ -47,4 +47,6 @@ written as (
 select (select count(*) from fence) as "fenced!",
        (select count(*) from changed) as "changed!",
        (select count(*) from changed where spoken_to) as "spoken_to!",
-       array(select run_id from admitted) as "admitted!"
+       array(select run_id from admitted) as "admitted!",
+       -- Heard by those elsewhere who watch these runs, once this is committed.
+       (select count(pg_notify('backstay_moved', told)) from fence, unnest($6::text[]) as told) as "told!"

@@ -46,9 +46,11 @@ written as (
 -- What is answered leaves the inbox as it enters the journal. After the rows of the runs are locked, as for whoever
 -- sends, or the two could wait for each other.
 answered as (
-    delete from inbox using fence where inbox.id = any ($6::uuid[]) and (select count(*) from changed) >= 0
+    delete from inbox using fence where inbox.id = any ($7::uuid[]) and (select count(*) from changed) >= 0
 )
 select (select count(*) from fence) as "fenced!",
        (select count(*) from changed) as "changed!",
        (select count(*) from changed where spoken_to) as "spoken_to!",
-       array(select run_id from admitted) as "admitted!"
+       array(select run_id from admitted) as "admitted!",
+       -- Heard by those elsewhere who watch these runs, once this is committed.
+       (select count(pg_notify('backstay_moved', told)) from fence, unnest($6::text[]) as told) as "told!"

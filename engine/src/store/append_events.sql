@@ -7,4 +7,7 @@ written as (
     select e.run_id, e.seq, e.claim, e.epoch, e.at, e.kind, e.step, e.undo, e.generation, e.attempt, e.key, e.body::json, e.seal
     from fence, unnest($3::journal_row[]) as e
 )
-select count(*) as "fenced!" from fence
+select count(*) as "fenced!",
+       -- Heard by those elsewhere who watch these runs, once this is committed.
+       (select count(pg_notify('backstay_moved', told)) from unnest($4::text[]) as told) as "told!"
+from fence

@@ -1,6 +1,7 @@
 //! The lives of nodes. All times are the database's.
 
-use std::time::Duration;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use backstay_machine::{Epoch, Time};
 use sqlx::PgConnection;
@@ -17,6 +18,25 @@ pub struct Life {
     pub token: Uuid,
     /// The node's name.
     pub name: String,
+    /// Until then nobody elsewhere counts on being told of what is written under it.
+    unwatched: Arc<Mutex<Option<Instant>>>,
+}
+
+impl Life {
+    /// As the row of this life says.
+    pub fn new(epoch: Epoch, token: Uuid, name: String) -> Self {
+        Self { epoch, token, name, unwatched: Arc::default() }
+    }
+
+    pub(crate) fn unwatched_until(&self, until: Option<Instant>) {
+        *self.unwatched.lock().unwrap_or_else(PoisonError::into_inner) = until;
+    }
+
+    /// Somebody elsewhere watches runs, or may.
+    pub(super) fn is_watched(&self) -> bool {
+        let until = *self.unwatched.lock().unwrap_or_else(PoisonError::into_inner);
+        until.is_none_or(|until| Instant::now() >= until)
+    }
 }
 
 /// A node as others see it.
@@ -88,7 +108,7 @@ impl Store {
         .fetch_one(conn)
         .await
         .map_err(StoreError::database(doing))?;
-        Ok((Life { epoch: Epoch(row.epoch), token, name: name.to_owned() }, row.now))
+        Ok((Life::new(Epoch(row.epoch), token, name.to_owned()), row.now))
     }
 
     /// Renews a lease; the answer is the database's time. A life that has ended is not renewed.

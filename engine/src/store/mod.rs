@@ -9,6 +9,7 @@
 //!   pools.rs    the limits of targets, and what each life holds of them
 //!   read.rs     for everybody else: get, list, journals
 //!   retention.rs  what is removed, and who stands in line
+//!   roles.rs    who may do what in the database
 //!   schema.rs   which migrations the database has had
 //! ```
 //!
@@ -21,6 +22,7 @@
 pub mod access;
 mod append;
 mod claim;
+mod ears;
 mod inbox;
 mod lease;
 mod pools;
@@ -28,6 +30,7 @@ mod pools;
 pub mod probe;
 mod read;
 mod retention;
+mod roles;
 mod schema;
 
 use std::time::Duration;
@@ -43,6 +46,7 @@ pub use lease::{Life, NodeInfo};
 pub use pools::{Limits, Outage, PoolInfo, PoolRow, ShareRow};
 pub use read::{RunFilter, RunInfo};
 pub use retention::{Line, Purged};
+pub use roles::{RoleName, Roles};
 pub use schema::Schema;
 
 static MIGRATIONS: sqlx::migrate::Migrator = sqlx::migrate!("../migrations");
@@ -85,12 +89,12 @@ pub enum StoreError {
 }
 
 impl StoreError {
-    fn database(doing: &'static str) -> impl Fn(sqlx::Error) -> StoreError {
+    pub(crate) fn database(doing: &'static str) -> impl Fn(sqlx::Error) -> StoreError {
         move |source| StoreError::Database { doing, source }
     }
 
     /// The database gave no answer at all.
-    fn silent(doing: &'static str) -> Self {
+    pub(crate) fn silent(doing: &'static str) -> Self {
         let source = std::io::Error::new(std::io::ErrorKind::TimedOut, "the database gave no answer");
         Self::Database { doing, source: sqlx::Error::Io(source) }
     }
@@ -123,6 +127,17 @@ impl StoreError {
             }
             _ => false,
         }
+    }
+
+    /// The role that asks may not do this.
+    pub fn is_denied(&self) -> bool {
+        use sqlx::migrate::MigrateError::{Execute, ExecuteMigration};
+        let source = match self {
+            StoreError::Database { source, .. } => source,
+            StoreError::Migrate(Execute(source) | ExecuteMigration(source, _)) => source,
+            _ => return false,
+        };
+        matches!(source, sqlx::Error::Database(error) if error.code().as_deref() == Some("42501"))
     }
 
     fn is_duplicate(&self) -> bool {
@@ -158,7 +173,8 @@ impl Store {
         let pool = PgPoolOptions::new()
             .max_connections(8)
             .acquire_timeout(Duration::from_secs(10))
-            .connect_with(options.clone())
+            // Which index leads to a page of runs differs with each filter.
+            .connect_with(options.clone().options([("plan_cache_mode", "force_custom_plan")]))
             .await
             .map_err(StoreError::database("connect to the database"))?;
         // A little longer than Postgres takes to cancel.
@@ -168,9 +184,11 @@ impl Store {
         Ok(store)
     }
 
-    /// Brings the schema up to date. Safe to call from many processes at once.
+    /// Brings the schema up to date, and tells the roles of the database of what is new. Safe to call from many processes
+    /// at once.
     pub async fn migrate(&self) -> Result<(), StoreError> {
-        MIGRATIONS.run(&self.pool).await.map_err(StoreError::Migrate)
+        MIGRATIONS.run(&self.pool).await.map_err(StoreError::Migrate)?;
+        self.grant_again().await
     }
 
     /// Closes the pool.

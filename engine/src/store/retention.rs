@@ -40,8 +40,8 @@ impl Store {
         batch: i64,
     ) -> Result<Purged, StoreError> {
         let failed = StoreError::database("remove runs that are over");
-        let row = sqlx::query_file!(
-            "src/store/purge.sql",
+        let row = sqlx::query!(
+            r#"select removed as "runs!", forgotten as "keys!" from purge($1, $2, $3, $4)"#,
             older_than.as_secs_f64(),
             batch,
             EVENTS,

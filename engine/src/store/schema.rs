@@ -13,6 +13,15 @@ pub struct Schema {
     pub pending: Vec<i64>,
     /// Those that the database has had and this release does not know.
     pub unknown: Vec<i64>,
+    /// Those that the database has had in another form than this release has them.
+    pub changed: Vec<i64>,
+}
+
+impl Schema {
+    /// The database has had exactly what this release has.
+    pub fn is_current(&self) -> bool {
+        self.pending.is_empty() && self.unknown.is_empty() && self.changed.is_empty()
+    }
 }
 
 impl Store {
@@ -31,11 +40,20 @@ impl Store {
             }
             false => Vec::new(),
         };
+        let changed = |done: &&sqlx::migrate::AppliedMigration| {
+            MIGRATIONS.iter().any(|ours| ours.version == done.version && ours.checksum != done.checksum)
+        };
+        let changed = applied.iter().filter(changed).map(|migration| migration.version).collect();
         let applied: Vec<i64> = applied.into_iter().map(|migration| migration.version).collect();
         let known: Vec<i64> = MIGRATIONS.iter().map(|migration| migration.version).collect();
         let without = |from: &[i64], those: &[i64]| {
             from.iter().filter(|version| !those.contains(version)).copied().collect()
         };
-        Ok(Schema { pending: without(&known, &applied), unknown: without(&applied, &known), applied })
+        Ok(Schema {
+            pending: without(&known, &applied),
+            unknown: without(&applied, &known),
+            changed,
+            applied,
+        })
     }
 }

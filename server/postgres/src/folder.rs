@@ -70,17 +70,7 @@ impl Folder {
 
     /// The Postgres version that created the cluster; `None` where there is no cluster.
     pub fn major(&self) -> Result<Option<u32>, Error> {
-        let path = self.cluster().join("PG_VERSION");
-        match fs::read_to_string(&path) {
-            Ok(text) => match text.trim().parse() {
-                Ok(major) => Ok(Some(major)),
-                Err(_) => {
-                    Err(Error::file("Reading the version in", &path)(io::ErrorKind::InvalidData.into()))
-                }
-            },
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-            Err(error) => Err(Error::file("Reading", &path)(error)),
-        }
+        major_in(&self.path)
     }
 
     /// A place for a cluster to be created in. Never the same twice: an initdb of an earlier life may still be ending.
@@ -166,6 +156,19 @@ impl Folder {
 impl Drop for Folder {
     fn drop(&mut self) {
         self.release();
+    }
+}
+
+/// The version of Postgres that the cluster in a data folder is of; nothing, if there is none.
+pub(crate) fn major_in(folder: &Path) -> Result<Option<u32>, Error> {
+    let path = folder.join("data").join("PG_VERSION");
+    match fs::read_to_string(&path) {
+        Ok(text) => match text.trim().parse() {
+            Ok(major) => Ok(Some(major)),
+            Err(_) => Err(Error::file("Reading the version in", &path)(io::ErrorKind::InvalidData.into())),
+        },
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(Error::file("Reading", &path)(error)),
     }
 }
 

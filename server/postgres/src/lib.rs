@@ -160,6 +160,12 @@ pub enum Started {
     Recovered,
 }
 
+/// The server binaries that a start with these settings would use; fetched, if this machine has none. No server is started
+/// and no folder is taken, so that it can be done while one runs.
+pub async fn binaries(settings: &Settings) -> Result<Binaries, Error> {
+    binaries::choose(settings, folder::major_in(&settings.data_dir)?).await
+}
+
 /// Whether committed work has to survive the machine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Durability {

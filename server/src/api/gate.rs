@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use axum::http::{HeaderMap, header};
+use backstay_activities::secrets_named;
 use backstay_engine::machine::action;
 use backstay_engine::store::access::{Change, Kept, Principal, Token};
 use backstay_engine::{Engine, RunId, RunInfo, Sender, Store};
@@ -19,6 +20,7 @@ use super::Settings;
 use super::ledger::Ledger;
 use super::problem::{AWAY, FORBIDDEN, INTERNAL, KEY_REUSED, NOT_FOUND, NOT_HERE, Problem, UNAUTHENTICATED};
 use super::rights::{Right, Role};
+use crate::keys::Keys;
 use crate::seal::{Keyring, Sealed};
 
 /// How often a node asks whether somebody's rights have changed.
@@ -263,14 +265,35 @@ impl Permit {
 
     /// Whether they may do this as well; a refusal is written down.
     pub async fn also(&self, right: Right) -> Result<(), Problem> {
+        self.also_for(right, "it").await
+    }
+
+    /// The same, where it takes a word to understand why.
+    pub async fn also_for(&self, right: Right, what: &str) -> Result<(), Problem> {
         if self.caller.rights.contains(&right) {
             return Ok(());
         }
         self.gate
             .refused(Some(&self.caller), &self.asked, &format!("the right \"{right}\" is missing"))
             .await?;
-        Err(Problem::new(&FORBIDDEN, format!("it needs the right \"{right}\", which {} has not", self.who()))
-            .with("right", right.name()))
+        Err(Problem::new(
+            &FORBIDDEN,
+            format!("{what} needs the right \"{right}\", which {} has not", self.who()),
+        )
+        .with("right", right.name()))
+    }
+
+    /// Whether they may have these secrets used. Who may write a plan may name any secret in it, as it is bound to where it
+    /// may go; who may not, names none but those that the plan names at this place.
+    pub async fn may_name(&self, input: &Value, named: &Value) -> Result<(), Problem> {
+        let before = secrets_named(named);
+        match secrets_named(input).into_iter().find(|name| !before.contains(name)) {
+            None => Ok(()),
+            Some(name) => {
+                let what = format!("naming the secret \"{}\" in an input", name.escape_debug());
+                self.also_for(Right::Define, &what).await
+            }
+        }
     }
 
     /// Whether the token is good still: for answers that go on for hours.
@@ -339,10 +362,10 @@ impl Permit {
     }
 
     /// The installation's keys.
-    pub fn keys(&self) -> Result<&Keyring, Problem> {
+    pub fn keys(&self) -> Result<Arc<Keyring>, Problem> {
         let missing =
             || Problem::new(&NOT_HERE, "this installation has no key file, so it cannot keep secrets");
-        self.settings().keys.as_ref().ok_or_else(missing)
+        self.settings().keys.as_ref().map(Keys::now).ok_or_else(missing)
     }
 
     /// The id of what is asked under this key: the same for the same caller and key.

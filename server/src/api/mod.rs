@@ -11,6 +11,7 @@
 //!   verbs, bulk              what people do to runs
 //!   plans, workflows         what would run
 //!   people, trail            who may do what, and what they did
+//!   secrets                  set and listed, never shown
 //!   pools, cluster           what targets bear, who works
 //! ```
 
@@ -27,6 +28,7 @@ mod pools;
 pub mod problem;
 pub mod rights;
 pub(crate) mod runs;
+mod secrets;
 mod trail;
 mod verbs;
 mod views;
@@ -36,7 +38,7 @@ mod workflows;
 use axum::Router;
 use axum::routing::get;
 
-use crate::seal::Keyring;
+use crate::keys::Keys;
 use backstay_workflows::Workflows;
 use gate::Gate;
 use operation::Operation;
@@ -51,7 +53,7 @@ pub const BASE: &str = "/api/v1";
 #[derive(Clone, Debug, Default)]
 pub struct Settings {
     /// Seals what only this installation may read again.
-    pub keys: Option<Keyring>,
+    pub keys: Option<Keys>,
     /// What runs can be submitted of by name.
     pub workflows: Arc<Workflows>,
     /// The server is being stopped: answers that go on for hours end.
@@ -68,6 +70,7 @@ pub fn operations() -> Vec<Operation> {
     all.extend(plans::operations());
     all.extend(workflows::operations());
     all.extend(people::operations());
+    all.extend(secrets::operations());
     all.extend(trail::operations());
     all.extend(pools::operations());
     all.extend(cluster::operations());

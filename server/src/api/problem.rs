@@ -96,6 +96,11 @@ impl Problem {
         Self { kind, detail: clipped(&detail.to_string()), more: Map::new(), retry_after: None }
     }
 
+    /// Whether it is of this kind.
+    pub fn is(&self, kind: &Kind) -> bool {
+        self.kind == kind
+    }
+
     /// What programs want to know of it.
     pub fn with(mut self, name: &str, value: impl Into<Value>) -> Self {
         self.more.insert(name.to_owned(), value.into());

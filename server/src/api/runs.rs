@@ -87,7 +87,9 @@ async fn submit(permit: Permit, ask: Ask<(), (), InJson<Submit>>) -> Result<Take
     let spec = match (asked.workflow, asked.input, asked.plan) {
         (Some(name), input, None) => {
             let workflow = workflows::named(&permit, &name)?;
-            let made = workflows::prepared(&*workflow, &input.unwrap_or_else(|| Value::Object(Map::new())))?;
+            let input = input.unwrap_or_else(|| Value::Object(Map::new()));
+            permit.may_name(&input, &Value::Null).await?;
+            let made = workflows::prepared(&*workflow, &input)?;
             asked.exclusive = asked.exclusive.or(made.exclusive);
             let version = [("workflow_version".to_owned(), made.version)];
             let labels =

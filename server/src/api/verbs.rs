@@ -113,6 +113,14 @@ where
         if matches!(verb, Verb::Retry { input: Some(_), .. } | Verb::Retry { in_doubt: true, .. }) {
             permit.also(Right::Edit).await?;
         }
+        if let Verb::Retry { step, undo, input: Some(input), .. } = &verb {
+            let run = permit.run(ask.path.run()).await?.run;
+            let state = permit.engine().state(run).await?;
+            let written = state.plan().find(step).map(|ix| state.plan().step(ix));
+            let written =
+                written.and_then(|step| if *undo { step.undo.as_ref() } else { Some(&step.forward) });
+            permit.may_name(input, written.map_or(&Value::Null, |work| work.input.written())).await?;
+        }
         act(permit, ask.path.run(), verb, why, ask.key, ask.if_match).await
     })
     .fails(&[&NOT_FOUND, &REFUSED, &KEY_REUSED, &super::problem::MOVED])

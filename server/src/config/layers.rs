@@ -13,7 +13,7 @@ use crate::trouble::Trouble;
 const USUAL_FILE: &str = "/etc/backstay/backstay.toml";
 const PREFIX: &str = "BACKSTAY_";
 /// These begin like settings and are none.
-const OTHER_VARIABLES: [&str; 14] = [
+const OTHER_VARIABLES: [&str; 15] = [
     "config",
     "postgres_bin",
     "postgres_mirror",
@@ -23,6 +23,8 @@ const OTHER_VARIABLES: [&str; 14] = [
     "token",
     "token_file",
     "ca_file",
+    // Not a setting, so that nothing that shows settings can show it.
+    "secret_keys",
     // What a program is told that the activity `command` runs; it may be this one.
     "run",
     "step",

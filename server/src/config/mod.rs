@@ -10,7 +10,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use backstay_activities::secrets::{FileSecrets, NoSecrets, SecretUse, Secrets};
+use backstay_activities::secrets::{FileSecrets, NoSecrets, SecretUse};
 use backstay_activities::{CommandSettings, HttpSettings, Program};
 use backstay_engine::{NodeConfig, Span};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
@@ -147,11 +147,11 @@ pub(crate) struct CommandSection {
     pub programs: BTreeMap<String, Program>,
 }
 
-/// What seals secrets; and where those are that lie in files, and where each of them may go.
+/// What seals secrets in the database; and where those are that lie in files, and where each of them may go.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct SecretSettings {
-    /// The key file. Left out: one in the data folder, made when it is first needed.
+    /// The key file. Left out: one in the data folder, made when it is first needed, or `BACKSTAY_SECRET_KEYS`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub key_file: Option<PathBuf>,
     /// A folder with a file for each secret. Empty: there are none.
@@ -160,20 +160,26 @@ pub(crate) struct SecretSettings {
 }
 
 impl SecretSettings {
-    /// For the activities.
-    pub(crate) fn in_files(&self) -> Result<Arc<dyn Secrets>, String> {
-        if self.dir.as_os_str().is_empty() {
-            return Ok(Arc::new(NoSecrets));
-        }
-        Ok(Arc::new(FileSecrets::new(&self.dir, &self.uses)?))
+    /// Those in files.
+    pub(crate) fn in_files(&self) -> Result<Option<FileSecrets>, String> {
+        let files = FileSecrets::new(&self.dir, &self.uses)?;
+        Ok(Some(files).filter(|_| !self.dir.as_os_str().is_empty()))
     }
 }
 
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct DatabaseSettings {
     /// A Postgres to use in place of the embedded one. Empty: the embedded one.
     pub url: DatabaseUrl,
+    /// Whether `serve` and `node` bring the schema up to date when they start. Off, they only look whether it is.
+    pub migrate: bool,
+}
+
+impl Default for DatabaseSettings {
+    fn default() -> Self {
+        Self { url: DatabaseUrl::default(), migrate: true }
+    }
 }
 
 /// How a node behaves; see `backstay_engine::NodeConfig`.

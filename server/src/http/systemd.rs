@@ -13,7 +13,12 @@ pub fn tell(what: &str) {
         Some((b'@', name)) => SocketAddr::from_abstract_name(name),
         _ => SocketAddr::from_pathname(&path),
     };
-    let told = address.and_then(|address| UnixDatagram::unbound()?.send_to_addr(what.as_bytes(), &address));
+    let told = address.and_then(|address| {
+        let socket = UnixDatagram::unbound()?;
+        // One that stands still would otherwise stop us as soon as it has no room for more.
+        socket.set_write_timeout(Some(Duration::from_millis(100)))?;
+        socket.send_to_addr(what.as_bytes(), &address)
+    });
     if let Err(error) = told {
         tracing::debug!(%error, "the service manager does not listen");
     }
@@ -26,6 +31,17 @@ pub fn reloading() {
     tell(&format!("RELOADING=1\nMONOTONIC_USEC={micros}"));
 }
 
+/// Under a service manager SIGHUP means that files are to be read again, and ends no process that has none to read.
+pub async fn nothing_to_reload() {
+    use tokio::signal::unix::{SignalKind, signal};
+    let hangup = std::env::var_os("NOTIFY_SOCKET").and_then(|_| signal(SignalKind::hangup()).ok());
+    let Some(mut hangup) = hangup else { return };
+    while hangup.recv().await.is_some() {
+        reloading();
+        tell("READY=1");
+    }
+}
+
 /// How often it wants to hear that all is well, if it does: half of what it allows.
 pub fn watchdog() -> Option<Duration> {
     let micros: u64 = std::env::var("WATCHDOG_USEC").ok()?.parse().ok()?;
@@ -33,13 +49,12 @@ pub fn watchdog() -> Option<Duration> {
     (for_us && micros > 0).then(|| Duration::from_micros(micros / 2))
 }
 
-/// Says that all is well for as long as it is, and it is awaited.
-pub async fn keep_alive(well: impl Fn() -> bool) {
+/// Says that this process is alive, for as long as it is awaited. That the database is away does not count: a new process
+/// would not find it either, and what this one has in flight would be in doubt.
+pub async fn keep_alive() {
     let Some(every) = watchdog() else { return std::future::pending().await };
     loop {
-        if well() {
-            tell("WATCHDOG=1");
-        }
+        tell("WATCHDOG=1");
         tokio::time::sleep(every).await;
     }
 }

@@ -324,6 +324,52 @@ pub(crate) enum PoolCommand {
 }
 
 #[derive(Debug, Subcommand)]
+pub(crate) enum SecretCommand {
+    /// Sets a secret, or replaces it; its text comes from stdin, never from the command line
+    #[command(long_about = SECRET_SET)]
+    Set {
+        /// Its name, as plans have it: letters, digits, and . _ -
+        name: String,
+        /// A file that holds the text, in place of stdin
+        #[arg(long, value_name = "FILE")]
+        from_file: Option<PathBuf>,
+        /// An origin that it may be sent to, as in https://cloud.example:8443
+        #[arg(long, value_name = "ORIGIN")]
+        origin: Vec<String>,
+        /// A program of the configuration that may be given it
+        #[arg(long, value_name = "PROGRAM")]
+        program: Vec<String>,
+        #[command(flatten)]
+        remote: Remote,
+    },
+    /// Lists secrets, where they may go, and whether they can be opened
+    List(Shown),
+    /// Removes a secret; calls that name it fail from then on
+    Remove {
+        /// Its name
+        name: String,
+        /// Do not ask whether it is meant
+        #[arg(long, short)]
+        yes: bool,
+        #[command(flatten)]
+        remote: Remote,
+    },
+    /// Lists the keys that seal secrets, and how many secrets each seals
+    Keys(Shown),
+    /// Seals every secret by the current key; broken off, it goes on where it was when it is called again
+    Rewrap(Shown),
+}
+
+const SECRET_SET: &str = "\
+Sets a secret, or replaces it, text and all; what it may be sent to stays as it was unless it is said anew.
+
+The text comes from stdin or from a file, so that it is in no process list and no history of a shell. A line break at its \
+end is left out.
+
+  backstay secret set cloud-token --origin https://cloud.example:8443 < token.txt
+  pass show cloud | backstay secret set cloud-token";
+
+#[derive(Debug, Subcommand)]
 pub(crate) enum TokenCommand {
     /// Lists tokens
     List {

@@ -98,6 +98,19 @@ impl Api {
         body: Option<&Value>,
         key: Option<&str>,
     ) -> Result<Answer, Trouble> {
+        self.ask_if(method, path, query, body, key, None).await
+    }
+
+    /// The same, if what it is about is still of this version.
+    pub(super) async fn ask_if(
+        &self,
+        method: Method,
+        path: &str,
+        query: &[(&str, String)],
+        body: Option<&Value>,
+        key: Option<&str>,
+        seen: Option<i64>,
+    ) -> Result<Answer, Trouble> {
         let own = uuid::Uuid::now_v7().to_string();
         let mut tries = 0;
         loop {
@@ -106,6 +119,9 @@ impl Api {
                 self.http.request(method.clone(), self.url(path, query)?).bearer_auth(&self.token);
             if method != Method::GET {
                 request = request.header("idempotency-key", key.unwrap_or(&own));
+            }
+            if let Some(seen) = seen {
+                request = request.header("if-match", format!("\"{seen}\""));
             }
             if let Some(body) = body {
                 request = request.header("content-type", "application/json").body(body.to_string());

@@ -5,6 +5,7 @@
 //!   client   HTTP, with errors that say what to do
 //!   run      runs: start, look, watch, steer
 //!   people   principals, tokens, the audit trail, nodes
+//!   secrets  secrets and the keys that seal them
 //!   show     tables, JSON, names
 //! ```
 
@@ -12,4 +13,5 @@ pub(crate) mod args;
 mod client;
 pub(crate) mod people;
 pub(crate) mod run;
+pub(crate) mod secrets;
 mod show;

@@ -8,14 +8,20 @@
 //! The program as a process: what it prints, how it exits, what it leaves behind.
 
 mod api;
+mod canary;
 mod config;
 mod demo;
 mod hostile;
 mod logs;
 mod node;
+mod packaging;
 mod pages;
 mod policy;
 mod remote;
+mod restored;
+mod roles;
+mod rolling;
+mod secrets;
 mod served;
 mod slow;
 mod support;

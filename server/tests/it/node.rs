@@ -50,6 +50,18 @@ async fn the_schema_is_behind_until_it_is_migrated() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn server_binaries_are_found_or_it_is_said_why_not() {
+    // Whatever the tests run on is here by now.
+    let place = Place::with_url().await;
+    let found = place.run(&["db", "install"]).await.exits(0).says(" is already here: /");
+    found.says("It is not used now: database.url (or DATABASE_URL) names another server.");
+    let mut elsewhere = place.command(&["db", "install"]);
+    let elsewhere = ran(elsewhere.env("BACKSTAY_POSTGRES_BIN", "/nowhere")).await.exits(5);
+    elsewhere.complains("Name the bin folder of a Postgres 15 or later");
+    assert!(!place.path("postgres").exists(), "nothing is created");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_is_not_there_is_not_made_by_looking() {
     let place = Place::embedded();
     place.run(&["db", "status"]).await.exits(3).complains("There is no embedded database in ");

@@ -7,7 +7,7 @@ use crate::served::{Served, waiting_plan};
 use crate::support::{Place, Ran, Running, ran};
 
 impl Served {
-    async fn cli(&self, arguments: &[&str]) -> Ran {
+    pub async fn cli(&self, arguments: &[&str]) -> Ran {
         ran(self.place.command(arguments).env("BACKSTAY_SERVER", &self.base)).await
     }
 
@@ -339,13 +339,13 @@ async fn the_doctor_finds_what_is_wrong_and_says_what_to_do() {
     let said = server.until_it_says("Listening on http://").await;
     let address = said.rsplit("http://").next().unwrap().trim().to_owned();
     let well = async || ran(place.command(&["doctor"]).env("BACKSTAY_LISTEN__ADDRESS", &address)).await;
-    well().await.exits(0).says("ok     1 nodes work on this database").says("ok     the key file ");
+    well().await.exits(0).says("ok     1 nodes work on this database").says("ok     the keys in ");
     let mut sql = place.sql().await;
     sqlx::raw_sql("alter table runs drop constraint runs_wake_reason; insert into runs (run_id, workflow, status, plan_hash, activities, request_hash, submitted_at) values (gen_random_uuid(), 'w', 'running', 'h', '{}', '', now() - interval '1 hour')")
         .execute(&mut sql).await.unwrap();
     well().await.exits(1).says("WRONG  nothing moves run ");
     std::fs::write(place.path("secret.key"), "k1:nonsense").unwrap();
-    well().await.exits(1).says("is wrong in line 1").says("bring the file back from its copy");
+    well().await.exits(1).says("is wrong in line 1").says("bring them back from their copy");
     server.signal(Signal::TERM);
     server.end().await.exits(0);
 }

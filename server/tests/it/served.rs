@@ -68,8 +68,9 @@ impl Served {
         let mut command = place.command(&["serve", "--name", name]);
         command.envs(settings.iter().copied());
         command.env("BACKSTAY_LISTEN__ADDRESS", "127.0.0.1:0").env("BACKSTAY_LISTEN__HEALTH", "127.0.0.1:0");
-        let log = std::fs::File::create(place.log()).unwrap();
-        let mut running = Running::start_beside(&mut command, log.into());
+        // What it logs is kept for those who look for it.
+        let log = std::fs::File::options().create(true).append(true).open(place.log()).unwrap();
+        let mut running = Running::start_logging(&mut command, log);
         let said = running.until_it_says("Listening on http").await;
         let base = said.rsplit("Listening on ").next().unwrap().trim().to_owned();
         let said = running.until_it_says("Health and figures on ").await;
@@ -158,9 +159,14 @@ impl Served {
     }
 
     /// It was told to end.
-    pub async fn ended(mut self) -> Place {
-        self.running.take().unwrap().end().await.exits(0);
-        self.place
+    pub async fn ended(self) -> Place {
+        self.ended_with().await.0
+    }
+
+    /// The same, and what it printed.
+    pub async fn ended_with(mut self) -> (Place, String) {
+        let ran = self.running.take().unwrap().end().await.exits(0);
+        (self.place, ran.out)
     }
 }
 

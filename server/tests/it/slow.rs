@@ -128,13 +128,14 @@ async fn who_watches_is_sent_on_when_the_server_ends_and_answers_under_way_come_
     assert!(since.elapsed() < Duration::from_secs(8), "{:?}", since.elapsed());
 }
 
-struct Papers {
+/// Certificates, and who signs them.
+pub struct Papers {
     dir: tempfile::TempDir,
     authority: rcgen::CertifiedIssuer<'static, rcgen::KeyPair>,
 }
 
 impl Papers {
-    fn new() -> Self {
+    pub fn new() -> Self {
         let mut params = rcgen::CertificateParams::new(Vec::new()).unwrap();
         params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
         let key = rcgen::KeyPair::generate().unwrap();
@@ -144,12 +145,12 @@ impl Papers {
         papers
     }
 
-    fn path(&self, name: &str) -> std::path::PathBuf {
+    pub fn path(&self, name: &str) -> std::path::PathBuf {
         self.dir.path().join(name)
     }
 
     /// A certificate and its key, signed by our authority.
-    fn issue(&self, file: &str, name: &str, valid: bool) {
+    pub fn issue(&self, file: &str, name: &str, valid: bool) {
         let mut params = rcgen::CertificateParams::new(vec![name.to_owned()]).unwrap();
         if !valid {
             params.not_after = rcgen::date_time_ymd(2020, 1, 1);

@@ -17,6 +17,9 @@ pub struct Place {
     url: Option<String>,
 }
 
+/// Of the roles that tests make. A server that trusts whoever comes does not ask for it.
+pub const ROLE_PASSWORD: &str = "of-a-test";
+
 /// What a process did.
 #[derive(Debug)]
 pub struct Ran {
@@ -76,6 +79,39 @@ impl Place {
         Self { url: self.url.clone(), ..Self::embedded() }
     }
 
+    /// Another data folder on the same database, as this role.
+    pub fn as_role(&self, role: &str) -> Self {
+        let mut url = url::Url::parse(self.url.as_deref().unwrap()).unwrap();
+        url.set_username(role).unwrap();
+        url.set_password(Some(ROLE_PASSWORD)).unwrap();
+        Self { url: Some(url.into()), ..Self::embedded() }
+    }
+
+    /// Another data folder, and another database of the same server.
+    pub fn on_database(&self, name: &str) -> Self {
+        let mut url = url::Url::parse(self.url()).unwrap();
+        url.set_path(name);
+        Self { url: Some(url.into()), ..Self::embedded() }
+    }
+
+    /// A copy of its database as it is now, nobody being connected, and a data folder of its own.
+    pub async fn copied(&self) -> Self {
+        let name = format!("it_{}", uuid::Uuid::new_v4().simple());
+        let from: String =
+            sqlx::query_scalar("select current_database()").fetch_one(&mut self.sql().await).await.unwrap();
+        let mut sql = self.on_database("postgres").sql().await;
+        let end = "select pg_terminate_backend(pid) from pg_stat_activity where datname = $1";
+        sqlx::query(end).bind(&from).execute(&mut sql).await.unwrap();
+        let copy = format!("create database {name} template {from}");
+        sqlx::raw_sql(AssertSqlSafe(copy)).execute(&mut sql).await.unwrap();
+        self.on_database(&name)
+    }
+
+    /// Where its database is.
+    pub fn url(&self) -> &str {
+        self.url.as_deref().unwrap()
+    }
+
     /// For looking into the database, and for breaking it.
     pub async fn sql(&self) -> PgConnection {
         PgConnection::connect(self.url.as_deref().unwrap()).await.unwrap()
@@ -85,9 +121,9 @@ impl Place {
         self.dir.path().join("data").join(below)
     }
 
-    /// Where a server of this place writes its log.
+    /// What servers here have logged.
     pub fn log(&self) -> PathBuf {
-        self.dir.path().join("log")
+        self.dir.path().join("serve.log")
     }
 
     pub fn file(&self, name: &str, text: &str) -> PathBuf {
@@ -189,11 +225,13 @@ pub struct Running {
 impl Running {
     /// Reads its stdout.
     pub fn start(command: &mut Command) -> Self {
-        Self::start_beside(command, Stdio::null())
+        let mut child = command.stderr(Stdio::null()).spawn().unwrap();
+        let out: Box<dyn AsyncRead + Send + Unpin> = Box::new(child.stdout.take().unwrap());
+        Self { child, out: BufReader::new(out).lines(), seen: String::new() }
     }
 
-    /// The same, while its log goes there.
-    pub fn start_beside(command: &mut Command, log: Stdio) -> Self {
+    /// Reads its stdout, and writes its stderr to a file.
+    pub fn start_logging(command: &mut Command, log: std::fs::File) -> Self {
         let mut child = command.stderr(log).spawn().unwrap();
         let out: Box<dyn AsyncRead + Send + Unpin> = Box::new(child.stdout.take().unwrap());
         Self { child, out: BufReader::new(out).lines(), seen: String::new() }

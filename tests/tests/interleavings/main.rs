@@ -29,7 +29,7 @@ use backstay_engine::Store;
 use backstay_engine::store::probe;
 use backstay_tests::{Lab, Wire};
 
-use orders::{Bench, SCHEMA, TELL, all_orders};
+use orders::{Bench, PURGE, SCHEMA, TELL, all_orders};
 use scene::Scene;
 use steps::{OPS, Op, REMOVED, SPOKEN};
 
@@ -208,7 +208,7 @@ const MISTAKES: [Mistake; 22] = [
     },
     Mistake {
         name: "who removes runs does not lock them",
-        exchanges: &[("into retired_keys", "limit $2\n    for update skip locked", "limit $2")],
+        exchanges: &[(PURGE, "limit most_runs\n    for update skip locked", "limit most_runs")],
         pair: (Op::Purge, Op::TellBack),
         shows: "nobody will look at the message",
     },

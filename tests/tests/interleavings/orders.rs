@@ -72,14 +72,18 @@ impl Play {
     }
 }
 
-/// An exchange in the function that sends messages, and a change of the tables before anything is played.
+/// An exchange in the function that sends messages, in the one that removes runs, and a change of the tables before
+/// anything is played.
 pub const TELL: &str = "create function tell";
+pub const PURGE: &str = "create function purge";
 pub const SCHEMA: &str = "alter table";
 
-async fn exchange_in_tell(sql: &mut PgConnection, what: &str, by: &str) -> anyhow::Result<()> {
-    let text: String =
-        sqlx::query_scalar("select pg_get_functiondef('tell'::regproc)").fetch_one(&mut *sql).await?;
-    anyhow::ensure!(text.contains(what), "tell does not say \"{what}\"");
+async fn exchange_in(function: &str, sql: &mut PgConnection, what: &str, by: &str) -> anyhow::Result<()> {
+    let text: String = sqlx::query_scalar("select pg_get_functiondef($1::text::regproc)")
+        .bind(function)
+        .fetch_one(&mut *sql)
+        .await?;
+    anyhow::ensure!(text.contains(what), "{function} does not say \"{what}\"");
     sqlx::raw_sql(AssertSqlSafe(text.replace(what, by))).execute(sql).await?;
     Ok(())
 }
@@ -109,7 +113,8 @@ impl Bench {
                 let mut sql = lab.sql().await?;
                 for (within, what, by) in exchanges {
                     match *within {
-                        TELL => exchange_in_tell(&mut sql, what, by).await?,
+                        TELL => exchange_in("tell", &mut sql, what, by).await?,
+                        PURGE => exchange_in("purge", &mut sql, what, by).await?,
                         SCHEMA => {
                             sqlx::raw_sql(AssertSqlSafe(*what)).execute(&mut sql).await?;
                         }

@@ -130,7 +130,7 @@ impl Scene {
             .bind(name == "gone")
             .fetch_one(&mut *set)
             .await?;
-            lives.push(Life { epoch: Epoch(epoch), token, name: name.into() });
+            lives.push(Life::new(Epoch(epoch), token, name.into()));
         }
         let [one, two, three, gone] = lives.try_into().unwrap();
         let before = Utc::now() - TimeDelta::minutes(1);

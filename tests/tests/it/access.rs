@@ -1,7 +1,7 @@
 //! Who may speak to an installation, and the trail of what they did.
 
 use backstay_engine::Store;
-use backstay_engine::store::access::{AuditFilter, Change, Changed, Kept, NewToken, SealedSecret};
+use backstay_engine::store::access::{AuditFilter, Change, Changed, Kept, NewToken, Resealed, SealedSecret};
 use backstay_tests::Lab;
 use chrono::{TimeDelta, Utc};
 use serde_json::json;
@@ -75,21 +75,40 @@ async fn a_change_and_its_line_are_there_together_or_not_at_all() -> anyhow::Res
     assert_eq!(store.revoke_token(shown.id, &change(9)).await?, Changed::Done(1));
     assert_eq!(store.revoke_token(shown.id, &change(10)).await?, Changed::Missing);
 
-    let secret = |version, text: u8| SealedSecret {
+    let secret = |text: u8| SealedSecret {
         name: "vcenter".into(),
         key_id: "k1".into(),
-        sealed_key: vec![1],
+        sealed_key: vec![text],
         sealed: vec![text],
         origins: vec![],
-        version,
+        programs: vec![],
     };
-    assert_eq!(store.put_secret(&secret(0, 1), &change(11)).await?, Changed::Done(1));
+    assert_eq!(store.put_secret(&secret(1), 0, "anna", &change(11)).await?, Changed::Done(1));
     // Two who both believe that there is none: one is told that there is.
-    assert_eq!(store.put_secret(&secret(0, 2), &change(12)).await?, Changed::Moved);
-    assert_eq!(store.put_secret(&secret(1, 3), &change(13)).await?, Changed::Done(2));
-    assert_eq!(store.secret("vcenter").await?.unwrap().sealed, [3]);
-    assert_eq!(store.drop_secret("vcenter", &change(14)).await?, Changed::Done(2));
-    assert_eq!(store.put_secret(&secret(2, 4), &change(15)).await?, Changed::Moved, "it is gone");
+    assert_eq!(store.put_secret(&secret(2), 0, "ben", &change(12)).await?, Changed::Moved);
+    assert_eq!(store.put_secret(&secret(3), 1, "ben", &change(13)).await?, Changed::Done(2));
+    let now = store.secret("vcenter").await?.unwrap();
+    assert_eq!((now.secret.sealed, now.version, now.changed_by.as_str()), (vec![3], 2, "ben"));
+
+    // A key that is sealed anew takes the place of what it was, and of nothing that came since.
+    let before = lines(&store).await;
+    let again = |was: u8| {
+        let (name, key_id) = ("vcenter".to_owned(), "k2".to_owned());
+        [Resealed { name, was: vec![was], key_id, sealed_key: vec![9] }]
+    };
+    assert_eq!(store.reseal(&again(1), &change(14)).await?, 0, "that was two versions ago");
+    assert_eq!(lines(&store).await, before, "what changes nothing leaves no line");
+    assert_eq!(store.secrets("", Some("k2"), 10).await?.len(), 1);
+    assert_eq!(store.reseal(&again(3), &change(14)).await?, 1);
+    assert_eq!((store.secrets_by_key().await?, lines(&store).await), (vec![("k2".into(), 1)], before + 1));
+    let now = store.secret("vcenter").await?.unwrap();
+    assert_eq!((now.secret.sealed_key, now.secret.sealed, now.version), (vec![9], vec![3], 2));
+    assert_eq!(store.secrets("", Some("k2"), 10).await?, []);
+
+    assert_eq!(store.drop_secret("vcenter", Some(1), &change(15)).await?, Changed::Moved);
+    assert_eq!(store.drop_secret("vcenter", Some(2), &change(15)).await?, Changed::Done(2));
+    assert_eq!(store.drop_secret("vcenter", Some(2), &change(15)).await?, Changed::Missing);
+    assert_eq!(store.put_secret(&secret(4), 2, "ben", &change(16)).await?, Changed::Moved, "it is gone");
     assert_eq!(store.audit_verify(|_| {}).await?.1, None);
     Ok(())
 }

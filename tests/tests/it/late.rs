@@ -149,11 +149,13 @@ async fn a_release_that_is_repeated_does_not_touch_what_was_claimed_since() -> a
     Ok(())
 }
 
-/// Three steps side by side. `b` waits for its gate and then fails for good; `c` is refused once; `d` goes on until it
-/// is told to stop.
+/// Three steps side by side. `b` waits for its gate and then fails for good; `c` is refused once, and begins again late
+/// enough for that to be a write of its own also on a busy machine; `d` goes on until it is told to stop.
 fn turning(engine: &Engine, settle_within: Duration) -> anyhow::Result<Arc<Plan>> {
     let mut plan = PlanBuilder::new("turning");
-    plan.retry(plans::quick()).undo_retry(plans::quick()).settle_within(settle_within);
+    plan.retry(Retry::fixed(3, Duration::from_millis(300)))
+        .undo_retry(plans::quick())
+        .settle_within(settle_within);
     let waits = json!({ "waits": "b", "fails": "permanent" });
     for (name, input) in [("b", waits), ("c", json!({ "fails": "1" })), ("d", json!({ "fails": "hang" }))] {
         plan.step(name, "make").input(input).undone_by("unmake", json!({}));

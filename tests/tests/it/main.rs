@@ -23,6 +23,7 @@ mod stated;
 mod tidiness;
 mod unheard;
 mod verbs;
+mod watching;
 
 use std::time::{Duration, Instant};
 

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde_json::Value;
 
-use super::{PlanSpec, limits};
+use super::{CheckError, PlanSpec, Rule, limits};
 use crate::json::{Go, Json, walk};
 use crate::names::StepIx;
 
@@ -125,19 +125,67 @@ pub(crate) fn split(text: &str) -> (&str, &str) {
     }
 }
 
-/// A plan with every `$given` replaced by what is given.
-pub(crate) fn give(plan: &PlanSpec, given: &Value) -> PlanSpec {
+/// How activities are told a secret's name: an object with the first of these keys, perhaps with the second. Only a plan's
+/// own words may be one, and what stands in a plan counts as that; so what another step gave must not get there looking
+/// like it.
+const SECRET: [&str; 2] = ["secret", "prefix"];
+
+/// A plan with every `$given` replaced by what is given, of which these places were filled in by other steps.
+pub(crate) fn give(plan: &PlanSpec, given: &Value, filled: &[Bound]) -> Result<PlanSpec, CheckError> {
     let mut plan = plan.clone();
     for step in &mut plan.steps {
         let undo = step.undo.as_mut().map(|undo| &mut undo.input);
         for input in std::iter::once(&mut step.input).chain(undo) {
+            let mut data = Vec::new();
             for written in find(input).into_iter().filter(|written| written.given) {
-                let value = written.text.ok().and_then(|path| given.pointer(&path).cloned());
+                let path = written.text.unwrap_or_default();
+                let value = given.pointer(&path).cloned();
                 if let Some(place) = input.pointer_mut(&written.at) {
                     *place = value.unwrap_or(Value::Null);
                 }
+                data.extend(filled.iter().filter_map(|bound| {
+                    // All of what is given here, or what lies at some place in it.
+                    if is_within(&path, &bound.at) {
+                        return Some(written.at.clone());
+                    }
+                    let below = bound.at.strip_prefix(&path).filter(|_| is_within(&bound.at, &path))?;
+                    Some(format!("{}{below}", written.at))
+                }));
+            }
+            if let Some(at) = named_by(input, &data) {
+                let message = format!(
+                    "step {}: what another step gave would name a secret at \"{at}\", and only a plan's own words may",
+                    step.name
+                );
+                return Err(CheckError::one(Rule::Binding, message));
             }
         }
     }
-    plan
+    Ok(plan)
+}
+
+/// Where data would be taken for the name of a secret, or for a part of one.
+fn named_by(input: &Value, data: &[String]) -> Option<String> {
+    let mut found = None;
+    if !data.is_empty() {
+        walk(input, |path, value| {
+            let names = |map: &serde_json::Map<String, Value>| {
+                map.contains_key(SECRET[0]) && map.keys().all(|key| SECRET.contains(&key.as_str()))
+            };
+            if value.as_object().is_some_and(names) {
+                let at = path.pointer();
+                if data.iter().any(|data| is_within(&at, data) || is_within(data, &at)) {
+                    found = Some(at);
+                    return Go::Stop;
+                }
+            }
+            Go::In
+        });
+    }
+    found
+}
+
+/// Whether a place is another one, or lies in it.
+fn is_within(inner: &str, outer: &str) -> bool {
+    inner.strip_prefix(outer).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
 }

@@ -187,3 +187,53 @@ fn a_run_of_a_step_gets_what_the_step_is_given_and_knows_its_parent() {
     let forged = plan.spec().clone();
     assert!(Plan::check(forged, &Activities::anything()).unwrap_err().to_string().contains("parent"));
 }
+
+/// What a target said is data where it said it, and stays data when it is passed on to a run within.
+#[test]
+fn what_another_step_gave_never_becomes_the_name_of_a_secret_in_a_run_within() {
+    let begun = |inner: Value, given: Value, said: Value| {
+        let mut child = PlanBuilder::new("child");
+        child.step("inner", "do").input(inner.clone()).undone_by("undo", inner);
+        let mut plan = PlanBuilder::new("parent");
+        let ask = plan.step("ask", "do").undone_by("undo", json!({})).done();
+        plan.run("run", child).input(given).after([&ask]).done();
+        let plan = plan.check(&Activities::anything()).unwrap();
+        let step = plan.step(plan.find("run").unwrap());
+        let given = step
+            .forward
+            .input
+            .resolve(|_| Some(&said).map(|said| Box::leak(Box::new(Json::of(said))) as &Json));
+        let parent = Parent { run: RunId::fresh(), step: "run".into() };
+        Plan::of_step(step, &given, parent, &Activities::anything())
+    };
+    let said = json!({ "note": { "secret": "token" }, "name": "token", "more": { "secret": "s", "id": 7 } });
+    let passes = json!({ "text": { "$given": "/x" } });
+    for (inner, given) in [
+        (passes.clone(), json!({ "x": { "$output": "ask/note" } })),
+        (passes.clone(), json!({ "x": [{ "$output": "ask" }] })),
+        (passes.clone(), json!({ "x": { "deep": [{ "$output": "ask/note" }] } })),
+        // A part of it is enough.
+        (passes.clone(), json!({ "x": { "secret": { "$output": "ask/name" } } })),
+        (passes.clone(), json!({ "x": { "secret": "token", "prefix": { "$output": "ask/name" } } })),
+        (json!({ "text": { "secret": { "$given": "/x" } } }), json!({ "x": { "$output": "ask/name" } })),
+        (json!({ "text": { "$given": "/x/note" } }), json!({ "x": { "$output": "ask" } })),
+        (json!({ "text": { "$given": "" } }), json!({ "x": { "$output": "ask/note" } })),
+    ] {
+        let wrong = begun(inner.clone(), given.clone(), said.clone()).map(drop).unwrap_err().to_string();
+        assert!(
+            wrong.contains("what another step gave would name a secret at \"/text"),
+            "{inner} {given}: {wrong}"
+        );
+    }
+    for (inner, given) in [
+        // The plan's own words name it, and what came from a step is beside them.
+        (passes.clone(), json!({ "x": { "secret": "token" }, "y": { "$output": "ask/note" } })),
+        (passes.clone(), json!({ "x": [{ "secret": "token" }, { "$output": "ask/name" }] })),
+        (json!({ "text": { "secret": { "$given": "/x" } } }), json!({ "x": "token" })),
+        // It names none.
+        (passes.clone(), json!({ "x": { "$output": "ask/more" } })),
+        (passes, json!({ "x": { "secret": "token", "id": { "$output": "ask/name" } } })),
+    ] {
+        begun(inner, given, said.clone()).unwrap();
+    }
+}

@@ -19,7 +19,7 @@ use uuid::Uuid;
 use super::{Store, StoreError};
 
 pub use audit::{AuditFilter, AuditRow, Broken, Head};
-pub use sealed::{Kept, SealedSecret, SecretInfo};
+pub use sealed::{Kept, Resealed, SealedSecret, StoredSecret};
 
 /// Somebody who may speak to this installation.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]

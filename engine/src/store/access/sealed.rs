@@ -3,7 +3,6 @@
 use std::time::Duration;
 
 use backstay_machine::Time;
-use serde::Serialize;
 
 use super::{Change, Changed, changed};
 use crate::store::{Store, StoreError};
@@ -58,23 +57,65 @@ pub struct SealedSecret {
     pub sealed: Vec<u8>,
     /// Where it may be sent.
     pub origins: Vec<String>,
-    /// Counts the changes.
-    pub version: i32,
+    /// The programs that may be given it.
+    pub programs: Vec<String>,
 }
 
-/// What people may know of a secret.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct SecretInfo {
-    /// Its name.
-    pub name: String,
-    /// Which of the installation's keys seals its own.
-    pub key_id: String,
-    /// Where it may be sent.
-    pub origins: Vec<String>,
+/// The same, with what the database knows of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StoredSecret {
+    /// The secret.
+    pub secret: SealedSecret,
     /// Counts the changes.
     pub version: i32,
     /// When it was changed last.
     pub changed_at: Time,
+    /// By whom.
+    pub changed_by: String,
+}
+
+/// A key that was sealed by one key of the installation, and is by another.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Resealed {
+    /// Whose key.
+    pub name: String,
+    /// As it was: if it is not any more, nothing is changed.
+    pub was: Vec<u8>,
+    /// Which of the installation's keys seals it now.
+    pub key_id: String,
+    /// As it is now.
+    pub sealed_key: Vec<u8>,
+}
+
+/// The columns of a secret, as a row of them is read.
+struct SecretRow {
+    name: String,
+    key_id: String,
+    sealed_key: Vec<u8>,
+    sealed: Vec<u8>,
+    origins: Vec<String>,
+    programs: Vec<String>,
+    version: i32,
+    changed_at: Time,
+    changed_by: String,
+}
+
+impl From<SecretRow> for StoredSecret {
+    fn from(row: SecretRow) -> Self {
+        let SecretRow {
+            name,
+            key_id,
+            sealed_key,
+            sealed,
+            origins,
+            programs,
+            version,
+            changed_at,
+            changed_by,
+        } = row;
+        let secret = SealedSecret { name, key_id, sealed_key, sealed, origins, programs };
+        Self { secret, version, changed_at, changed_by }
+    }
 }
 
 impl Store {
@@ -103,26 +144,34 @@ impl Store {
         Ok(done.rows_affected())
     }
 
-    /// Stores a secret, in place of the one that has its name. `secret.version` is what whoever asks saw: 0 for none.
-    pub async fn put_secret(&self, secret: &SealedSecret, change: &Change) -> Result<Changed, StoreError> {
+    /// Stores a secret, in place of the one that has its name. `seen` is the version that whoever asks saw: 0 for none.
+    pub async fn put_secret(
+        &self,
+        secret: &SealedSecret,
+        seen: i32,
+        by: &str,
+        change: &Change,
+    ) -> Result<Changed, StoreError> {
         let kept = change.kept();
         let done = sqlx::query_scalar!(
             r#"with done as (
-                 insert into secrets as s (name, key_id, sealed_key, sealed, origins)
-                 select $1, $2, $3, $4, $5 where $6::int = 0 or exists (select from secrets where name = $1)
-                 on conflict (name) do update set key_id = $2, sealed_key = $3, sealed = $4, origins = $5,
-                   version = s.version + 1, changed_at = clock_timestamp()
-                 where s.version = $6
+                 insert into secrets as s (name, key_id, sealed_key, sealed, origins, programs, changed_by)
+                 select $1, $2, $3, $4, $5, $6, $8 where $7::int = 0 or exists (select from secrets where name = $1)
+                 on conflict (name) do update set key_id = $2, sealed_key = $3, sealed = $4, origins = $5, programs = $6,
+                   version = s.version + 1, changed_at = clock_timestamp(), changed_by = $8
+                 where s.version = $7
                  returning version),
                  kept as (insert into answers (principal, key, asked, status, answer)
-                          select $8, $9, $10, $11, $12 from done where $9::text is not null)
-               select version as "version!" from done where audit_write(array[$7::text]) is not null"#,
+                          select $10, $11, $12, $13, $14 from done where $11::text is not null)
+               select version as "version!" from done where audit_write(array[$9::text]) is not null"#,
             secret.name,
             secret.key_id,
             secret.sealed_key,
             secret.sealed,
             &secret.origins,
-            secret.version,
+            &secret.programs,
+            seen,
+            by,
             change.entry,
             kept.principal,
             kept.key,
@@ -138,39 +187,107 @@ impl Store {
         })
     }
 
-    /// Removes a secret.
-    pub async fn drop_secret(&self, name: &str, change: &Change) -> Result<Changed, StoreError> {
+    /// Removes a secret. `seen` is the version that whoever asks saw, if it matters.
+    pub async fn drop_secret(
+        &self,
+        name: &str,
+        seen: Option<i32>,
+        change: &Change,
+    ) -> Result<Changed, StoreError> {
+        let kept = change.kept();
         let done = sqlx::query_scalar!(
-            r#"with done as (delete from secrets where name = $1 returning version)
-               select version as "version!" from done where audit_write(array[$2::text]) is not null"#,
+            r#"with done as (delete from secrets where name = $1 and ($2::int is null or version = $2) returning version),
+                 kept as (insert into answers (principal, key, asked, status, answer)
+                          select $4, $5, $6, $7, $8 from done where $5::text is not null)
+               select version as "version!" from done where audit_write(array[$3::text]) is not null"#,
             name,
-            change.entry
+            seen,
+            change.entry,
+            kept.principal,
+            kept.key,
+            kept.asked,
+            kept.status,
+            kept.answer
         )
         .fetch_optional(&self.pool)
         .await;
-        changed(done, "remove a secret")
+        let done = changed(done, "remove a secret")?;
+        if done == Changed::Missing && seen.is_some() && self.secret(name).await?.is_some() {
+            return Ok(Changed::Moved);
+        }
+        Ok(done)
     }
 
     /// One secret, sealed.
-    pub async fn secret(&self, name: &str) -> Result<Option<SealedSecret>, StoreError> {
-        sqlx::query_as!(
-            SealedSecret,
-            "select name, key_id, sealed_key, sealed, origins, version from secrets where name = $1",
+    pub async fn secret(&self, name: &str) -> Result<Option<StoredSecret>, StoreError> {
+        let row = sqlx::query_as!(
+            SecretRow,
+            "select name, key_id, sealed_key, sealed, origins, programs, version, changed_at, changed_by
+             from secrets where name = $1",
             name
         )
         .fetch_optional(&self.pool)
         .await
-        .map_err(StoreError::database("look for a secret"))
+        .map_err(StoreError::database("look for a secret"))?;
+        Ok(row.map(StoredSecret::from))
     }
 
-    /// All secrets, by name.
-    pub async fn secrets(&self) -> Result<Vec<SecretInfo>, StoreError> {
-        sqlx::query_as!(
-            SecretInfo,
-            "select name, key_id, origins, version, changed_at from secrets order by name"
+    /// Secrets, by name, after this one; only those that another key than this seals, if one is named.
+    pub async fn secrets(
+        &self,
+        after: &str,
+        not_by: Option<&str>,
+        most: i64,
+    ) -> Result<Vec<StoredSecret>, StoreError> {
+        let rows = sqlx::query_as!(
+            SecretRow,
+            "select name, key_id, sealed_key, sealed, origins, programs, version, changed_at, changed_by
+             from secrets where name > $1 and ($2::text is null or key_id <> $2) order by name limit $3",
+            after,
+            not_by,
+            most
         )
         .fetch_all(&self.pool)
         .await
-        .map_err(StoreError::database("list secrets"))
+        .map_err(StoreError::database("list secrets"))?;
+        Ok(rows.into_iter().map(StoredSecret::from).collect())
+    }
+
+    /// How many secrets each of the installation's keys seals.
+    pub async fn secrets_by_key(&self) -> Result<Vec<(String, i64)>, StoreError> {
+        let rows = sqlx::query!(
+            r#"select key_id, count(*) as "count!" from secrets group by key_id order by key_id"#
+        )
+        .fetch_all(&self.pool)
+        .await
+        .map_err(StoreError::database("count secrets"))?;
+        Ok(rows.into_iter().map(|row| (row.key_id, row.count)).collect())
+    }
+
+    /// Puts newly sealed keys in the place of those that they were. No text is touched, and no version: what a secret is
+    /// does not change. One that was changed meanwhile is left out. How many were changed.
+    pub async fn reseal(&self, keys: &[Resealed], change: &Change) -> Result<u64, StoreError> {
+        let names: Vec<_> = keys.iter().map(|one| one.name.clone()).collect();
+        let was: Vec<_> = keys.iter().map(|one| one.was.clone()).collect();
+        let ids: Vec<_> = keys.iter().map(|one| one.key_id.clone()).collect();
+        let sealed: Vec<_> = keys.iter().map(|one| one.sealed_key.clone()).collect();
+        let count = sqlx::query_scalar!(
+            r#"with done as (
+                 update secrets s set key_id = n.key_id, sealed_key = n.sealed_key
+                 from unnest($1::text[], $2::bytea[], $3::text[], $4::bytea[]) as n(name, was, key_id, sealed_key)
+                 where s.name = n.name and s.sealed_key = n.was
+                 returning 1),
+                 many as (select count(*) as n from done having count(*) > 0)
+               select n as "n!" from many where audit_write(array[$5::text]) is not null"#,
+            &names,
+            &was,
+            &ids,
+            &sealed,
+            change.entry
+        )
+        .fetch_optional(&self.pool)
+        .await
+        .map_err(StoreError::database("re-seal keys"))?;
+        Ok(count.unwrap_or(0).unsigned_abs())
     }
 }

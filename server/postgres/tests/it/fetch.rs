@@ -95,6 +95,25 @@ async fn fetch_error(settings: Settings) -> (FetchError, String) {
 }
 
 #[tokio::test]
+async fn binaries_can_be_fetched_beforehand_and_nothing_else_is_touched() {
+    let (bytes, archive) = &*ARCHIVE;
+    let scratch = Scratch::new();
+    let mirror = Mirror::serve(bytes, bytes.len()).await;
+    let settings = bare_machine(&scratch, "one", &mirror.url);
+    let first = backstay_postgres::binaries(&settings).await.unwrap();
+    assert_eq!(first.major.to_string(), archive.version.split('.').next().unwrap());
+    assert!(first.folder.starts_with(scratch.path().join("cache")));
+    assert_eq!(backstay_postgres::binaries(&settings).await.unwrap(), first);
+    assert_eq!(mirror.requests(), 1);
+    assert!(!settings.data_dir.exists());
+    // A cluster of another version has the last word.
+    fs::create_dir_all(settings.data_dir.join("data")).unwrap();
+    fs::write(settings.data_dir.join("data/PG_VERSION"), "9\n").unwrap();
+    let refused = backstay_postgres::binaries(&settings).await.unwrap_err();
+    assert!(matches!(refused, Error::NoServer { .. }), "{refused}");
+}
+
+#[tokio::test]
 async fn binaries_are_fetched_once_and_then_come_from_the_cache() {
     let (bytes, archive) = &*ARCHIVE;
     let scratch = Scratch::new();
