@@ -1,7 +1,7 @@
 //! What reads plans, journals and workflows, fed with anything: by `fuzz/` for hours, by `tests/tests/it/decoders.rs` for a
 //! moment. Nothing may panic; what is taken is read back as what it was.
 
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 use backstay_engine::machine::checker::{Case, check_run};
 use backstay_engine::machine::{
@@ -70,7 +70,9 @@ pub const PLAN: &str = r#"{"workflow": "w", "steps": [
 /// Rows of a journal, a line each: `kind step undo generation attempt body`, as of a database that somebody has been at.
 /// Gives what they come to, if they are a history.
 pub fn journal(text: &str) -> Result<State, String> {
-    let plan = Plan::check_json(PLAN, &Anything::new()).unwrap_or_else(|error| panic!("{error}"));
+    static CHECKED: LazyLock<Arc<Plan>> =
+        LazyLock::new(|| Plan::check_json(PLAN, &Anything::new()).unwrap_or_else(|error| panic!("{error}")));
+    let plan = Arc::clone(&CHECKED);
     let (run, mut claim) = (RunId(Uuid::from_u128(1)), 0);
     let row = |seq, kind| Row {
         seq,
@@ -116,7 +118,7 @@ pub fn journal(text: &str) -> Result<State, String> {
     // Every beginning of it is a history: read, refused, or gone on with.
     for end in 1..=rows.len() {
         if let Some(rows) = rows.get(..end)
-            && let Ok(state) = State::from_rows(run, rows)
+            && let Ok(state) = State::from_rows_under(run, Arc::clone(&plan), rows)
         {
             let now = state.at().unwrap_or(Time::UNIX_EPOCH);
             let _ = (decide(&state, now, 8), runbook(&state, now), state.waits_for());

@@ -401,8 +401,9 @@ pub(crate) fn if_match(headers: &HeaderMap) -> Result<Option<i64>, Problem> {
     if text == "*" {
         return Ok(None);
     }
-    let version =
-        text.strip_prefix('"').and_then(|text| text.strip_suffix('"')).and_then(|text| text.parse().ok());
+    let digits = text.strip_prefix('"').and_then(|text| text.strip_suffix('"')).unwrap_or_default();
+    // A sign would be read as well, and is in no ETag of ours.
+    let version = digits.parse().ok().filter(|_| digits.bytes().all(|byte| byte.is_ascii_digit()));
     version.map(Some).ok_or_else(|| {
         Problem::at(&BAD_REQUEST, "header If-Match", "it has to be one ETag of ours, as in \"17\"")
     })
