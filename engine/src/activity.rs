@@ -158,6 +158,7 @@ pub struct Context {
     pub(crate) checkpoint: Option<Json>,
     pub(crate) undone: Option<Undone>,
     pub(crate) filled: Vec<Filled>,
+    pub(crate) traceparent: Option<String>,
     pub(crate) deadline: Time,
     pub(crate) cancel: CancellationToken,
     pub(crate) course: backstay_machine::CourseId,
@@ -204,9 +205,15 @@ impl Context {
         &self.step
     }
 
-    /// Who submitted the run, where somebody said so; with the trace to go on with.
+    /// Who submitted the run, where somebody said so.
     pub fn sender(&self) -> Option<&Sender> {
         self.sender.as_ref()
+    }
+
+    /// The place of this attempt in the trace of whoever submitted the run, to be sent along with what it calls: a W3C
+    /// `traceparent`. Nothing if the run was submitted outside of any trace, and this process makes none.
+    pub fn traceparent(&self) -> Option<&str> {
+        self.traceparent.as_deref()
     }
 
     /// Forward, or undoing.

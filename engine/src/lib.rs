@@ -6,6 +6,7 @@
 //!   node      who makes it happen: claims runs, drives them, calls activities
 //!   operate   how operators and clients speak to runs
 //!   insight   why a run does not move, and how to finish it by hand
+//!   trace     where calls stand in the traces of those who asked for them
 //!   upkeep    the limits of targets and their outages, lines, and what is kept
 //!   watch     who waits for what is written of runs
 //!   Engine    the handle for those who embed it
@@ -19,6 +20,7 @@ mod insight;
 mod node;
 mod operate;
 pub mod store;
+pub mod trace;
 mod upkeep;
 mod watch;
 

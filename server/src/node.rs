@@ -13,6 +13,7 @@ use crate::{catalog, keys, vault};
 /// Works until it is told to stop.
 pub(crate) async fn run(config: &Config, interrupt: &Interrupt) -> Result<(), Trouble> {
     crate::log::begin(&config.log);
+    let traces = crate::traces::begin(config)?;
     let settings = config.node.for_engine();
     let grace = config.node.grace.0;
     let done = with_database(config, interrupt, async |database| {
@@ -43,7 +44,9 @@ pub(crate) async fn run(config: &Config, interrupt: &Interrupt) -> Result<(), Tr
         }
         Ok(())
     });
-    done.await?;
+    let done = done.await;
+    traces.end().await;
+    done?;
     tracing::info!("the node has ended");
     Ok(())
 }

@@ -41,15 +41,18 @@ pub(crate) const FIRST_TOKEN_DAYS: i64 = 30;
 /// Works until it is told to stop.
 pub(crate) async fn run(config: &Config, interrupt: &Interrupt) -> Result<(), Trouble> {
     crate::log::begin(&config.log);
+    let traces = crate::traces::begin(config)?;
     let figures = crate::figures::keep()?;
-    with_database(config, interrupt, async |database| {
+    let done = with_database(config, interrupt, async |database| {
         let store = interrupt.or(database.store()).await?;
         interrupt.or(up_to_date(&store, config)).await?;
         let served = serve(config, interrupt, &store, figures.clone()).await;
         store.close().await;
         served
     })
-    .await?;
+    .await;
+    traces.end().await;
+    done?;
     tracing::info!("the server has ended");
     Ok(())
 }

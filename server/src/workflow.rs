@@ -1,6 +1,5 @@
 //! `backstay workflow`: workflows that are files, without a database.
 
-use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -12,6 +11,7 @@ use crate::cli::{WorkflowCommand, WorkflowFrom};
 use crate::config::Config;
 use crate::db::print;
 use crate::trouble::Trouble;
+use crate::written;
 
 /// Does what is asked.
 pub(crate) fn run(command: &WorkflowCommand, config: &Config) -> Result<(), Trouble> {
@@ -136,7 +136,7 @@ fn plan(
     from: &WorkflowFrom,
     config: &Config,
 ) -> Result<(), Trouble> {
-    let input = input.map_or(Ok(json!({})), read_input)?;
+    let input = input.map_or(Ok(json!({})), written::read)?;
     let refused = |problems: Vec<Problem>| {
         problems.iter().for_each(|problem| print(&format!("{problem}\n")));
         Trouble::failed(format!("There is no plan for this input: {}.", counted(problems.len(), "problem")))
@@ -173,21 +173,6 @@ fn plan(
     }
     print(&harmless(&text));
     Ok(())
-}
-
-fn read_input(file: &Path) -> Result<Value, Trouble> {
-    // One byte more than is taken, so that what is too long is seen to be.
-    let most = backstay_workflows::limits::FILE_BYTES as u64 + 1;
-    let mut text = String::new();
-    let (what, read) = if file == Path::new("-") {
-        ("stdin".to_owned(), std::io::stdin().take(most).read_to_string(&mut text))
-    } else {
-        let read = std::fs::File::open(file).and_then(|file| file.take(most).read_to_string(&mut text));
-        (file.display().to_string(), read)
-    };
-    read.map_err(|error| Trouble::failed(format!("The input cannot be read from {what}: {error}.")))?;
-    backstay_workflows::read_input(&text)
-        .map_err(|problem| Trouble::failed(format!("The input in {what} is not understood: {problem}.")))
 }
 
 fn dir(config: &Config) -> Result<&Path, Trouble> {

@@ -1,6 +1,7 @@
 #![allow(missing_docs, clippy::panic, reason = "this is test code")]
 //! A laboratory for the engine: a fresh database, a world with ground truth, nodes that can be made to die.
 
+pub mod decoders;
 mod lab;
 pub mod meter;
 pub mod plans;

@@ -55,7 +55,8 @@ pub struct Program {
     /// begins with `-`. Left out: a plan gives none.
     #[serde(default)]
     pub allow: Vec<String>,
-    /// Its environment, beside `BACKSTAY_RUN`, `BACKSTAY_STEP`, `BACKSTAY_ATTEMPT` and `BACKSTAY_KEY`. It gets no other.
+    /// Its environment, beside `BACKSTAY_RUN`, `BACKSTAY_STEP`, `BACKSTAY_ATTEMPT`, `BACKSTAY_KEY` and, in a trace,
+    /// `TRACEPARENT`. It gets no other.
     #[serde(default)]
     pub env: BTreeMap<String, String>,
     /// The variables that a plan may set.
@@ -118,7 +119,7 @@ impl Command {
 
 fn is_variable(name: &str) -> bool {
     let fits = |c: char| c.is_ascii_alphanumeric() || c == '_';
-    !name.is_empty() && name.chars().all(fits) && !name.starts_with("BACKSTAY_")
+    !name.is_empty() && name.chars().all(fits) && !name.starts_with("BACKSTAY_") && name != "TRACEPARENT"
 }
 
 /// What to run.
@@ -302,6 +303,9 @@ async fn prepare(
         .stderr(Stdio::piped());
     if let Some(undone) = opener.keys.undone {
         command.env("BACKSTAY_UNDONE_KEY", undone.to_string());
+    }
+    if let Some(trace) = context.traceparent() {
+        command.env("TRACEPARENT", trace);
     }
     if let Some(uid) = program.uid {
         command.uid(uid);

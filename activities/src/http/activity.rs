@@ -61,6 +61,7 @@ impl Activity for Http {
             body: input.body.as_ref(),
             text: &input.text,
             method: input.method,
+            trace: context.traceparent(),
         };
         let most =
             if input.response.form == Form::Nothing { EXCERPT } else { input.response.most.max(EXCERPT) };
@@ -83,7 +84,7 @@ impl Activity for Http {
     }
 
     async fn probe(&self, context: &Context, input: HttpInput) -> Result<Probe<HttpOutput>, Failure> {
-        self.look(&input, Keys::of(context), context.filled()).await
+        self.look(&input, Keys::of(context), context.filled(), context.traceparent()).await
     }
 }
 
@@ -106,6 +107,8 @@ struct Draft<'a> {
     body: Option<&'a Value>,
     text: &'a Text,
     method: Verb,
+    /// Where it stands in the trace of whoever submitted the run.
+    trace: Option<&'a str>,
 }
 
 impl Http {
@@ -153,7 +156,9 @@ impl Http {
                 .map_err(|_| wrong(format!("http.origins: \"{}\" is no header", allowed.key_header)))?;
             headers.insert(name, HeaderValue::try_from(key)?);
         }
-        // Once a run keeps the trace that it was submitted in, its `traceparent` goes here.
+        if let Some(trace) = draft.trace {
+            headers.insert("traceparent", HeaderValue::try_from(trace)?);
+        }
         let timeout = timeout.unwrap_or(self.client.settings().timeout.0);
         let method = draft.method.into();
         let answer = self.client.call(Call { method, url, headers, body, timeout, most }).await?;
@@ -166,6 +171,7 @@ impl Http {
         input: &HttpInput,
         keys: Keys,
         filled: &[Filled],
+        trace: Option<&str>,
     ) -> Result<Probe<HttpOutput>, Failure> {
         let Some(look) = &input.probe else {
             return Ok(Probe::Unknown("its input has no probe".into()));
@@ -178,6 +184,7 @@ impl Http {
             body: None,
             text: &Text(Value::Null),
             method: Verb::Get,
+            trace,
         };
         let (origin, scrub, answer) =
             self.ask(&draft, keys, filled, input.timeout.map(|span| span.0), input.response.most).await?;
@@ -213,7 +220,7 @@ impl Http {
             return Ok(Found::Input(Box::new(input)));
         };
         let keys = Keys { this: undone.key, undone: None };
-        let output = match self.look(&step, keys, &undone.filled).await? {
+        let output = match self.look(&step, keys, &undone.filled, context.traceparent()).await? {
             Probe::Present(output) => output,
             Probe::Absent => {
                 let nothing_to_do = Some("nothing of the step is there".into());

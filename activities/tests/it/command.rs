@@ -379,4 +379,5 @@ fn settings_that_cannot_be_right_are_refused() {
         refuse(|tool| tool.env = [("BACKSTAY_KEY".to_owned(), "x".to_owned())].into())
             .contains("nobody can set")
     );
+    assert!(refuse(|tool| tool.allow_env = vec!["TRACEPARENT".into()]).contains("nobody can set"));
 }

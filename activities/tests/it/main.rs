@@ -16,3 +16,4 @@ mod http;
 mod secrets;
 mod small;
 mod support;
+mod trace;

@@ -655,7 +655,8 @@ fn read(row: &Row, plan: &Plan) -> Result<Event, String> {
         "checkpointed" => StepEvent::Checkpointed { value: whole(row)? },
         "progressed" => {
             let ProgressBody { percent, note } = parsed(row)?;
-            StepEvent::Progressed { percent, note }
+            // As it is written: whoever draws it counts on that.
+            StepEvent::Progressed { percent: percent.clamp(0.0, 100.0), note }
         }
         "succeeded" => StepEvent::Succeeded { output: whole(row)? },
         "failed" => {

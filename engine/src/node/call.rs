@@ -12,6 +12,7 @@ use tracing::Instrument;
 use super::pools::Slot;
 use super::{AbortOnDrop, Message, Shared};
 use crate::activity::{Context, Failure, Filled, Probe, Undone};
+use crate::trace;
 
 /// A call in flight. Dropping it ends it wherever it is.
 pub(super) struct Call {
@@ -34,14 +35,15 @@ impl Drop for Call {
 /// Calls the activity of an attempt whose start is durable.
 pub(super) fn start(shared: &Shared, state: &State, course: CourseId, now: Time) -> Call {
     let cancel = CancellationToken::new();
-    let (context, work) = prepare(shared, state, course, now, &cancel);
+    let (mut context, work) = prepare(shared, state, course, now, &cancel);
+    let traced = trace::Call::begin("attempt", &context, &work.activity, &shared.life.name);
+    context.traceparent = traced.traceparent();
     let attempt = (context.generation, context.attempt);
     let activity = shared.registry.get(&work.activity).cloned();
     let name = work.activity.clone();
     let input = state.course(course).input.clone().unwrap_or_else(Json::null);
     let timeout = work.timeout;
-    let span = tracing::info_span!("attempt", run = %context.run, step = %context.step, attempt = context.attempt,
-        undo = course.direction == Direction::Undo);
+    let span = span("attempt", &context);
     let shared = shared.clone();
     let task = async move {
         shared.crash_point("call.before").await;
@@ -70,6 +72,7 @@ pub(super) fn start(shared: &Shared, state: &State, course: CourseId, now: Time)
         if let Err(error) = &result {
             tracing::warn!(code = error.code, applied = ?error.applied, "the attempt failed: {}", error.message);
         }
+        traced.ended(&result);
         shared.crash_point("call.after").await;
         let run = context.run;
         let _ = shared.inbox.send(Message::Outcome { run, course, attempt, result });
@@ -87,13 +90,14 @@ pub(super) struct Question {
 /// Asks the world about an attempt in doubt.
 pub(super) fn probe(shared: &Shared, state: &State, step: StepIx, now: Time) -> Question {
     let course = CourseId::forward(step);
-    let (context, work) = prepare(shared, state, course, now, &CancellationToken::new());
+    let (mut context, work) = prepare(shared, state, course, now, &CancellationToken::new());
+    let traced = trace::Call::begin("probe", &context, &work.activity, &shared.life.name);
+    context.traceparent = traced.traceparent();
     let attempt = (context.generation, context.attempt);
     let activity = shared.registry.get(&work.activity).cloned();
     let input = state.course(course).input.clone().unwrap_or_else(Json::null);
     let timeout = work.timeout;
-    let span =
-        tracing::info_span!("probe", run = %context.run, step = %context.step, attempt = context.attempt);
+    let span = span("probe", &context);
     let shared = shared.clone();
     let task = async move {
         let found = match activity {
@@ -107,6 +111,7 @@ pub(super) fn probe(shared: &Shared, state: &State, step: StepIx, now: Time) -> 
                 }
             }
         };
+        traced.ended(&found);
         let (answer, output) = match found {
             Ok(Probe::Present(output)) => (Answer::Present, Some(output)),
             Ok(Probe::Absent) => (Answer::Absent, None),
@@ -119,6 +124,14 @@ pub(super) fn probe(shared: &Shared, state: &State, step: StepIx, now: Time) -> 
     };
     let task = tokio::spawn(task.instrument(span));
     Question { attempt, _task: AbortOnDrop(task.abort_handle()) }
+}
+
+/// What every line of its log says. It is no span of level info: a log that is to show warnings alone would show them
+/// without their run.
+fn span(call: &str, context: &Context) -> tracing::Span {
+    let request = context.sender.as_ref().and_then(|sender| sender.via.as_deref());
+    tracing::error_span!("call", call, run = %context.run, step = %context.step, attempt = context.attempt,
+        undo = context.direction == Direction::Undo, request)
 }
 
 fn prepare<'a>(
@@ -157,6 +170,7 @@ fn prepare<'a>(
         checkpoint: course.checkpoint.clone(),
         undone,
         filled: filled(work),
+        traceparent: None,
         deadline: now + work.timeout.delta(),
         cancel: cancel.clone(),
         course: id,

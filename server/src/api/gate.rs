@@ -107,7 +107,7 @@ pub struct Asked {
     pub operation: &'static str,
     /// From where.
     pub from: Option<IpAddr>,
-    /// The caller's trace.
+    /// Its place in a trace, as the layer around all requests has it.
     pub trace: Option<String>,
 }
 
@@ -407,7 +407,7 @@ fn unsealed(error: impl std::fmt::Display) -> Problem {
     Problem::new(&INTERNAL, "a kept answer cannot be sealed or opened; the log says why")
 }
 
-fn bearer(headers: &HeaderMap) -> Result<&str, &'static str> {
+pub(crate) fn bearer(headers: &HeaderMap) -> Result<&str, &'static str> {
     let mut all = headers.get_all(header::AUTHORIZATION).iter();
     let (Some(value), None) = (all.next(), all.next()) else {
         return Err("there is no Authorization header, or more than one");

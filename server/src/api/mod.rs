@@ -6,7 +6,7 @@
 //!   rights     what there is to be allowed, and the roles that allow it
 //!   ledger     refused attempts on their way into the audit trail
 //!   problem    what goes wrong, by a catalogue
-//!   document   OpenAPI 3.1, out of the table
+//!   document   OpenAPI 3.1, out of the table; `pages` shows it, and what can go wrong, in a browser
 //!   runs, views, watch       submitting runs and looking at them
 //!   verbs, bulk              what people do to runs
 //!   plans, workflows         what would run
@@ -21,28 +21,28 @@ pub mod document;
 pub mod gate;
 mod ledger;
 pub mod operation;
+mod pages;
 mod people;
 mod plans;
 mod pools;
 pub mod problem;
 pub mod rights;
-mod runs;
+pub(crate) mod runs;
 mod secrets;
 mod trail;
 mod verbs;
 mod views;
-mod watch;
+pub(crate) mod watch;
 mod workflows;
 
 use axum::Router;
-use axum::response::{Html, IntoResponse};
 use axum::routing::get;
 
 use crate::keys::Keys;
 use backstay_workflows::Workflows;
 use gate::Gate;
 use operation::Operation;
-use problem::{CATALOGUE, METHOD_NOT_ALLOWED, NO_SUCH_PATH, Problem};
+use problem::{METHOD_NOT_ALLOWED, NO_SUCH_PATH, Problem};
 use std::sync::Arc;
 use tokio_util::sync::CancellationToken;
 
@@ -94,7 +94,7 @@ pub fn router(gate: Gate) -> Router {
                 async move { ([("content-type", "application/json")], document) }
             }),
         )
-        .route("/problems/{slug}", get(problem_page))
+        .merge(pages::router())
         .fallback(no_such_path)
         .method_not_allowed_fallback(no_such_method)
 }
@@ -110,19 +110,4 @@ async fn no_such_path() -> Problem {
 
 async fn no_such_method() -> Problem {
     Problem::new(&METHOD_NOT_ALLOWED, "this path does not take this method")
-}
-
-async fn problem_page(axum::extract::Path(slug): axum::extract::Path<String>) -> axum::response::Response {
-    match CATALOGUE.iter().find(|kind| kind.slug == slug) {
-        None => no_such_path().await.into_response(),
-        Some(kind) => Html(format!(
-            "<!doctype html><html lang=\"en\"><meta charset=\"utf-8\"><title>{title}</title><h1>{title}</h1><p>Status \
-             {status}, type <code>/problems/{slug}</code></p><p>{about}</p></html>",
-            title = kind.title,
-            status = kind.status,
-            slug = kind.slug,
-            about = kind.about.replace('<', "&lt;"),
-        ))
-        .into_response(),
-    }
 }

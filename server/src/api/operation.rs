@@ -335,12 +335,17 @@ where
         id: text("x-request-id").unwrap_or_else(|| Uuid::now_v7().to_string()),
         operation,
         from: parts.extensions.get::<ConnectInfo<SocketAddr>>().map(|from| from.0.ip()),
-        trace: text("traceparent").filter(|trace| is_trace(trace)),
+        trace: text("traceparent"),
     };
     let permit = gate.admit(&parts.headers, right, asked).await?;
     let params = params.map_err(|error| Problem::at(&BAD_REQUEST, "path", error))?;
     let params: Map<String, Value> =
         params.iter().map(|(name, value)| (name.to_owned(), Value::from(value))).collect();
+    for name in ["run", "step"] {
+        if let Some(Value::String(text)) = params.get(name) {
+            tracing::Span::current().record(name, text);
+        }
+    }
     let path = if params.is_empty() { Value::Null } else { Value::Object(params) };
     let path = serde_path_to_error::deserialize(path).map_err(|error| {
         Problem::at(&BAD_REQUEST, format!("path{}", pointer(error.path())), error.into_inner())
@@ -375,7 +380,7 @@ fn digest(operation: &str, path: &str, body: &Bytes) -> Vec<u8> {
     Sha256::digest(format!("{operation}\n{path}\n{}", backstay_engine::machine::canonical(&value))).to_vec()
 }
 
-fn idempotency_key(headers: &HeaderMap) -> Result<Option<String>, Problem> {
+pub(crate) fn idempotency_key(headers: &HeaderMap) -> Result<Option<String>, Problem> {
     let Some(value) = headers.get("idempotency-key") else { return Ok(None) };
     let wrong = || {
         let what = format!("1 to {LONGEST_KEY} printable ASCII characters");
@@ -390,7 +395,7 @@ fn idempotency_key(headers: &HeaderMap) -> Result<Option<String>, Problem> {
     Ok(Some(text.to_owned()))
 }
 
-fn if_match(headers: &HeaderMap) -> Result<Option<i64>, Problem> {
+pub(crate) fn if_match(headers: &HeaderMap) -> Result<Option<i64>, Problem> {
     let Some(value) = headers.get(header::IF_MATCH) else { return Ok(None) };
     let text = value.to_str().unwrap_or_default().trim();
     if text == "*" {
@@ -401,14 +406,4 @@ fn if_match(headers: &HeaderMap) -> Result<Option<i64>, Problem> {
     version.map(Some).ok_or_else(|| {
         Problem::at(&BAD_REQUEST, "header If-Match", "it has to be one ETag of ours, as in \"17\"")
     })
-}
-
-/// A W3C traceparent; what is none is not passed on.
-fn is_trace(text: &str) -> bool {
-    let parts: Vec<_> = text.split('-').collect();
-    let hex = |part: &str, len| {
-        part.len() == len && part.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
-    };
-    matches!(parts.as_slice(), [version, trace, parent, flags]
-        if hex(version, 2) && hex(trace, 32) && hex(parent, 16) && hex(flags, 2))
 }

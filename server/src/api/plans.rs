@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use super::gate::Permit;
 use super::operation::{Ask, InJson, Operation, Reply, Text, operation};
-use super::problem::{BAD_PLAN, NOT_FOUND, Problem};
+use super::problem::{BAD_PLAN, BAD_REQUEST, NOT_FOUND, Problem};
 use super::rights::Right;
 use super::runs::OfRun;
 
@@ -39,6 +39,19 @@ struct Checked {
     plan: PlanSpec,
 }
 
+/// What a failure would undo, of all steps or of one.
+#[derive(Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Failing {
+    /// Only if this step fails. A plan of very many steps shows it of some only, unless one is named.
+    #[serde(default)]
+    failing: Option<String>,
+}
+
+/// What is shown of failures in one answer: of ten thousand steps each could undo all others, and the answer would have
+/// gigabytes. First what is shown, then what is looked at for it.
+const SHOWN: (usize, usize) = (20_000, 1_000_000);
+
 /// A plan that was taken.
 #[derive(Serialize, JsonSchema)]
 pub(super) struct PlanView {
@@ -48,6 +61,8 @@ pub(super) struct PlanView {
     plan: PlanSpec,
     /// For each step: what is undone, in this order, if it fails for good.
     if_fails: Vec<IfFails>,
+    /// There are more steps than it is shown of: ask with `failing` for one of them.
+    if_fails_cut: bool,
 }
 
 #[derive(Serialize, JsonSchema)]
@@ -69,22 +84,37 @@ struct Undo {
 }
 
 impl PlanView {
-    pub(super) fn of(plan: &Plan) -> Self {
-        let if_fails = plan.steps().map(|(ix, step)| {
+    pub(super) fn of(plan: &Plan, asked: &Failing) -> Result<Self, Problem> {
+        let only = match &asked.failing {
+            None => None,
+            Some(name) => Some(plan.find(name).ok_or_else(|| {
+                Problem::at(&BAD_REQUEST, "query/failing", "the plan has no step of that name")
+            })?),
+        };
+        let mut if_fails = Vec::new();
+        let (mut shown, mut looked_at, mut if_fails_cut) = (0, 0, false);
+        for (ix, step) in plan.steps().filter(|(ix, _)| only.is_none_or(|only| only == *ix)) {
+            if shown > SHOWN.0 || looked_at > SHOWN.1 {
+                if_fails_cut = true;
+                break;
+            }
             let undone = plan.if_fails(ix).into_iter().map(|undoing| Undo {
                 step: undoing.step,
                 activity: undoing.activity,
                 if_begun: undoing.certainty != Certainty::Certain,
             });
-            IfFails { step: step.name.to_string(), undone: undone.collect() }
-        });
-        Self { hash: plan.hash().to_owned(), if_fails: if_fails.collect(), plan: plan.spec().clone() }
+            let undone: Vec<_> = undone.collect();
+            shown += undone.len();
+            looked_at += plan.len();
+            if_fails.push(IfFails { step: step.name.to_string(), undone });
+        }
+        Ok(Self { hash: plan.hash().to_owned(), plan: plan.spec().clone(), if_fails, if_fails_cut })
     }
 }
 
-async fn check(permit: Permit, ask: Ask<(), (), InJson<Checked>>) -> Result<Reply<PlanView>, Problem> {
+async fn check(permit: Permit, ask: Ask<(), Failing, InJson<Checked>>) -> Result<Reply<PlanView>, Problem> {
     let plan = Plan::check(ask.body.0.plan, permit.engine().registry())?;
-    Ok(Reply::new(PlanView::of(&plan)))
+    PlanView::of(&plan, &ask.query).map(Reply::new)
 }
 
 #[derive(Deserialize, JsonSchema)]
@@ -120,10 +150,10 @@ async fn draw(permit: Permit, ask: Ask<(), Drawing, InJson<Checked>>) -> Result<
     Ok(drawn(&plan, ask.query.form))
 }
 
-async fn of_run(permit: Permit, ask: Ask<OfRun, (), ()>) -> Result<Reply<PlanView>, Problem> {
+async fn of_run(permit: Permit, ask: Ask<OfRun, Failing, ()>) -> Result<Reply<PlanView>, Problem> {
     let run = permit.run(ask.path.run).await?.run;
     let state = permit.engine().state(run).await?;
-    Ok(Reply::new(PlanView::of(state.plan())))
+    PlanView::of(state.plan(), &ask.query).map(Reply::new)
 }
 
 async fn draw_run(permit: Permit, ask: Ask<OfRun, Drawing, ()>) -> Result<Text, Problem> {

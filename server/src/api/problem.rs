@@ -93,7 +93,7 @@ pub struct Problem {
 impl Problem {
     /// Of this kind; `detail` is a sentence about this very case.
     pub fn new(kind: &'static Kind, detail: impl fmt::Display) -> Self {
-        Self { kind, detail: detail.to_string(), more: Map::new(), retry_after: None }
+        Self { kind, detail: clipped(&detail.to_string()), more: Map::new(), retry_after: None }
     }
 
     /// Whether it is of this kind.
@@ -109,7 +109,7 @@ impl Problem {
 
     /// One place that is wrong.
     pub fn at(kind: &'static Kind, place: impl fmt::Display, message: impl fmt::Display) -> Self {
-        let (place, message) = (place.to_string(), message.to_string());
+        let (place, message) = (clipped(&place.to_string()), clipped(&message.to_string()));
         let detail = format!("{place}: {message}");
         Self::new(kind, detail).with("errors", json!([{ "at": place, "message": message }]))
     }
@@ -133,6 +133,16 @@ impl Problem {
         }
         body
     }
+}
+
+/// Enough to be understood. What was sent stands in it, and a megabyte of it would come back three times over.
+fn clipped(text: &str) -> String {
+    const MOST: usize = 2_000;
+    let mut out: String = text.chars().take(MOST).collect();
+    if text.chars().nth(MOST).is_some() {
+        out.push('…');
+    }
+    out
 }
 
 impl IntoResponse for Problem {

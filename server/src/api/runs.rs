@@ -129,6 +129,7 @@ async fn submit(permit: Permit, ask: Ask<(), (), InJson<Submit>>) -> Result<Take
         by: Some(permit.sender(asked.why)),
     };
     let submitted = permit.engine().submit(&plan, options).await?;
+    tracing::Span::current().record("run", submitted.run.to_string());
     let info = permit.engine().get(submitted.run).await?;
     Ok(Taken::new(info.into()).with(header::LOCATION, format!("{}/runs/{}", super::BASE, submitted.run)))
 }
@@ -136,7 +137,7 @@ async fn submit(permit: Permit, ask: Ask<(), (), InJson<Submit>>) -> Result<Take
 /// Which runs.
 #[derive(Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-pub(super) struct Which {
+pub(crate) struct Which {
     /// Only in this status.
     #[serde(default)]
     pub status: Option<Status>,
@@ -174,13 +175,7 @@ pub(super) struct Which {
 impl Which {
     /// For the engine; never more than the token is about.
     pub(super) fn filter(self, permit: &Permit) -> Result<RunFilter, Problem> {
-        let mut labels = Map::new();
-        for pair in self.labels.iter().flat_map(|text| text.split(',')) {
-            let Some((name, value)) = pair.split_once(':') else {
-                return Err(Problem::at(&BAD_REQUEST, "query/labels", "it looks like site:west,tier:1"));
-            };
-            labels.insert(name.trim().to_owned(), Value::from(value.trim()));
-        }
+        let labels = labels(self.labels.as_deref())?;
         let any_text = [&self.workflow, &self.labels, &self.exclusive, &self.failing];
         if any_text.iter().any(|text| text.as_ref().is_some_and(|text| text.contains('\0'))) {
             return Err(Problem::at(
@@ -203,6 +198,18 @@ impl Which {
             limit: 0,
         })
     }
+}
+
+/// As they stand in a query.
+pub(crate) fn labels(text: Option<&str>) -> Result<Map<String, Value>, Problem> {
+    let mut labels = Map::new();
+    for pair in text.iter().flat_map(|text| text.split(',')) {
+        let Some((name, value)) = pair.split_once(':') else {
+            return Err(Problem::at(&BAD_REQUEST, "query/labels", "it looks like site:west,tier:1"));
+        };
+        labels.insert(name.trim().to_owned(), Value::from(value.trim()));
+    }
+    Ok(labels)
 }
 
 async fn list(permit: Permit, ask: Ask<(), Which, ()>) -> Result<Reply<Page<Run>>, Problem> {

@@ -4,7 +4,7 @@ use std::convert::Infallible;
 use std::time::Duration;
 
 use axum::body::Body;
-use axum::http::Method;
+use axum::http::{HeaderMap, Method};
 use bytes::Bytes;
 use futures_util::stream;
 use schemars::JsonSchema;
@@ -54,20 +54,7 @@ struct Watching {
 
 async fn watch(permit: Permit, ask: Ask<OfRun, From, ()>) -> Result<Stream, Problem> {
     let run = permit.run(ask.path.run).await?.run;
-    let after = match ask.headers.get("last-event-id").map(|value| value.to_str()) {
-        None => ask.query.after,
-        Some(text) => {
-            text.ok().and_then(|text| text.trim().parse().ok()).filter(|seq: &i64| *seq >= 0).ok_or_else(
-                || {
-                    Problem::at(
-                        &BAD_REQUEST,
-                        "header Last-Event-ID",
-                        "it is the id of an event of this stream: a number",
-                    )
-                },
-            )?
-        }
-    };
+    let after = last_seen(&ask.headers)?.unwrap_or(ask.query.after);
     let handle = permit.engine().watch_after(run, after);
     let watching = Watching { permit, handle, checked: tokio::time::Instant::now(), over: false };
     let events = stream::unfold(watching, |mut watching| async move {
@@ -75,6 +62,16 @@ async fn watch(permit: Permit, ask: Ask<OfRun, From, ()>) -> Result<Stream, Prob
         Some((Ok::<_, Infallible>(Bytes::from(text)), watching))
     });
     Ok(Stream(Body::from_stream(events)))
+}
+
+/// The event after which a watcher goes on.
+pub(crate) fn last_seen(headers: &HeaderMap) -> Result<Option<i64>, Problem> {
+    let Some(value) = headers.get("last-event-id") else { return Ok(None) };
+    let seq = value.to_str().ok().and_then(|text| text.trim().parse().ok()).filter(|seq: &i64| *seq >= 0);
+    seq.map(Some).ok_or_else(|| {
+        let what = "it is the id of an event of this stream: a number";
+        Problem::at(&BAD_REQUEST, "header Last-Event-ID", what)
+    })
 }
 
 impl Watching {

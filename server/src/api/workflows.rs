@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 
 use super::gate::Permit;
 use super::operation::{Ask, InJson, Operation, Reply, Text, operation};
-use super::plans::{Drawing, PlanView, drawn};
+use super::plans::{Drawing, Failing, PlanView, drawn};
 use super::problem::{BAD_PLAN, NOT_FOUND, Problem};
 use super::rights::Right;
 
@@ -132,7 +132,7 @@ async fn one(permit: Permit, ask: Ask<Named, (), ()>) -> Result<Reply<Descriptio
     }))
 }
 
-async fn plan(permit: Permit, ask: Ask<Named, (), InJson<Given>>) -> Result<Reply<Planned>, Problem> {
+async fn plan(permit: Permit, ask: Ask<Named, Failing, InJson<Given>>) -> Result<Reply<Planned>, Problem> {
     let workflow = named(&permit, &ask.path.name)?;
     let made = prepared(&*workflow, &ask.body.0.input)?;
     let plan = Plan::check(made.plan, permit.engine().registry())?;
@@ -140,7 +140,7 @@ async fn plan(permit: Permit, ask: Ask<Named, (), InJson<Given>>) -> Result<Repl
         version: made.version,
         exclusive: made.exclusive,
         labels: json!(made.labels),
-        plan: PlanView::of(&plan),
+        plan: PlanView::of(&plan, &ask.query)?,
     }))
 }
 

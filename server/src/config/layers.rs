@@ -68,6 +68,11 @@ pub(crate) fn load(flags: &Flags, more: &[(&'static str, &'static str, String)])
     if let Some(url) = given {
         figment = figment.merge(Stated("environment: DATABASE_URL".into(), "database.url", url));
     }
+    let given = std::env::var("OTEL_EXPORTER_OTLP_ENDPOINT").ok().filter(|url| !url.is_empty());
+    if let Some(url) = given {
+        figment =
+            figment.merge(Stated("environment: OTEL_EXPORTER_OTLP_ENDPOINT".into(), "traces.endpoint", url));
+    }
     let environment = Env::prefixed(PREFIX).ignore(&OTHER_VARIABLES).split("__");
     figment = figment.merge(Named("environment".into(), environment));
 
@@ -86,6 +91,16 @@ pub(crate) fn load(flags: &Flags, more: &[(&'static str, &'static str, String)])
         figment = figment.merge(Stated(format!("flag: {flag}"), key, value));
     }
 
+    loaded(figment)
+}
+
+/// A file alone, over the defaults.
+pub(crate) fn of_text(toml: &str) -> Result<Loaded, Trouble> {
+    let defaults = Figment::from(Named("default".into(), Serialized::defaults(Config::defaults())));
+    loaded(defaults.merge(Named("file".into(), Toml::string(toml))))
+}
+
+fn loaded(figment: Figment) -> Result<Loaded, Trouble> {
     let mut config: Config = figment.extract().map_err(|errors| wrong(&errors))?;
     config.data_dir = std::path::absolute(&config.data_dir)
         .map_err(|error| Trouble::usage(format!("data_dir: there is no current folder: {error}")))?;

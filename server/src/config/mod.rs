@@ -15,7 +15,7 @@ use backstay_activities::{CommandSettings, HttpSettings, Program};
 use backstay_engine::{NodeConfig, Span};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-pub(crate) use layers::{Loaded, load};
+pub(crate) use layers::{Loaded, load, of_text};
 pub(crate) use show::show;
 
 use crate::cli::LogFormat;
@@ -34,7 +34,39 @@ pub(crate) struct Config {
     pub command: CommandSection,
     pub secrets: SecretSettings,
     pub log: LogSettings,
+    pub traces: TraceSettings,
     pub workflows: WorkflowSettings,
+}
+
+/// Where traces go.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct TraceSettings {
+    /// A collector that speaks OTLP over HTTP, such as `http://127.0.0.1:4318`; `/v1/traces` is added. Empty: nothing is
+    /// measured.
+    pub endpoint: String,
+}
+
+impl TraceSettings {
+    /// What may not be.
+    fn problem(&self) -> Option<(&'static str, String)> {
+        if self.endpoint.is_empty() {
+            return None;
+        }
+        let example = "it looks like http://127.0.0.1:4318";
+        let what = match url::Url::parse(&self.endpoint) {
+            Err(error) => format!("is not understood ({error}); {example}"),
+            Ok(url) if !matches!(url.scheme(), "http" | "https") => {
+                format!("begins with \"{}\"; {example}", url.scheme())
+            }
+            // It is shown by `config show`, and stands in logs.
+            Ok(url) if !url.username().is_empty() || url.password().is_some() || url.query().is_some() => {
+                "holds more than a place: what lets us in there goes into OTEL_EXPORTER_OTLP_HEADERS".into()
+            }
+            Ok(_) => return None,
+        };
+        Some(("traces.endpoint", what))
+    }
 }
 
 /// Where workflows come from.
@@ -260,6 +292,7 @@ impl Config {
         .or_else(|| self.listen.problem())
         .or_else(|| some("listen.connections", self.listen.connections))
         .or_else(|| some("listen.connections_per_address", self.listen.connections_per_address))
+        .or_else(|| self.traces.problem())
         .or_else(|| self.database.url.problem().map(|wrong| ("database.url", wrong)))
         .or_else(|| {
             let wrong = |at, done: Result<(), String>| done.err().map(|why| (at, format!("is wrong: {why}")));

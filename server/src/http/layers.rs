@@ -12,15 +12,21 @@ use axum::extract::{MatchedPath, Request};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, header};
 use axum::middleware::{Next, from_fn};
 use axum::response::{IntoResponse, Response};
+use backstay_engine::trace;
 use futures_util::FutureExt;
 use http_body::{Frame, SizeHint};
+use opentelemetry::trace::{Span, SpanKind, Status, Tracer};
+use opentelemetry::{KeyValue, global};
 use serde_json::{Map, Value};
 use tower_http::compression::CompressionLayer;
 use tracing::Instrument;
+use tracing::field::Empty;
 use uuid::Uuid;
 
+use crate::api::BASE;
 use crate::api::problem::{INTERNAL, Problem};
 
+const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 /// Of a body that nobody wanted so much is read, for so long.
 const UNWANTED: (usize, Duration) = (8 << 20, Duration::from_secs(2));
@@ -46,7 +52,9 @@ async fn around(mut request: Request, next: Next, encrypted: bool) -> Response {
         .extensions()
         .get::<MatchedPath>()
         .map_or_else(|| "(none)".to_owned(), |path| path.as_str().to_owned());
-    let span = tracing::info_span!("request", request = id, method, path);
+    // Not of level info: a log that is to show warnings alone would show them without their request.
+    let span = tracing::error_span!("request", request = id, method, path, run = Empty, step = Empty);
+    let traced = Traced::begin(&mut request, method, &path, &id);
     let begun = Instant::now();
     // Who asks before sending a body has not sent it.
     let waits = request.headers().contains_key(header::EXPECT);
@@ -59,6 +67,7 @@ async fn around(mut request: Request, next: Next, encrypted: bool) -> Response {
     }
     response = named(response, &id).await;
     let status = response.status().as_u16();
+    traced.answered(status);
     let took = begun.elapsed();
     span.in_scope(|| tracing::info!(status, ms = took.as_millis(), "answered"));
     let labels = [("method", method.to_owned()), ("path", path), ("status", status.to_string())];
@@ -82,8 +91,52 @@ async fn around(mut request: Request, next: Next, encrypted: bool) -> Response {
     response
 }
 
+/// A request as a span: below the caller's, and above the attempts of the runs that it submits.
+struct Traced(Option<global::BoxedSpan>);
+
+impl Traced {
+    /// The request names its place in the trace from here on, and not its caller's.
+    fn begin(request: &mut Request, method: &'static str, path: &str, id: &str) -> Self {
+        // Those who look every few seconds whether we are well would fill every store of traces.
+        if !path.starts_with(BASE) {
+            return Self(None);
+        }
+        let mut given = request.headers().get_all(TRACEPARENT).iter();
+        let parent = match (given.next().and_then(|text| text.to_str().ok()), given.next()) {
+            (Some(text), None) => trace::parse(text),
+            _ => None,
+        };
+        let tracer = global::tracer("backstay-api");
+        let builder = tracer.span_builder(format!("{method} {path}")).with_kind(SpanKind::Server);
+        let mut span = tracer.build_with_context(builder, &trace::below(parent));
+        if span.is_recording() {
+            span.set_attributes([
+                KeyValue::new("http.request.method", method),
+                KeyValue::new("http.route", path.to_owned()),
+                KeyValue::new("backstay.request", id.to_owned()),
+            ]);
+        }
+        let headers = request.headers_mut();
+        headers.remove(TRACEPARENT);
+        let own = trace::traceparent(span.span_context()).and_then(|own| HeaderValue::try_from(own).ok());
+        if let Some(own) = own {
+            headers.insert(TRACEPARENT, own);
+        }
+        Self(Some(span))
+    }
+
+    fn answered(self, status: u16) {
+        let Some(mut span) = self.0 else { return };
+        span.set_attribute(KeyValue::new("http.response.status_code", i64::from(status)));
+        if status >= 500 {
+            span.set_status(Status::error(""));
+        }
+        span.end();
+    }
+}
+
 /// The caller's own id for the request, if it is one.
-fn inbound_id(headers: &HeaderMap) -> Option<String> {
+pub(crate) fn inbound_id(headers: &HeaderMap) -> Option<String> {
     let text = headers.get(REQUEST_ID)?.to_str().ok()?;
     let good = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
     (!text.is_empty() && text.len() <= 100 && text.chars().all(good)).then(|| text.to_owned())
@@ -193,5 +246,21 @@ mod tests {
         for wrong in ["", "a b", "a\"b", "{x}", "a\tb"] {
             assert_eq!(id(wrong), None, "{wrong}");
         }
+    }
+
+    #[tokio::test]
+    async fn a_warning_says_its_request_also_in_a_log_of_warnings_alone() {
+        use tower_service::Service;
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let log = Arc::new(file.reopen().unwrap());
+        let subscriber = tracing_subscriber::fmt().with_env_filter("warn").json().with_writer(log).finish();
+        let _until_the_end = tracing::subscriber::set_default(subscriber);
+        let handler = async || tracing::warn!("something is wrong");
+        let mut router = layered(Router::new().route("/", axum::routing::get(handler)), false);
+        let request = Request::get("/").header(REQUEST_ID, "req-1").body(Body::empty()).unwrap();
+        assert!(router.call(request).await.unwrap().status().is_success());
+        let line = std::fs::read_to_string(file.path()).unwrap();
+        let line: Value = serde_json::from_str(&line).unwrap_or_else(|error| panic!("{error}: {line}"));
+        assert_eq!((&line["span"]["request"], &line["span"]["method"]), (&"req-1".into(), &"GET".into()));
     }
 }

@@ -18,6 +18,7 @@ mod tests;
 mod tls;
 mod validity;
 
+pub(crate) use layers::inbound_id;
 pub use layers::layered;
 pub use listen::{Limits, serve};
 pub use tls::Tls;

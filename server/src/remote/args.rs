@@ -97,10 +97,10 @@ pub(crate) enum RunCommand {
         /// The workflow's name
         #[arg(required_unless_present = "plan", conflicts_with = "plan")]
         workflow: Option<String>,
-        /// The workflow's input in JSON; "-" reads it from stdin
+        /// The workflow's input in YAML or JSON; "-" reads it from stdin
         #[arg(long, value_name = "FILE", requires = "workflow")]
         input: Option<PathBuf>,
-        /// A plan in JSON; "-" reads it from stdin
+        /// A plan in YAML or JSON; "-" reads it from stdin
         #[arg(long, value_name = "FILE")]
         plan: Option<PathBuf>,
         /// Wait for its end; the exit code says which
@@ -168,7 +168,7 @@ pub(crate) enum RunCommand {
     Edit {
         #[command(flatten)]
         at: DoneToStep,
-        /// The input in JSON; "-" reads it from stdin
+        /// The input in YAML or JSON; "-" reads it from stdin
         #[arg(long, value_name = "FILE")]
         input: PathBuf,
     },

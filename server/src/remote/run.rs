@@ -1,7 +1,5 @@
 //! Runs: start, look, watch, steer.
 
-use std::io::Read;
-use std::path::Path;
 use std::time::Duration;
 
 use backstay_engine::RunId;
@@ -16,6 +14,7 @@ use crate::db::print;
 use crate::interrupt::Interrupt;
 use crate::tree::{Screen, View, tree};
 use crate::trouble::Trouble;
+use crate::written;
 
 /// A tree on a terminal is drawn so often, for its clocks.
 const FRAME: Duration = Duration::from_millis(250);
@@ -109,7 +108,7 @@ async fn command_of(command: &RunCommand, config: &Config) -> Result<(), Trouble
         }
         RunCommand::Retry(at) => step(config, at, "retry", json!({ "undo": at.undo })).await,
         RunCommand::Edit { at, input } => {
-            let input = read_json(input)?;
+            let input = written::read(input)?;
             confirm(
                 &format!("Step {} is tried again with another input than its plan says.", at.step),
                 at.yes,
@@ -188,17 +187,6 @@ fn parsed(text: &str, what: &str) -> Result<Value, Trouble> {
     })
 }
 
-fn read_json(path: &Path) -> Result<Value, Trouble> {
-    let mut text = String::new();
-    let read = match path.as_os_str() == "-" {
-        true => std::io::stdin().read_to_string(&mut text).map(drop),
-        false => std::fs::read_to_string(path).map(|read| text = read),
-    };
-    read.map_err(Trouble::file("Reading", path))?;
-    serde_json::from_str(&text)
-        .map_err(|error| Trouble::usage(format!("{} is no JSON: {error}.", path.display())))
-}
-
 fn pairs(labels: &[String]) -> Result<Vec<(&str, &str)>, Trouble> {
     let pair = |label: &'_ String| label.split_once('=').map(|_| ());
     if let Some(wrong) = labels.iter().find(|label| pair(label).is_none()) {
@@ -214,8 +202,8 @@ async fn start(command: &RunCommand, config: &Config) -> Result<(), Trouble> {
         return Ok(());
     };
     let api = Api::open(remote, config)?;
-    let plan = plan.as_deref().map(read_json).transpose()?;
-    let input = input.as_deref().map(read_json).transpose()?;
+    let plan = plan.as_deref().map(written::read).transpose()?;
+    let input = input.as_deref().map(written::read).transpose()?;
     if *dry_run {
         let checked = match workflow {
             None => api.post("/plans/check", &json!({ "plan": plan })).await?,
@@ -241,6 +229,9 @@ async fn start(command: &RunCommand, config: &Config) -> Result<(), Trouble> {
                 if names.is_empty() { "nothing is undone".to_owned() } else { format!("undone: {names}") };
             print(&clean(&format!("If {} fails for good, {names}", field(fails, "step"))));
             print("\n");
+        }
+        if checked.get("if_fails_cut") == Some(&Value::Bool(true)) {
+            print("The plan has more steps than are shown here.\n");
         }
         return Ok(());
     }

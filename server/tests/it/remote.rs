@@ -82,6 +82,35 @@ async fn a_run_is_started_watched_and_steered_from_the_command_line() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn plans_and_inputs_are_yaml_or_json_in_files_or_piped_in() {
+    const PLAN: &str = "workflow: greets\nsteps:\n  - name: hello   # to all\n    activity: log\n    input: { text: hello }\n    \
+                        nothing_to_undo: it talks\n";
+    let api = Served::start().await;
+    let plan = api.place.file("plan.yaml", PLAN);
+    let piped = async |what: &std::path::Path| {
+        let mut command = api.place.command(&["run", "start", "--plan", "-", "--wait"]);
+        command.env("BACKSTAY_SERVER", &api.base).stdin(std::fs::File::open(what).unwrap());
+        ran(&mut command).await
+    };
+    api.cli(&["run", "start", "--wait", "--plan", plan.to_str().unwrap()]).await.exits(0);
+    piped(&plan).await.exits(0);
+    let in_json = api.plan(&waiting_plan("waits"));
+    api.cli(&["run", "start", "--plan", &in_json]).await.exits(0);
+    // What is wrong is found before anybody is asked, with its place.
+    let wrong = api.place.file("wrong.yaml", &PLAN.replace("activity: log", "name: again"));
+    let said = "is not understood: the key \"name\" stands twice in one map at line 4 column 5.";
+    api.cli(&["run", "start", "--plan", wrong.to_str().unwrap()])
+        .await
+        .exits(2)
+        .complains(&format!("wrong.yaml {said}"));
+    piped(&wrong).await.exits(2).complains(&format!("stdin {said}"));
+    let wrong = api.place.file("wrong.json", "{\"steps\": [\n  {\"name\" 1}]}");
+    let said = "wrong.json is not understood: expected `:` at line 2 column 11.";
+    api.cli(&["run", "start", "--plan", wrong.to_str().unwrap()]).await.exits(2).complains(said);
+    api.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn workflows_are_listed_planned_and_started_by_name() {
     let place = Place::with_url().await;
     let file = place.file("greet.yaml", GREET);

@@ -139,6 +139,10 @@ impl Served {
         }
     }
 
+    pub fn pid(&self) -> u32 {
+        self.running.as_ref().unwrap().pid()
+    }
+
     pub fn signal(&self, signal: Signal) {
         self.running.as_ref().unwrap().signal(signal);
     }
@@ -146,6 +150,12 @@ impl Served {
     pub async fn end(self) -> Place {
         self.signal(Signal::TERM);
         self.ended().await
+    }
+
+    /// It was killed.
+    pub async fn killed(mut self) -> Place {
+        self.running.take().unwrap().end().await.was_killed();
+        self.place
     }
 
     /// It was told to end.

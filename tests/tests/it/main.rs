@@ -4,6 +4,7 @@
 mod access;
 mod cluster;
 mod crashes;
+mod decoders;
 mod families;
 mod faults;
 mod frozen;

@@ -46,7 +46,16 @@ fn only_the_right_places_name_sqlx_and_reqwest() {
         ("sqlx::", vec!["engine/src/store/", "tests/", "bench/", "/tests/"]),
         // Connections are passed through the node to the store.
         ("sqlx::query", vec!["engine/src/store/", "tests/", "bench/", "/tests/"]),
-        ("reqwest::", vec!["activities/", "server/src/remote/", "server/postgres/src/install.rs", "/tests/"]),
+        (
+            "reqwest::",
+            vec![
+                "activities/",
+                "server/src/remote/",
+                "server/src/traces.rs",
+                "server/postgres/src/install.rs",
+                "/tests/",
+            ],
+        ),
         ("axum::", vec!["server/src/", "simulator/", "/tests/"]),
     ];
     let mut wrong = Vec::new();

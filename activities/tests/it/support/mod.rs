@@ -85,9 +85,13 @@ impl House {
     }
 
     pub async fn submit(&self, plan: Value) -> RunId {
+        self.submit_with(plan, SubmitOptions::default()).await
+    }
+
+    pub async fn submit_with(&self, plan: Value, options: SubmitOptions) -> RunId {
         let plan =
             Plan::check_json(&plan.to_string(), self.engine.registry()).unwrap_or_else(|e| panic!("{e}"));
-        self.engine.submit(&plan, SubmitOptions::default()).await.unwrap().run
+        self.engine.submit(&plan, options).await.unwrap().run
     }
 
     pub async fn play(&self, plan: Value) -> (RunId, Status) {

@@ -1,4 +1,4 @@
-//! The program `backstay`.
+//! The program `backstay`, as a library: for itself, and for those who feed its decoders with anything.
 //!
 //! ```text
 //!   cli        the command line
@@ -7,6 +7,8 @@
 //!   database   the one of DATABASE_URL, or one of our own
 //!   vault      secrets: those in the database (seal, keys) and those in files
 //!   demo, node, check, run, workflow, db, config   what the commands do
+//!   written    what people write in files: YAML or JSON
+//!   traces     what a collector of traces is sent
 //!   trouble    how a command fails: a sentence and an exit code
 //! ```
 
@@ -17,6 +19,8 @@ mod cli;
 mod config;
 mod database;
 mod db;
+#[doc(hidden)]
+pub mod decoders;
 mod demo;
 mod doctor;
 mod figures;
@@ -30,10 +34,12 @@ mod remote;
 mod run;
 mod seal;
 mod serve;
+mod traces;
 mod tree;
 mod trouble;
 mod vault;
 mod workflow;
+mod written;
 
 use std::process::ExitCode;
 use std::time::Duration;
@@ -44,7 +50,8 @@ use cli::{Cli, Command, ConfigCommand, DbCommand};
 use interrupt::Interrupt;
 use trouble::Trouble;
 
-fn main() -> ExitCode {
+/// Does what the command line says; the exit code says how it went.
+pub fn main() -> ExitCode {
     let cli = Cli::parse();
     // One provider for everything that speaks TLS; a second caller would only find it installed.
     let _ = rustls::crypto::ring::default_provider().install_default();

@@ -1,0 +1,7 @@
+//! The program `backstay`.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    backstay_server::main()
+}
