@@ -189,6 +189,8 @@ impl Server {
             }
         };
         let token = std::fs::read_to_string(data.join("admin-token"))?.trim().to_owned();
+        // A second one in the same process is refused, and means the same.
+        let _ = rustls::crypto::ring::default_provider().install_default();
         let http = reqwest::Client::builder().no_proxy().pool_max_idle_per_host(2_000).build()?;
         Ok(Self { process, base, token, url: url.to_owned(), http, _dir: dir })
     }
