@@ -53,6 +53,8 @@ fn only_the_right_places_name_sqlx_and_reqwest() {
                 "server/src/remote/",
                 "server/src/traces.rs",
                 "server/postgres/src/install.rs",
+                // It measures the server as its callers meet it.
+                "bench/",
                 "/tests/",
             ],
         ),
