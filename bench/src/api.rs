@@ -318,9 +318,9 @@ async fn pages(host: &Host, args: &Args) -> anyhow::Result<Value> {
         let server = Server::start(&url).await?;
         let mut conn = PgConnection::connect(&url).await?;
         sqlx::query(
-            "insert into runs (run_id, workflow, status, plan_hash, activities, labels, submitted_at, finished_at)
+            "insert into runs (run_id, workflow, status, plan_hash, request_hash, activities, labels, submitted_at, finished_at)
              select ('019b0000-0000-7000-8000-' || lpad(to_hex(n), 12, '0'))::uuid, 'w' || n % 10,
-                    case n % 10 when 3 then 'rolled_back' else 'succeeded' end, 'hash', array['log'],
+                    case n % 10 when 3 then 'rolled_back' else 'succeeded' end, 'hash', '', array['log'],
                     jsonb_build_object('site', 's' || n % 10, 'ticket', 't' || n % ($1 / 10)),
                     now() - interval '1 day', now() - interval '1 hour'
              from generate_series(1, $1) as n",

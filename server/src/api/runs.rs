@@ -1,5 +1,7 @@
 //! Submitting runs, and looking at them.
 
+use std::time::Duration;
+
 use axum::http::{Method, header};
 use backstay_engine::machine::{Explanation, Plan, PlanSpec, Status, Time};
 use backstay_engine::{RunFilter, RunId, SubmitOptions};
@@ -9,10 +11,13 @@ use serde_json::{Map, Value};
 
 use super::gate::Permit;
 use super::operation::{Ask, InJson, Operation, Reply, Taken, Text, operation};
-use super::problem::{BAD_PLAN, BAD_REQUEST, EXCLUSIVE, FORBIDDEN, KEY_REUSED, NOT_FOUND, Problem};
+use super::problem::{AWAY, BAD_PLAN, BAD_REQUEST, EXCLUSIVE, FORBIDDEN, KEY_REUSED, NOT_FOUND, Problem};
 use super::rights::Right;
 use super::views::{EventView, Page, ResourceView, Run, StepView, steps};
 use super::workflows;
+
+/// Whoever submits is told to come again after so long.
+const LONGEST_SUBMIT: Duration = Duration::from_secs(5);
 
 pub(super) fn operations() -> Vec<Operation> {
     vec![
@@ -128,7 +133,16 @@ async fn submit(permit: Permit, ask: Ask<(), (), InJson<Submit>>) -> Result<Take
         priority: asked.priority,
         by: Some(permit.sender(asked.why)),
     };
-    let submitted = permit.engine().submit(&plan, options).await?;
+    // The node writes it together with what else it has to write, however long the database is away.
+    let submitted = tokio::time::timeout(LONGEST_SUBMIT, permit.engine().submit(&plan, options)).await;
+    let submitted = submitted.map_err(|_| {
+        let detail = format!(
+            "the database has not taken the run within {} s; whether it will is not known: ask again with the same \
+             Idempotency-Key",
+            LONGEST_SUBMIT.as_secs()
+        );
+        Problem::new(&AWAY, detail).retry_after(2)
+    })??;
     tracing::Span::current().record("run", submitted.run.to_string());
     let info = permit.engine().get(submitted.run).await?;
     Ok(Taken::new(info.into()).with(header::LOCATION, format!("{}/runs/{}", super::BASE, submitted.run)))

@@ -14,6 +14,7 @@ mod demo;
 mod hostile;
 mod logs;
 mod node;
+mod outage;
 mod packaging;
 mod pages;
 mod policy;

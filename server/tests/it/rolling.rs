@@ -15,18 +15,18 @@ use crate::support::Place;
 
 /// What the callers share: where the nodes are, and what they were told.
 #[derive(Default)]
-struct Callers {
-    bases: Mutex<Vec<String>>,
+pub struct Callers {
+    pub bases: Mutex<Vec<String>>,
     /// Key of the submission, and the run that it was acknowledged with; and whether that run rolls back.
-    acknowledged: Mutex<BTreeMap<String, (String, bool)>>,
-    refused: AtomicUsize,
+    pub acknowledged: Mutex<BTreeMap<String, (String, bool)>>,
+    pub refused: AtomicUsize,
     unreachable: AtomicUsize,
-    enough: AtomicBool,
+    pub enough: AtomicBool,
 }
 
 impl Callers {
     /// Submits under one key, at one node and then at the other, until it is acknowledged.
-    async fn submit(&self, client: &reqwest::Client, token: &str, key: &str, fails: bool) -> String {
+    pub async fn submit(&self, client: &reqwest::Client, token: &str, key: &str, fails: bool) -> String {
         for turn in key.len().. {
             let base = {
                 let bases = self.bases.lock().unwrap();
@@ -65,7 +65,7 @@ impl Callers {
         self.acknowledged.lock().unwrap().len()
     }
 
-    async fn go_on(&self, more: usize) {
+    pub async fn go_on(&self, more: usize) {
         let (until, deadline) = (self.count() + more, Instant::now() + Duration::from_secs(60));
         while self.count() < until {
             assert!(Instant::now() < deadline, "the callers do not get on");

@@ -74,6 +74,11 @@ impl Place {
         Self { url: Some(cluster.url(&name)), ..Self::embedded() }
     }
 
+    /// With the database there.
+    pub fn at(url: String) -> Self {
+        Self { url: Some(url), ..Self::embedded() }
+    }
+
     /// Another data folder on the same database.
     pub fn another(&self) -> Self {
         Self { url: self.url.clone(), ..Self::embedded() }
