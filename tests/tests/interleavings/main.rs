@@ -230,7 +230,7 @@ const MISTAKES: [Mistake; 22] = [
             (
                 APPEND,
                 SPOKEN_TO,
-                "exists (select from inbox where inbox.run_id = c.run_id and inbox.id <> all ($6))",
+                "exists (select from inbox where inbox.run_id = c.run_id and inbox.id <> all ($7))",
             ),
             NO_CHECK,
         ],

@@ -130,7 +130,9 @@ impl Scene {
             .bind(name == "gone")
             .fetch_one(&mut *set)
             .await?;
-            lives.push(Life::new(Epoch(epoch), token, name.into()));
+            let life = Life::new(Epoch(epoch), token, name.into());
+            backstay_engine::store::probe::unwatched(&life);
+            lives.push(life);
         }
         let [one, two, three, gone] = lives.try_into().unwrap();
         let before = Utc::now() - TimeDelta::minutes(1);
