@@ -274,13 +274,13 @@ const MISTAKES: [Mistake; 22] = [
     },
     Mistake {
         name: "a message is taken out of the inbox after its answer",
-        exchanges: &[(APPEND, "inbox.id = any ($6::uuid[])", "inbox.id = any ($6::uuid[]) and false")],
+        exchanges: &[(APPEND, "inbox.id = any ($7::uuid[])", "inbox.id = any ($7::uuid[]) and false")],
         pair: (Op::AnswerThenClear1, Op::Look),
         shows: "in the inbox and in the journal at once",
     },
     Mistake {
         name: "a message is taken out of the inbox before its answer",
-        exchanges: &[(APPEND, "inbox.id = any ($6::uuid[])", "inbox.id = any ($6::uuid[]) and false")],
+        exchanges: &[(APPEND, "inbox.id = any ($7::uuid[])", "inbox.id = any ($7::uuid[]) and false")],
         pair: (Op::ClearThenAnswer1, Op::Look),
         shows: "was taken on and is lost",
     },
