@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use backstay_machine::{Row, RunId, Seq, Status};
 use tokio::sync::{Notify, oneshot};
+use tokio_util::sync::CancellationToken;
 
 use crate::engine::{Engine, EngineError};
 use crate::store::{Store, StoreError};
@@ -98,6 +99,17 @@ pub(crate) struct Watchers {
     trusted: AtomicBool,
     /// The database session that listens; 0 is none.
     session: AtomicI32,
+    /// Ends with the engine, and the task that listens with it: it would keep a pool of connections open otherwise.
+    gone: Gone,
+}
+
+#[derive(Debug, Default)]
+struct Gone(CancellationToken);
+
+impl Drop for Gone {
+    fn drop(&mut self) {
+        self.0.cancel();
+    }
 }
 
 impl Watchers {
@@ -113,7 +125,13 @@ impl Watchers {
     fn listen(self: &Arc<Self>, store: &Store, run: RunId) -> Watcher {
         let watcher = self.watch(run);
         if !self.listening.swap(true, Ordering::SeqCst) {
-            tokio::spawn(listen(store.clone(), Arc::clone(self)));
+            let (store, watchers, gone) = (store.clone(), Arc::downgrade(self), self.gone.0.clone());
+            tokio::spawn(async move {
+                tokio::select! {
+                    () = gone.cancelled() => {}
+                    () = listen(store, watchers) => {}
+                }
+            });
         }
         watcher
     }
@@ -132,6 +150,13 @@ impl Watchers {
         self.session.load(Ordering::SeqCst)
     }
 
+    /// Watchers look for themselves.
+    fn is_deaf(&self) {
+        self.trusted.store(false, Ordering::SeqCst);
+        self.session.store(0, Ordering::SeqCst);
+        self.everything_changed();
+    }
+
     fn everything_changed(&self) {
         for notify in self.runs().values().flatten().filter_map(Weak::upgrade) {
             notify.notify_one();
@@ -144,24 +169,22 @@ impl Watchers {
 }
 
 /// Passes on what other nodes say, as long as somebody wants to know.
-async fn listen(store: Store, watchers: Arc<Watchers>) {
+async fn listen(store: Store, watchers: Weak<Watchers>) {
     // Should this task ever panic, watchers look for themselves again.
-    struct Deaf(Arc<Watchers>);
+    struct Deaf(Weak<Watchers>);
     impl Drop for Deaf {
         fn drop(&mut self) {
-            self.0.trusted.store(false, Ordering::SeqCst);
-            self.0.session.store(0, Ordering::SeqCst);
-            self.0.listening.store(false, Ordering::SeqCst);
-            self.0.everything_changed();
+            let Some(watchers) = self.0.upgrade() else { return };
+            watchers.is_deaf();
+            watchers.listening.store(false, Ordering::SeqCst);
         }
     }
     let deaf = Deaf(watchers);
-    let watchers = &deaf.0;
     loop {
-        let heard = listen_once(&store, watchers).await;
-        watchers.trusted.store(false, Ordering::SeqCst);
-        watchers.session.store(0, Ordering::SeqCst);
-        watchers.everything_changed();
+        let heard = listen_once(&store, &deaf.0).await;
+        let Some(watchers) = deaf.0.upgrade() else { return };
+        watchers.is_deaf();
+        drop(watchers);
         match heard {
             Ok(()) => return,
             Err(error) if error.is_passing() => {
@@ -178,9 +201,11 @@ async fn listen(store: Store, watchers: Arc<Watchers>) {
     }
 }
 
-async fn listen_once(store: &Store, watchers: &Watchers) -> Result<(), StoreError> {
+async fn listen_once(store: &Store, watchers: &Weak<Watchers>) -> Result<(), StoreError> {
     let (mut ear, session) = store.patiently("listen to other nodes", store.ear()).await?;
-    watchers.session.store(session, Ordering::SeqCst);
+    let Some(listening) = watchers.upgrade() else { return Ok(()) };
+    listening.session.store(session, Ordering::SeqCst);
+    drop(listening);
     let leases = store.patiently("look how long leases last", store.longest_lease()).await?;
     // Whoever has renewed its lease since then knows of us; whoever has not takes it that somebody watches. What was on
     // its way at that moment is written soon after, or never.
@@ -189,24 +214,27 @@ async fn listen_once(store: &Store, watchers: &Watchers) -> Result<(), StoreErro
     let mut heard = Instant::now();
     loop {
         let now = Instant::now();
+        let Some(listening) = watchers.upgrade() else { return Ok(()) };
         if now >= trusted_at {
-            watchers.trusted.store(true, Ordering::SeqCst);
+            listening.trusted.store(true, Ordering::SeqCst);
         }
-        if watchers.count.load(Ordering::SeqCst) > 0 {
+        if listening.count.load(Ordering::SeqCst) > 0 {
             needed = now;
         } else if now - needed > LINGER {
             return Ok(());
         }
+        drop(listening);
         let mut until = now + PING;
         if now < trusted_at {
             until = until.min(trusted_at);
         }
         match tokio::time::timeout_at(until.into(), ear.try_recv()).await {
             Ok(Ok(Some(told))) => {
+                let Some(listening) = watchers.upgrade() else { return Ok(()) };
                 told.payload()
                     .split(',')
                     .filter_map(|run| run.parse().ok())
-                    .for_each(|run| watchers.changed(run));
+                    .for_each(|run| listening.changed(run));
             }
             // The connection was lost, and with it whatever was said meanwhile.
             Ok(Ok(None)) => return Err(StoreError::silent("listen to other nodes")),

@@ -146,3 +146,28 @@ async fn watchers_look_for_themselves_when_they_cannot_hear() -> anyhow::Result<
     .await?;
     Ok(())
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_engine_that_is_gone_keeps_no_connection_for_its_watchers() -> anyhow::Result<()> {
+    let mut two = Two::new().await?;
+    let run = two.driver.submit(&waiting(&two.driver)?, SubmitOptions::default()).await?.run;
+    let mut handle = two.watcher.watch(run);
+    assert!(handle.next().await?.is_some());
+    let sql = &mut two.sql;
+    let mut ears = async || -> anyhow::Result<i64> {
+        let ears = "select count(*) from pg_stat_activity
+                    where application_name = 'backstay ear' and datname = current_database()";
+        Ok(sqlx::query_scalar(ears).fetch_one(&mut *sql).await?)
+    };
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while ears().await? == 0 {
+        assert!(Instant::now() < deadline, "nobody listens");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    drop((handle, two.watcher));
+    while ears().await? > 0 {
+        assert!(Instant::now() < deadline, "a connection listens for nobody");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    Ok(())
+}
