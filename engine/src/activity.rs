@@ -93,6 +93,12 @@ impl Failure {
         failure
     }
 
+    /// Only people can mend it: credentials, permissions, quotas. A step that would roll the run back is held instead, as
+    /// to undo what was done takes the same.
+    pub fn needs_operator(message: impl fmt::Display) -> Self {
+        Self::permanent(backstay_machine::NEEDS_OPERATOR, message)
+    }
+
     /// The target as a whole does not answer: trying again helps once it is back. If enough calls in a row say so, its
     /// pool is in outage, and nothing is begun there but a try now and then. In a pool it uses up no attempts. Say
     /// `not_applied` where that is known.

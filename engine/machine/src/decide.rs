@@ -248,7 +248,7 @@ fn forward<H: Hands>(state: &State, now: Time, hands: &mut Asking<H>, decision: 
                 }
             }
             CourseAt::Failed { error } => {
-                match step.on_failure {
+                match step.on(error) {
                     OnFailure::RollBack => {
                         let why = format!("failed, when nothing is rolled back any more: {}", error.message);
                         decision.append(step_event(state, id, StepEvent::Held { why }));
@@ -285,7 +285,7 @@ pub(crate) fn turning(state: &State) -> Option<(&str, &ActivityError)> {
     state.open().find_map(|ix| {
         let step = state.plan().step(ix);
         match &state.course(CourseId::forward(ix)).at {
-            CourseAt::Failed { error } if step.on_failure == OnFailure::RollBack && !state.recalled(ix) => {
+            CourseAt::Failed { error } if step.on(error) == OnFailure::RollBack && !state.recalled(ix) => {
                 Some((&*step.name, error))
             }
             _ => None,

@@ -307,6 +307,10 @@ pub enum Answer {
 /// The code of a failure that says that the target as a whole does not answer.
 pub const TARGET_DOWN: &str = "target_down";
 
+/// The code of a failure that only people can mend: credentials, permissions, quotas. A step that fails so for good is held
+/// where another failure would roll the run back: to undo it takes the same credentials.
+pub const NEEDS_OPERATOR: &str = "needs_operator";
+
 /// A failure as data: it outlives the process that saw it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ActivityError {

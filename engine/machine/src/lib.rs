@@ -32,8 +32,8 @@ pub use action::{Action, Fate, RollBack, Verb};
 pub use chain::{Broken, Chain, is_sealed};
 pub use decide::{Command, Decision, Hands, decide, step_event};
 pub use event::{
-    ActivityError, Answer, Applied, ClaimReason, CourseId, Direction, Event, Journaled, Outcome, Row, Sender,
-    StepEvent, TARGET_DOWN, Undecodable, idempotency_key,
+    ActivityError, Answer, Applied, ClaimReason, CourseId, Direction, Event, Journaled, NEEDS_OPERATOR,
+    Outcome, Row, Sender, StepEvent, TARGET_DOWN, Undecodable, idempotency_key,
 };
 pub use explain::{Driven, Explanation, Forecast, explain, forecast};
 pub use json::{Json, canonical, strict_json};

@@ -120,8 +120,8 @@ pub(super) fn on_failure(reading: &Reading<'_>, found: &mut Findings) {
                 let step = reading.plan.step(course.step);
                 let final_ = reading.committed_before(pos) || reading.no_return_before(pos);
                 match what {
-                    StepEvent::Failed { retry_at: None, .. }
-                        if step.on_failure == OnFailure::RollBack && !final_ =>
+                    StepEvent::Failed { error, retry_at: None }
+                        if step.on(error) == OnFailure::RollBack && !final_ =>
                     {
                         fatal.insert(course.step);
                     }
@@ -188,7 +188,7 @@ pub(super) fn held(reading: &Reading<'_>, found: &mut Findings) {
                     Some("all that it requires is proven")
                 }
                 Standing::Failed if step.on_failure == OnFailure::RollBack && no_way_back => None,
-                Standing::Failed if step.on_failure != OnFailure::Hold => {
+                Standing::Failed if forward.on_failure(step, m.pos) != Some(OnFailure::Hold) => {
                     Some("the plan says something else of its failure")
                 }
                 Standing::Doubt if !step.effect.at_most_once => {

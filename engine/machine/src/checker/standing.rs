@@ -6,7 +6,7 @@ use crate::Time;
 use crate::event::{Applied, CourseId, Direction, StepEvent};
 use crate::json::Json;
 use crate::names::Seq;
-use crate::plan::Span;
+use crate::plan::{OnFailure, Span, Step};
 
 /// What happened to a course at one place of the history.
 #[derive(Clone, Copy, Debug)]
@@ -137,6 +137,18 @@ impl<'a> CourseLog<'a> {
 
     pub fn standing(&self, pos: usize) -> Standing {
         self.before(pos).last().map_or(Standing::Fresh, |last| last.after)
+    }
+
+    /// What the failure for good does by which it stands at a place of the history.
+    pub fn on_failure(&self, step: &Step, pos: usize) -> Option<OnFailure> {
+        if self.standing(pos) != Standing::Failed {
+            return None;
+        }
+        let failed = self.before(pos).iter().rev().find_map(|m| match m.what {
+            What::Said(StepEvent::Failed { error, .. }) => Some(error),
+            _ => None,
+        });
+        Some(failed.map_or(step.on_failure, |error| step.on(error)))
     }
 
     pub fn starts(&self) -> impl Iterator<Item = &Move<'a>> {

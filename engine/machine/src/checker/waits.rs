@@ -224,7 +224,7 @@ pub(super) fn turns(reading: &Reading<'_>, found: &mut Findings) {
                 }
                 let failed = succeeded.is_none()
                     && reading.steps().any(|(_, step, forward, _)| {
-                        step.on_failure == OnFailure::RollBack && forward.standing(pos) == Standing::Failed
+                        forward.on_failure(step, pos) == Some(OnFailure::RollBack)
                     });
                 if !(said || failed || in_time(Ending::RollBack)) {
                     let message =

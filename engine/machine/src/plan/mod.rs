@@ -23,7 +23,7 @@ use std::sync::Arc;
 
 use serde_json::Value;
 
-use crate::event::{ActivityError, TARGET_DOWN};
+use crate::event::{ActivityError, NEEDS_OPERATOR, TARGET_DOWN};
 use crate::json::Json;
 use crate::names::{StepIx, StepName};
 
@@ -152,6 +152,16 @@ pub struct Work {
     pub retry: Retry,
     /// How long one attempt may take.
     pub timeout: Span,
+}
+
+impl Step {
+    /// What this final failure does.
+    pub fn on(&self, error: &ActivityError) -> OnFailure {
+        match self.on_failure {
+            OnFailure::RollBack if error.code == NEEDS_OPERATOR => OnFailure::Hold,
+            declared => declared,
+        }
+    }
 }
 
 impl Work {

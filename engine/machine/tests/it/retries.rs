@@ -124,3 +124,16 @@ fn a_rollback_gives_up_an_attempt_that_does_not_end_and_no_sooner() {
             if error.code == "abandoned" && error.applied == Applied::Maybe
     ));
 }
+
+#[test]
+fn what_only_people_can_mend_is_held_and_not_rolled_back() {
+    let refused = || ActivityError { code: NEEDS_OPERATOR.into(), ..error(false, Applied::No) };
+    let plan = || checked(spec(vec![step("a", &[]), step("b", &["a"])]));
+    let b = plan().find("b");
+    let mut sim = Sim::new(plan()).scripted(move |_, course, _, _| match course.direction {
+        Direction::Forward if Some(course.step) == b => Ending::Fails { error: refused(), lands: Lands::No },
+        _ => Ending::Succeeds,
+    });
+    assert_eq!(sim.run(&mut Dice::First), End::Held);
+    sim.audit(&String::new);
+}
