@@ -28,7 +28,14 @@ pub(crate) struct Health {
     node: Pulse,
     figures: PrometheusHandle,
     draining: Arc<AtomicBool>,
-    seen: Arc<Mutex<Option<(Instant, Option<String>)>>>,
+    seen: Arc<Mutex<Option<Seen>>>,
+}
+
+/// What the last look at the database has shown.
+#[derive(Clone)]
+struct Seen {
+    at: Instant,
+    wrong: Option<String>,
 }
 
 impl Health {
@@ -65,7 +72,7 @@ impl Health {
             }
             Err(_) => return,
         };
-        *self.seen.lock().unwrap_or_else(PoisonError::into_inner) = Some((Instant::now(), wrong));
+        *self.seen.lock().unwrap_or_else(PoisonError::into_inner) = Some(Seen { at: Instant::now(), wrong });
     }
 
     /// Why nothing should be sent here.
@@ -75,7 +82,7 @@ impl Health {
         }
         let seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner).clone();
         match seen {
-            Some((at, wrong)) if at.elapsed() < STALE => {
+            Some(Seen { at, wrong }) if at.elapsed() < STALE => {
                 let lost = || "this node has lost its lease, and takes a new one".to_owned();
                 wrong.or_else(|| (!self.node.is_live()).then(lost))
             }
