@@ -58,6 +58,11 @@ impl Template {
         &self.bound
     }
 
+    /// The places that other steps fill in.
+    pub(crate) fn filled(&self) -> Vec<String> {
+        self.bound.iter().map(|bound| bound.at.clone()).collect()
+    }
+
     /// The input with every binding filled in. A value that is not there is null: that the output's schema
     /// can have the path, and that the input's schema takes null where it may be missing, was checked.
     pub fn resolve<'a>(&self, output: impl Fn(&Source) -> Option<&'a Json>) -> Json {

@@ -49,8 +49,7 @@ impl Plan {
         let Some(plan) = &step.plan else {
             return Err(CheckError::one(Rule::Form, format!("step {} is no run", step.name)));
         };
-        let filled: Vec<_> = step.forward.input.bound().iter().map(|bound| bound.at.clone()).collect();
-        let mut plan = binding::give(plan, &given.value(), &filled)?;
+        let mut plan = binding::give(plan, &given.value(), &step.forward.input.filled())?;
         plan.parent = Some(parent);
         check_at(plan, catalog, 0)
     }
