@@ -17,9 +17,10 @@ use uuid::Uuid;
 /// How runs are reached. Whoever registers the activity decides here which runs may be spoken to.
 #[async_trait]
 pub trait Signals: Send + Sync + 'static {
-    /// Sends a signal, and waits a while for the run's answer. The same under the same id is sent once.
+    /// Sends a signal from one run to another, and waits a while for its answer. The same under the same id is sent once.
     async fn send(
         &self,
+        from: RunId,
         run: RunId,
         id: Uuid,
         who: String,
@@ -39,18 +40,41 @@ pub enum SendError {
     Unanswered(String),
 }
 
-/// Signals through the journal.
+/// Signals through the journal, to runs that the same person submitted: a step is no way round the right to speak to
+/// others' runs. Runs of some workflows may be spoken to by all.
 #[derive(Clone, Debug)]
 pub struct EngineSignals {
     engine: Engine,
+    open_to_all: Vec<String>,
     patience: Duration,
 }
 
 impl EngineSignals {
     /// Over a store. The engine that has the activities cannot be asked, as it is opened with them.
-    pub async fn open(store: Store) -> Result<Self, EngineError> {
+    pub async fn open(store: Store, open_to_all: Vec<String>) -> Result<Self, EngineError> {
         let engine = Engine::open(store, Registry::new()).await?;
-        Ok(Self { engine, patience: backstay_engine::PATIENCE })
+        Ok(Self { engine, open_to_all, patience: backstay_engine::PATIENCE })
+    }
+
+    async fn may(&self, from: RunId, run: RunId) -> Result<(), SendError> {
+        let told = |error: EngineError| match error {
+            EngineError::Store(error) => SendError::Unanswered(error.to_string()),
+            error => SendError::Refused(error.to_string()),
+        };
+        let info = self.engine.get(run).await.map_err(told)?;
+        if self.open_to_all.contains(&info.workflow) {
+            return Ok(());
+        }
+        let who = self.engine.store().submitter(from).await.map_err(|error| told(error.into()))?;
+        let whose = self.engine.store().submitter(run).await.map_err(|error| told(error.into()))?;
+        match who == whose {
+            true => Ok(()),
+            false => Err(SendError::Refused(format!(
+                "run {run} was submitted by somebody else, and its workflow \"{}\" is none that all may speak to: add it to \
+                 signal.workflows",
+                info.workflow.escape_debug()
+            ))),
+        }
     }
 }
 
@@ -58,12 +82,14 @@ impl EngineSignals {
 impl Signals for EngineSignals {
     async fn send(
         &self,
+        from: RunId,
         run: RunId,
         id: Uuid,
         who: String,
         name: String,
         payload: Value,
     ) -> Result<(), SendError> {
+        self.may(from, run).await?;
         let verb = Verb::Signal { name, payload };
         let action = Action { id, who, why: String::new(), seen: None, via: None, verb };
         match self.engine.act_within(run, &action, self.patience).await {
@@ -132,7 +158,7 @@ impl Activity for Signal {
         })?;
         let who = format!("run {} step {}", context.run(), context.step());
         let id = context.key();
-        match self.0.send(run, id, who, input.name, input.payload).await {
+        match self.0.send(context.run(), run, id, who, input.name, input.payload).await {
             Ok(()) => Ok(SignalOutput { id: id.to_string() }),
             Err(SendError::Refused(why)) => Err(refused(why)),
             Err(SendError::Unanswered(why)) => Err(Failure::retryable("signal_unanswered", why)),

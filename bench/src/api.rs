@@ -311,6 +311,8 @@ async fn pages(host: &Host, args: &Args) -> anyhow::Result<Value> {
         ("workflow", "&workflow=w7"),
         ("label", "&labels=site:s7"),
         ("rare_label", "&labels=ticket:t77"),
+        ("failing", "&failing=s1"),
+        ("rare_failing", "&failing=rare3"),
     ];
     let mut report = serde_json::Map::new();
     for runs in [1_000, args.steps.unwrap_or(1_000_000)] {
@@ -318,11 +320,13 @@ async fn pages(host: &Host, args: &Args) -> anyhow::Result<Value> {
         let server = Server::start(&url).await?;
         let mut conn = PgConnection::connect(&url).await?;
         sqlx::query(
-            "insert into runs (run_id, workflow, status, plan_hash, request_hash, activities, labels, submitted_at, finished_at)
+            "insert into runs (run_id, workflow, status, plan_hash, request_hash, activities, labels, submitted_at, finished_at,
+                               failing)
              select ('019b0000-0000-7000-8000-' || lpad(to_hex(n), 12, '0'))::uuid, 'w' || n % 10,
                     case n % 10 when 3 then 'rolled_back' else 'succeeded' end, 'hash', '', array['log'],
                     jsonb_build_object('site', 's' || n % 10, 'ticket', 't' || n % ($1 / 10)),
-                    now() - interval '1 day', now() - interval '1 hour'
+                    now() - interval '1 day', now() - interval '1 hour',
+                    case n % 10 when 3 then array['s' || n % 7, 'rare' || n % ($1 / 10)] end
              from generate_series(1, $1) as n",
         )
         .bind(i32::try_from(runs)?)

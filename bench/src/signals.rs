@@ -12,6 +12,9 @@ use crate::host::{Host, process_cpu, resident_mb};
 use crate::recovery::{expect, say, spawn};
 use crate::{Args, round, seconds, work};
 
+/// Batches on their way at once.
+const AT_ONCE: usize = 8;
+
 pub(crate) async fn measure(host: &Host, args: &Args) -> anyhow::Result<Value> {
     let runs = args.concurrency.unwrap_or(10_000);
     let url = host.fresh("signals").await?;
@@ -31,13 +34,20 @@ pub(crate) async fn measure(host: &Host, args: &Args) -> anyhow::Result<Value> {
     let all = all_waiting(&engine).await?;
     let begun = Instant::now();
     let mut sending = tokio::task::JoinSet::new();
+    let mut told = 0;
     for some in all.chunks(500) {
+        // As many as there are connections, as in any program that has a hundred thousand things to say: what has to wait
+        // for a connection for too long is refused.
+        if sending.len() >= AT_ONCE
+            && let Some(done) = sending.join_next().await
+        {
+            told += done??;
+        }
         let verb = || Verb::Signal { name: "go".into(), payload: json!({}) };
         let messages: Vec<_> = some.iter().map(|run| (*run, Action::new("bench", "", verb()))).collect();
         let engine = engine.clone();
         sending.spawn(async move { engine.tell_all(&messages).await.map(|answers| answers.len()) });
     }
-    let mut told = 0;
     while let Some(done) = sending.join_next().await {
         told += done??;
     }

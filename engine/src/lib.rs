@@ -33,7 +33,7 @@ pub use engine::{Engine, EngineError, SubmitOptions, Submitted};
 pub use insight::{Child, Continuation};
 #[cfg(debug_assertions)]
 pub use node::crash;
-pub use node::{Breaker, Node, NodeConfig, NodeError};
+pub use node::{Breaker, Node, NodeConfig, NodeError, Pulse};
 pub use operate::{Answer, Bulk, BulkReport, PATIENCE};
 pub use store::{Limits, Line, Outage, PoolInfo, Purged, RunFilter, RunInfo, ShareRow, Store, StoreError};
 pub use upkeep::OutageInfo;

@@ -9,6 +9,7 @@ use std::time::Duration;
 use serde::Serialize;
 
 use crate::engine::{Engine, EngineError};
+use crate::store::access::{Change, Changed};
 use crate::store::{Limits, Line, Outage, PoolInfo, Purged};
 
 /// A target that is down.
@@ -38,13 +39,24 @@ impl Engine {
     /// Limits the calls to a target, over all nodes of the cluster. Nodes go by it within a second or two; a pool that
     /// nobody has limited is not limited. Calls that are under way go on.
     pub async fn set_pool(&self, name: &str, limits: Limits, entry: Option<&str>) -> Result<(), EngineError> {
+        self.set_pool_if(name, limits, None, entry).await.map(drop)
+    }
+
+    /// The same, if its limits are still those of this version. False if they are not.
+    pub async fn set_pool_if(
+        &self,
+        name: &str,
+        limits: Limits,
+        seen: Option<i32>,
+        entry: Option<&str>,
+    ) -> Result<bool, EngineError> {
         named(name)?;
         let Limits { at_once, per_second } = limits;
         if at_once == Some(0) || per_second.is_some_and(|rate| !rate.is_finite() || rate <= 0.0) {
             let instead = "the limits of a pool are more than nothing; to stop all calls declare an outage";
             return Err(EngineError::Options(instead.into()));
         }
-        Ok(self.store().set_pool(name, &limits, entry).await?)
+        Ok(self.store().set_pool(name, &limits, seen, entry).await?)
     }
 
     /// Targets that are down, the longest first.
@@ -59,22 +71,22 @@ impl Engine {
     }
 
     /// Takes a target for down until somebody ends that: no call to it is begun within a second or two, and it is not
-    /// tried. If the nodes had found it down already, it is the same outage, and a person's from now on. False if it
+    /// tried. If the nodes had found it down already, it is the same outage, and a person's from now on. `Missing` if it
     /// was declared before.
     pub async fn declare_outage(
         &self,
         pool: &str,
         who: &str,
         why: &str,
-        entry: Option<&str>,
-    ) -> Result<bool, EngineError> {
+        change: Option<&Change>,
+    ) -> Result<Changed, EngineError> {
         named(pool)?;
         let text = |text: &str| text.chars().count() <= 1_000 && !text.chars().any(char::is_control);
         if who.is_empty() || why.is_empty() || !text(who) || !text(why) {
             let rule = "an outage needs who declares it, and why: at most 1,000 characters, none of them control characters";
             return Err(EngineError::Options(rule.into()));
         }
-        Ok(self.store().declare_outage(pool, who, why, entry).await?)
+        Ok(self.store().declare_outage(pool, who, why, change).await?)
     }
 
     /// Takes a target for back, whoever found that it was down: its steps go on, a few at first. False if it was not

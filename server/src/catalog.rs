@@ -22,7 +22,8 @@ pub(crate) async fn registry(
     keys: Option<Keys>,
 ) -> Result<Registry, Trouble> {
     let vault = Vault::open(config, store.clone(), keys)?;
-    with(config, Arc::new(vault), Arc::new(EngineSignals::open(store.clone()).await?))
+    let open = config.signal.workflows.clone();
+    with(config, Arc::new(vault), Arc::new(EngineSignals::open(store.clone(), open).await?))
 }
 
 /// The same for looking at plans: nothing can be run with it.
@@ -53,7 +54,15 @@ struct Unsent;
 
 #[async_trait]
 impl Signals for Unsent {
-    async fn send(&self, _: RunId, _: Uuid, _: String, _: String, _: Value) -> Result<(), SendError> {
+    async fn send(
+        &self,
+        _: RunId,
+        _: RunId,
+        _: Uuid,
+        _: String,
+        _: String,
+        _: Value,
+    ) -> Result<(), SendError> {
         Err(SendError::Refused("nothing is run here".into()))
     }
 }

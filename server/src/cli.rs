@@ -74,7 +74,7 @@ pub(crate) enum Command {
     /// Writes a run as a page (Markdown): what is done, what is left, how to undo it; to go on by hand
     #[command(after_help = EXIT_CODES, long_about = EXPORT)]
     Export(ExportArgs),
-    /// Workflows that are files: check, list, show, plan; none of these needs a database
+    /// Workflows that are files: check, list, show, plan, picture; none of these needs a database
     #[command(subcommand, after_help = EXIT_CODES)]
     Workflow(WorkflowCommand),
     /// The database: its schema, its roles, its server's binaries
@@ -175,8 +175,15 @@ wrong.
   backstay workflow check workflows/*.yaml
   backstay workflow check --json | jq '.problems[].message'";
 
+const WORKFLOW_PICTURE: &str = "\
+Draws the plan that a workflow makes of an input: as a picture, or for Graphviz or Mermaid. Nothing is run.
+
+  backstay workflow picture rolling-restart --dir workflows --input hosts.yaml > plan.svg
+  backstay workflow picture rolling-restart --dir workflows --input hosts.yaml --as dot | dot -Tpng > plan.png";
+
 const WORKFLOW_PLAN: &str = "\
-Makes the plan of a workflow for an input, checks it, and prints its steps. Nothing is run.
+Makes the plan of a workflow for an input, checks it, and prints its steps, and what is undone if one of them fails for \
+good. Nothing is run.
 
 What is printed is what would run: a run that is approved is approved by the hash of its plan.
 
@@ -271,9 +278,39 @@ pub(crate) enum WorkflowCommand {
         /// The input, JSON or YAML; - for stdin [default: an empty one]
         #[arg(long, value_name = "FILE")]
         input: Option<PathBuf>,
+        /// Show what is undone only if this step fails [default: for every step]
+        #[arg(long, value_name = "STEP")]
+        failing: Option<String>,
         #[command(flatten)]
         from: WorkflowFrom,
     },
+    /// Draws the plan for an input; nothing is run
+    #[command(after_help = EXIT_CODES, long_about = WORKFLOW_PICTURE)]
+    Picture {
+        /// The workflow
+        #[arg(value_name = "NAME")]
+        name: String,
+        /// The input, JSON or YAML; - for stdin [default: an empty one]
+        #[arg(long, value_name = "FILE")]
+        input: Option<PathBuf>,
+        /// In which language
+        #[arg(long = "as", value_name = "LANGUAGE", default_value = "svg")]
+        form: Drawing,
+        /// The directory of the workflows [default: workflows.dir]
+        #[arg(long, value_name = "DIR")]
+        dir: Option<PathBuf>,
+    },
+}
+
+/// How a plan is drawn.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Drawing {
+    /// For Graphviz
+    Dot,
+    /// For Mermaid
+    Mermaid,
+    /// A picture
+    Svg,
 }
 
 impl WorkflowCommand {
@@ -282,6 +319,7 @@ impl WorkflowCommand {
         match self {
             Self::Check { .. } => None,
             Self::List { from } | Self::Show { from, .. } | Self::Plan { from, .. } => from.dir.as_ref(),
+            Self::Picture { dir, .. } => dir.as_ref(),
         }
     }
 }

@@ -41,7 +41,7 @@ pub(crate) fn must_exist(config: &Config) -> Result<(), Trouble> {
         return Ok(());
     }
     Err(Trouble::not_found(format!(
-        "There is no embedded database in {} yet. \"backstay db migrate\" creates one; \"backstay demo\" does so, too.",
+        "There is no embedded database in {} yet. \"backstay db migrate\" creates one; \"backstay serve\" and \"backstay demo\" do so, too.",
         folder.display()
     )))
 }

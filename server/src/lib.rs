@@ -24,6 +24,7 @@ pub mod decoders;
 mod demo;
 mod doctor;
 mod figures;
+mod health;
 mod http;
 mod interrupt;
 mod keys;

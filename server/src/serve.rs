@@ -4,13 +4,8 @@ use std::net::SocketAddr;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use axum::Router;
-use axum::http::StatusCode;
-use axum::response::IntoResponse;
-use axum::routing::get;
 use backstay_engine::store::access::{Change, NewToken};
 use backstay_engine::{Engine, Store};
 use chrono::{TimeDelta, Utc};
@@ -28,6 +23,7 @@ use crate::api::{self, Settings};
 use crate::catalog;
 use crate::config::Config;
 use crate::db::{print, up_to_date, with_database};
+use crate::health::{Health, bind};
 use crate::http::{self, Limits, Tls, systemd};
 use crate::interrupt::Interrupt;
 use crate::trouble::Trouble;
@@ -79,8 +75,8 @@ async fn serve(
     let gate = Gate::new(engine.clone(), Settings { keys: Some(keys), workflows, stop: stop.clone() });
     let watching = gate.clone();
     let _watch = AbortOnDropHandle::new(tokio::spawn(async move { watching.watch().await }));
-    let node = interrupt.or(async { Ok(engine.start_node(config.node.for_engine()).await?) }).await?;
-    let health = Health { draining: Arc::default(), gate: gate.clone(), figures };
+    let node = interrupt.or(async { Ok(engine.start_node(config.node()).await?) }).await?;
+    let health = Health::of(store, node.pulse(), figures).await;
 
     let tls = tls(config)?;
     let limits = Limits {
@@ -102,6 +98,7 @@ async fn serve(
     let old = store.clone();
     tasks.spawn(async move { forget(&old).await });
     tasks.spawn(systemd::keep_alive());
+    tasks.spawn(health.clone().watch());
     let router = http::layered(api::router(gate), tls.is_some());
     let serving = tokio::spawn(http::serve(listener, tls, router, limits, stop.clone()));
     let of_health = http::layered(health.router(), false);
@@ -115,7 +112,7 @@ async fn serve(
         () = node.ended() => true,
     };
     systemd::tell("STOPPING=1");
-    health.draining.store(true, Ordering::SeqCst);
+    health.drain();
     if !lost {
         tracing::info!(grace = %config.node.grace, "asked to end; a second signal ends it at once");
     }
@@ -139,14 +136,6 @@ async fn forget(store: &Store) {
         }
         tokio::time::sleep(Duration::from_secs(3600)).await;
     }
-}
-
-async fn bind(address: SocketAddr, setting: &str) -> Result<TcpListener, Trouble> {
-    TcpListener::bind(address).await.map_err(|error| {
-        Trouble::failed(format!(
-            "Listening on {address} failed: {error}. Another program may use it; see {setting}."
-        ))
-    })
 }
 
 fn local(listener: &TcpListener) -> Result<SocketAddr, Trouble> {
@@ -202,36 +191,4 @@ async fn first_token(store: &Store, data_dir: &Path) -> Result<Option<PathBuf>, 
     // Another server on the same database was faster; its token is the one.
     std::fs::remove_file(&path).map_err(Trouble::file("Removing", &path))?;
     Ok(None)
-}
-
-/// Whether this process is well, for those who start and stop it.
-#[derive(Clone)]
-struct Health {
-    draining: Arc<AtomicBool>,
-    gate: Gate,
-    figures: PrometheusHandle,
-}
-
-impl Health {
-    fn router(&self) -> Router {
-        let (ready, shown) = (self.clone(), self.clone());
-        Router::new()
-            .route("/livez", get(async || "alive\n"))
-            .route("/readyz", get(move || ready.clone().ready()))
-            .route("/metrics", get(move || shown.clone().shown()))
-    }
-
-    async fn ready(self) -> impl IntoResponse {
-        if self.draining.load(Ordering::SeqCst) {
-            return (StatusCode::SERVICE_UNAVAILABLE, "draining\n");
-        }
-        match self.gate.is_fresh() {
-            true => (StatusCode::OK, "ready\n"),
-            false => (StatusCode::SERVICE_UNAVAILABLE, "the database does not answer\n"),
-        }
-    }
-
-    async fn shown(self) -> impl IntoResponse {
-        ([("content-type", "text/plain; version=0.0.4")], self.figures.render())
-    }
 }

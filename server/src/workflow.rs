@@ -3,13 +3,16 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use backstay_workflows::{Problem, Workflow, Workflows, harmless};
+use backstay_engine::machine::Plan;
+use backstay_workflows::{Prepared, Problem, Workflow, Workflows, harmless};
 use serde_json::{Value, json};
 
+use crate::api::plans::{Failing, PlanView};
 use crate::catalog;
-use crate::cli::{WorkflowCommand, WorkflowFrom};
+use crate::cli::{Drawing, WorkflowCommand, WorkflowFrom};
 use crate::config::Config;
 use crate::db::print;
+use crate::remote::show::if_fails;
 use crate::trouble::Trouble;
 use crate::written;
 
@@ -19,9 +22,19 @@ pub(crate) fn run(command: &WorkflowCommand, config: &Config) -> Result<(), Trou
         WorkflowCommand::Check { paths, json } => check(paths, config, *json),
         WorkflowCommand::List { from } => list(&load(config)?, from),
         WorkflowCommand::Show { name, from } => show(&*named(&load(config)?, name)?, from),
-        WorkflowCommand::Plan { name, input, from } => {
+        WorkflowCommand::Plan { name, input, failing, from } => {
             let workflow = named(&load(config)?, name)?;
-            plan(&*workflow, input.as_deref(), from, config)
+            plan(&*workflow, input.as_deref(), failing.as_ref(), from, config)
+        }
+        WorkflowCommand::Picture { name, input, form, .. } => {
+            let workflow = named(&load(config)?, name)?;
+            let (_, plan) = made(&*workflow, input.as_deref(), config)?;
+            print(&match form {
+                Drawing::Dot => plan.to_dot(),
+                Drawing::Mermaid => plan.to_mermaid(),
+                Drawing::Svg => plan.to_svg(),
+            });
+            Ok(())
         }
     }
 }
@@ -130,12 +143,12 @@ fn kind(field: &Value) -> String {
     }
 }
 
-fn plan(
+/// The plan that it makes of an input, and what a run of it would be submitted with.
+fn made(
     workflow: &dyn Workflow,
     input: Option<&Path>,
-    from: &WorkflowFrom,
     config: &Config,
-) -> Result<(), Trouble> {
+) -> Result<(Prepared, Arc<Plan>), Trouble> {
     let input = input.map_or(Ok(json!({})), written::read)?;
     let refused = |problems: Vec<Problem>| {
         problems.iter().for_each(|problem| print(&format!("{problem}\n")));
@@ -143,11 +156,36 @@ fn plan(
     };
     let prepared = workflow.prepare(&input).map_err(refused)?;
     let plan = workflow.checked(&input, &catalog::known(config)?).map_err(refused)?;
+    Ok((prepared, plan))
+}
+
+fn plan(
+    workflow: &dyn Workflow,
+    input: Option<&Path>,
+    failing: Option<&String>,
+    from: &WorkflowFrom,
+    config: &Config,
+) -> Result<(), Trouble> {
+    let (prepared, plan) = made(workflow, input, config)?;
+    if let Some(step) = failing.filter(|step| plan.find(step).is_none()) {
+        let there_are: Vec<_> = plan.steps().map(|(_, step)| step.name.to_string()).take(20).collect();
+        return Err(Trouble::not_found(format!(
+            "The plan has no step \"{}\"; there are: {}.",
+            step.escape_debug(),
+            there_are.join(", ")
+        )));
+    }
+    let failing = Failing { failing: failing.cloned() };
+    let preview = PlanView::of(&plan, &failing).map_err(|_| Trouble::failed("The plan cannot be shown."))?;
+    let preview = serde_json::to_value(&preview).unwrap_or_default();
     if from.json {
-        let all = json!({
-            "workflow": workflow.name(), "version": workflow.version(), "hash": plan.hash(), "input": prepared.input,
-            "exclusive": prepared.exclusive, "labels": prepared.labels, "plan": plan.spec(),
+        let mut all = json!({
+            "workflow": workflow.name(), "version": workflow.version(), "input": prepared.input,
+            "exclusive": prepared.exclusive, "labels": prepared.labels,
         });
+        if let (Value::Object(all), Value::Object(preview)) = (&mut all, preview) {
+            all.extend(preview);
+        }
         print(&format!("{all:#}\n"));
         return Ok(());
     }
@@ -171,6 +209,7 @@ fn plan(
             step.undo.as_ref().map(|undo| format!(", undone by {}", undo.activity)).unwrap_or_default();
         text += &format!("  {}: {}{undo}{after}\n", step.name, step.forward.activity);
     }
+    text += &format!("\n{}", if_fails(&preview));
     print(&harmless(&text));
     Ok(())
 }

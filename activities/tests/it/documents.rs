@@ -14,7 +14,15 @@ struct Nobody;
 
 #[async_trait]
 impl Signals for Nobody {
-    async fn send(&self, _: RunId, _: Uuid, _: String, _: String, _: Value) -> Result<(), SendError> {
+    async fn send(
+        &self,
+        _: RunId,
+        _: RunId,
+        _: Uuid,
+        _: String,
+        _: String,
+        _: Value,
+    ) -> Result<(), SendError> {
         Err(SendError::Refused("nobody is there".into()))
     }
 }

@@ -1,6 +1,6 @@
 //! `log`, `fail` and `signal`.
 
-use backstay_engine::{Engine, Registry, RunId, Status};
+use backstay_engine::{Engine, Registry, RunId, Sender, Status, SubmitOptions};
 use backstay_tests::{Deaths, Lab};
 use serde_json::{Value, json};
 
@@ -72,6 +72,43 @@ async fn a_signal_that_nobody_can_take_fails_for_good() {
     }
     let refused = house.once("signal", json!({ "run": "nobody", "name": "go" })).await.unwrap_err();
     assert!(refused.message.contains("is no run's id"));
+}
+
+/// A plan is no way round the right to speak to runs that are not one's own.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_run_speaks_to_the_runs_of_whoever_submitted_it_and_to_those_that_are_open_to_all() {
+    let house = House::new(Settings::default()).await;
+    let by = |who: &str| SubmitOptions {
+        by: Some(Sender { who: who.into(), why: String::new(), via: None, trace: None }),
+        ..SubmitOptions::default()
+    };
+    let of_ann = house.submit_with(listener(), by("ann")).await;
+    let mut open = listener();
+    open["workflow"] = json!("open");
+    let open = house.submit_with(open, by("ann")).await;
+    let tell = async |run, options| {
+        let told = house.submit_with(teller(run, "go"), options).await;
+        house.lab.settled(told).await.unwrap();
+        house.outcome(told, "only", false).await
+    };
+    for stranger in [by("bob"), SubmitOptions::default()] {
+        let refused = tell(of_ann, stranger.clone()).await.unwrap_err();
+        assert_eq!((refused.code.as_str(), refused.retryable), ("signal_refused", false), "{refused:?}");
+        assert!(refused.message.contains("was submitted by somebody else"), "{refused:?}");
+        assert!(refused.message.contains("signal.workflows") && not_applied(&refused), "{refused:?}");
+        tell(open, stranger).await.unwrap();
+    }
+    assert!(!house.story(of_ann).await.contains("succeeded first"), "nobody was heard");
+    tell(of_ann, by("ann")).await.unwrap();
+    // A step that is a run speaks for whoever submitted the whole.
+    let waits = house.submit_with(listener(), by("ann")).await;
+    let within = json!({ "workflow": "whole", "steps": [
+        { "name": "part", "activity": "run", "plan": teller(waits, "go") } ] });
+    for (who, heard) in [("bob", false), ("ann", true)] {
+        let whole = house.submit_with(within.clone(), by(who)).await;
+        let ended = house.lab.settled_for_good(whole).await.unwrap();
+        assert_eq!(ended == Status::Succeeded, heard, "{who}: {}", house.story(whole).await);
+    }
 }
 
 /// Its node dies after the signal was sent and before that was journaled: it is sent again, and read once.

@@ -13,6 +13,7 @@ mod chores;
 #[cfg(debug_assertions)]
 pub mod crash;
 mod driver;
+mod failing;
 mod lease;
 mod pools;
 mod scout;
@@ -28,6 +29,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 
 pub use pools::Breaker;
 
+use self::failing::Failing;
 use crate::activity::Registry;
 use crate::engine::Submission;
 use crate::store::{Claimed, Letter, Life, Store, StoreError};
@@ -161,6 +163,8 @@ pub(crate) struct Found {
     pub letters: Vec<Letter>,
     /// Over all its rows.
     pub chain: Chain,
+    /// By all its rows.
+    pub failing: Failing,
     /// The state; or how far the journal goes and why it cannot be read.
     pub state: Result<Box<State>, (i64, String)>,
 }
@@ -227,7 +231,12 @@ impl Node {
 
     /// Whether it is there: it was neither drained nor killed, and is not between two lives.
     pub fn is_live(&self) -> bool {
-        !self.stop.is_cancelled() && lock(&self.door).is_some()
+        self.pulse().is_live()
+    }
+
+    /// For those who do not hold it, and want to know whether it is there.
+    pub fn pulse(&self) -> Pulse {
+        Pulse { door: Arc::clone(&self.door), stop: self.stop.clone() }
     }
 
     /// Ends when the node has.
@@ -254,6 +263,20 @@ impl Node {
             task.abort();
             let _ = task.await;
         }
+    }
+}
+
+/// Tells whether a node is there.
+#[derive(Clone, Debug)]
+pub struct Pulse {
+    door: Door,
+    stop: CancellationToken,
+}
+
+impl Pulse {
+    /// It was neither drained nor killed, and is not between two lives.
+    pub fn is_live(&self) -> bool {
+        !self.stop.is_cancelled() && lock(&self.door).is_some()
     }
 }
 

@@ -14,6 +14,7 @@ use sqlx::postgres::PgListener;
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 
+use super::failing::Failing;
 use super::{Found, Message, Shared, lock};
 use crate::store::{Claimed, Letter, Store, StoreError};
 
@@ -277,7 +278,7 @@ impl Scout {
         };
         let mut chain = Chain::new(run);
         rows.iter().for_each(|row| chain.link(row));
-        Found { claimed, letters, chain, state }
+        Found { claimed, letters, chain, failing: Failing::of(rows), state }
     }
 }
 

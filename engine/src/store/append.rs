@@ -56,7 +56,7 @@ record!(
 );
 record!(
     RunChange,
-    "index_change",
+    "run_update",
     |it| it.0.run.0,
     it.0.claim,
     it.0.status.as_str(),
@@ -65,7 +65,8 @@ record!(
     it.0.note.as_deref(),
     it.0.finished_at,
     it.0.told,
-    it.0.clears
+    it.0.clears,
+    it.0.failing.as_deref()
 );
 record!(
     NewEvent,
@@ -157,6 +158,8 @@ pub struct IndexChange {
     pub told: i32,
     /// It has outlived what its last owners died of.
     pub clears: bool,
+    /// At which steps it fails; none: as the index has it.
+    pub failing: Option<Vec<String>>,
 }
 
 /// What became of a batch.

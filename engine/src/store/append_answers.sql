@@ -28,8 +28,9 @@ changed as (
         finished_at = case when runs.mail > c.told then null else c.finished_at end,
         note = c.note,
         told = greatest(runs.told, c.told),
-        crashes = case when c.clears then 0 else runs.crashes end
-    from fence, unnest($4::index_change[]) as c
+        crashes = case when c.clears then 0 else runs.crashes end,
+        failing = coalesce(c.failing, runs.failing)
+    from fence, unnest($4::run_update[]) as c
     -- Not "owner = $1": the planner would go by the index of owners, and look at all runs of this life for each one.
     where runs.run_id = c.run_id and runs.claim = c.claim and runs.owner is not distinct from $1
     -- Or somebody may be next in line.

@@ -9,7 +9,7 @@ begin
     -- One at a time: two who write the same rights at once are an error.
     perform pg_advisory_xact_lock(hashtextextended('backstay roles', 0));
     for it in select oid::regclass as name from pg_class
-        where relnamespace = current_schema()::regnamespace and relkind in ('r', 'v') and pg_has_role(relowner, 'usage')
+        where relnamespace = current_schema()::regnamespace and relkind in ('r', 'v', 'S') and pg_has_role(relowner, 'usage')
     loop
         execute format('revoke all on %s from public, {server}, {reader}', it.name);
     end loop;
@@ -24,14 +24,15 @@ to {server};
 
 -- It adds to the journal, and never changes what stands there. Of a run's row it changes where the run is, not what it is.
 grant insert on runs, journal, inbox, nodes, pools, pool_shares, principals, tokens, answers, secrets to {server};
-grant update (status, owner, claim, due_at, crashes, note, finished_at, mail, told) on runs to {server};
+grant update (status, owner, claim, due_at, crashes, note, finished_at, mail, told, failing) on runs to {server};
 grant update (lease_until, ended_at, ended_why) on nodes to {server};
-grant update (at_once, per_second, failures, down_since, why, declarer, tries, next_try, trier, back_since)
+grant update (at_once, per_second, version, failures, down_since, why, declarer, tries, next_try, trier, back_since)
     on pools to {server};
 grant update (slots, rate, busy, waiting, at) on pool_shares to {server};
 grant update (roles, disabled_at, version) on principals to {server};
 grant update (revoked_at, used_at) on tokens to {server};
 grant update (key_id, sealed_key, sealed, origins, programs, version, changed_at, changed_by) on secrets to {server};
+grant usage on sequence secret_versions to {server};
 -- To lock the row, and no more: this column has one possible value.
 grant update (one) on audit_head to {server};
 grant delete on inbox, nodes, pool_shares, answers, secrets to {server};

@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use backstay_machine::Time;
 use sqlx::PgConnection;
 
+use super::access::{Change, Changed, changed};
 use super::{Life, Store, StoreError};
 
 /// A pool as the database has it.
@@ -74,6 +75,8 @@ pub struct PoolInfo {
     pub outage: Option<Outage>,
     /// It was down until then, and its limit still grows.
     pub back_since: Option<Time>,
+    /// Counts the changes of its limits.
+    pub version: i32,
     /// Who holds what of it.
     pub shares: Vec<ShareRow>,
 }
@@ -98,6 +101,7 @@ struct PoolEntry {
     next_try: Option<Time>,
     trier: Option<i64>,
     back_since: Option<Time>,
+    version: i32,
 }
 
 struct Found {
@@ -239,30 +243,36 @@ impl Store {
         Ok(())
     }
 
-    /// Sets the limits of a pool. Nodes go by them within a second or two.
+    /// Sets the limits of a pool. Nodes go by them within a second or two. `seen` is the version that whoever asks saw, if
+    /// it matters: false if it is another by now.
     pub(crate) async fn set_pool(
         &self,
         name: &str,
         limits: &Limits,
+        seen: Option<i32>,
         entry: Option<&str>,
-    ) -> Result<(), StoreError> {
+    ) -> Result<bool, StoreError> {
         let at_once = limits.at_once.map(|at_once| i32::try_from(at_once).unwrap_or(i32::MAX));
-        sqlx::query!(
+        let done = sqlx::query!(
             "with done as (
-                 insert into pools (name, at_once, per_second) values ($1, $2, $3)
-                 on conflict (name) do update set at_once = excluded.at_once, per_second = excluded.per_second
+                 insert into pools as p (name, at_once, per_second)
+                 select $1, $2, $3 where $5::int is null or exists (select from pools where name = $1)
+                 on conflict (name) do update
+                 set at_once = excluded.at_once, per_second = excluded.per_second, version = p.version + 1
+                 where $5::int is null or p.version = $5
                  returning 1
              )
              select from done where $4::text is null or audit_write(array[$4]) is not null",
             name,
             at_once,
             limits.per_second,
-            entry
+            entry,
+            seen
         )
         .execute(&self.pool)
         .await
         .map_err(StoreError::database("set the limits of a pool"))?;
-        Ok(())
+        Ok(done.rows_affected() > 0)
     }
 
     /// A person says that a target is down, or why it is: nobody tries it any more. Not if it was declared before.
@@ -271,27 +281,34 @@ impl Store {
         name: &str,
         who: &str,
         why: &str,
-        entry: Option<&str>,
-    ) -> Result<bool, StoreError> {
-        let done = sqlx::query!(
-            "with done as (
+        change: Option<&Change>,
+    ) -> Result<Changed, StoreError> {
+        let kept = change.map(Change::kept).unwrap_or_default();
+        let done = sqlx::query_scalar!(
+            r#"with done as (
                  insert into pools as p (name, down_since, why, declarer) values ($1, clock_timestamp(), $3, $2)
                  on conflict (name) do update
                  set down_since = coalesce(p.down_since, excluded.down_since), why = excluded.why,
                      declarer = excluded.declarer, next_try = null, trier = null, back_since = null
                  where p.declarer is null
-                 returning 1
-             )
-             select from done where $4::text is null or audit_write(array[$4]) is not null",
+                 returning 1 as version
+             ),
+             kept as (insert into answers (principal, key, asked, status, answer)
+                      select $5, $6, $7, $8, $9 from done where $6::text is not null)
+             select version as "version!" from done where $4::text is null or audit_write(array[$4]) is not null"#,
             name,
             who,
             why,
-            entry
+            change.map(|change| change.entry.as_str()),
+            kept.principal,
+            kept.key,
+            kept.asked,
+            kept.status,
+            kept.answer
         )
-        .execute(&self.pool)
-        .await
-        .map_err(StoreError::database("declare an outage"))?;
-        Ok(done.rows_affected() > 0)
+        .fetch_optional(&self.pool)
+        .await;
+        changed(done, "declare an outage")
     }
 
     /// A person says that a target is back: its limit grows from one call at once. False if it was not down.
@@ -319,7 +336,7 @@ impl Store {
         let failed = StoreError::database("list the pools");
         let rows = sqlx::query_as!(
             PoolEntry,
-            "select name, at_once, per_second, down_since, why, declarer, tries, next_try, trier, back_since
+            "select name, at_once, per_second, down_since, why, declarer, tries, next_try, trier, back_since, version
                  from pools where $1::text is null or name = $1 order by name",
             name
         )
@@ -364,6 +381,7 @@ impl Store {
                     trier: row.trier,
                 }),
                 back_since: row.back_since,
+                version: row.version,
                 name: row.name,
                 shares,
             }

@@ -41,6 +41,8 @@ pub struct RunInfo {
     pub finished_at: Option<Time>,
     /// Messages to it that nobody has answered yet.
     pub unanswered: i32,
+    /// The steps that failed or are held, or whose undo did: until they succeed, or somebody sees to them.
+    pub failing: Vec<String>,
 }
 
 /// Which runs to list.
@@ -62,7 +64,7 @@ pub struct RunFilter {
     pub live: bool,
     /// Only with these labels: an object of texts.
     pub labels: serde_json::Value,
-    /// Only those in which the last thing that became of this step, or of its undo, is that it failed or is held.
+    /// Only those in which the last word of this step, or of its undo, is that it failed or is held.
     pub failing: Option<String>,
     /// Only older ones than this (ids are ordered by time): the last of the page before.
     pub before: Option<RunId>,
@@ -86,6 +88,7 @@ struct IndexRow {
     submitted_at: Time,
     finished_at: Option<Time>,
     unanswered: i32,
+    failing: Vec<String>,
 }
 
 impl IndexRow {
@@ -106,6 +109,7 @@ impl IndexRow {
             submitted_at: self.submitted_at,
             finished_at: self.finished_at,
             unanswered: self.unanswered,
+            failing: self.failing,
         })
     }
 }
@@ -192,7 +196,7 @@ impl Store {
         let row = sqlx::query_as!(
             IndexRow,
             r#"select run_id, workflow, status, plan_hash, priority, labels, client_key, exclusive_key, owner, claim,
-                    due_at, note, submitted_at, finished_at, mail - told as "unanswered!"
+                    due_at, note, submitted_at, finished_at, mail - told as "unanswered!", coalesce(failing, '{}') as "failing!"
              from runs where run_id = $1"#,
             run.0
         )
@@ -200,6 +204,19 @@ impl Store {
         .await
         .map_err(StoreError::database("read a run"))?;
         row.map(IndexRow::read).transpose()
+    }
+
+    /// Who submitted a run; none: nobody said so, or there is no such run. A run that is a step was submitted by whoever
+    /// submitted the whole.
+    pub async fn submitter(&self, run: RunId) -> Result<Option<String>, StoreError> {
+        let who = sqlx::query_scalar!(
+            "select body -> 'by' ->> 'who' from journal where run_id = $1 and seq = 1",
+            run.0
+        )
+        .fetch_optional(&self.pool)
+        .await
+        .map_err(StoreError::database("look who submitted a run"))?;
+        Ok(who.flatten())
     }
 
     /// The position of a run's last event; 0 if there is none.
@@ -217,7 +234,7 @@ impl Store {
         let rows = sqlx::query_as!(
             IndexRow,
             r#"select run_id, workflow, status, plan_hash, priority, labels, client_key, exclusive_key, owner, claim,
-                    due_at, note, submitted_at, finished_at, mail - told as "unanswered!"
+                    due_at, note, submitted_at, finished_at, mail - told as "unanswered!", coalesce(failing, '{}') as "failing!"
              from runs
              where ($1::text is null or status = $1) and ($2::text is null or workflow = $2)
                and ($3::uuid is null or run_id < $3) and ($5::bool is not true or finished_at is null)
@@ -226,11 +243,7 @@ impl Store {
                and ($9::text is null or exclusive_key = $9)
                and ($10::timestamptz is null or submitted_at >= $10)
                and ($11::timestamptz is null or submitted_at < $11)
-               and ($7::text is null
-                    or (select j.kind from journal j
-                        where j.run_id = runs.run_id and j.step = $7
-                          and j.kind in ('started', 'succeeded', 'failed', 'held', 'retried', 'skipped', 'recalled')
-                        order by j.seq desc limit 1) in ('failed', 'held'))
+               and ($7::text is null or failing @> array[$7])
              order by run_id desc limit $4"#,
             filter.status.map(Status::as_str),
             filter.workflow.as_deref(),

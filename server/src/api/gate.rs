@@ -1,7 +1,7 @@
 //! The policy: who asks, and may they. A handler gets a [`Permit`], which only this module makes, and there is no other
 //! way from a handler to the engine: what was forgotten here is denied.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use axum::http::{HeaderMap, header};
 use backstay_activities::secrets_named;
 use backstay_engine::machine::action;
+use backstay_engine::machine::plan::StepSpec;
 use backstay_engine::store::access::{Change, Kept, Principal, Token};
 use backstay_engine::{Engine, RunId, RunInfo, Sender, Store};
 use chrono::Utc;
@@ -132,11 +133,6 @@ impl Gate {
             self.look().await;
             tokio::time::sleep(LOOK).await;
         }
-    }
-
-    /// Whether rights are known as they are now: so also whether the database answers.
-    pub fn is_fresh(&self) -> bool {
-        self.known().at.is_some_and(|at| at.elapsed() < STALE)
     }
 
     async fn look(&self) {
@@ -283,11 +279,27 @@ impl Permit {
         .with("right", right.name()))
     }
 
-    /// Whether they may have these secrets used. Who may write a plan may name any secret in it, as it is bound to where it
-    /// may go; who may not, names none but those that the plan names at this place.
-    pub async fn may_name(&self, input: &Value, named: &Value) -> Result<(), Problem> {
-        let before = secrets_named(named);
-        match secrets_named(input).into_iter().find(|name| !before.contains(name)) {
+    /// Whether they may have the secrets used that an input names. Who may write a plan may name any secret in it, as it is
+    /// bound to where it may go; who may not, names none.
+    pub async fn may_name(&self, input: &Value) -> Result<(), Problem> {
+        self.may_use(secrets_named(input), &BTreeSet::new()).await
+    }
+
+    /// The same for another input of a step, or of its undo: none but those that the plan names at this place. What the
+    /// step is given can become a name in the plan of the run that it is.
+    pub async fn may_give(&self, input: &Value, step: Option<&StepSpec>, undo: bool) -> Result<(), Problem> {
+        match step {
+            None => self.may_name(input).await,
+            Some(step) if undo => {
+                let written = step.undo.as_ref().map(|undo| secrets_named(&undo.input));
+                self.may_use(secrets_named(input), &written.unwrap_or_default()).await
+            }
+            Some(step) => self.may_use(named_with(step, input), &named_with(step, &step.input)).await,
+        }
+    }
+
+    async fn may_use(&self, names: BTreeSet<String>, before: &BTreeSet<String>) -> Result<(), Problem> {
+        match names.into_iter().find(|name| !before.contains(name)) {
             None => Ok(()),
             Some(name) => {
                 let what = format!("naming the secret \"{}\" in an input", name.escape_debug());
@@ -378,6 +390,16 @@ impl Permit {
             }
         }
     }
+}
+
+/// The secrets that a step with this input names, in the runs that it is made of as well.
+fn named_with(step: &StepSpec, input: &Value) -> BTreeSet<String> {
+    let mut names = secrets_named(input);
+    for inner in step.plan_given(input).into_iter().flat_map(|plan| plan.steps) {
+        names.extend(named_with(&inner, &inner.input));
+        names.extend(inner.undo.iter().flat_map(|undo| secrets_named(&undo.input)));
+    }
+    names
 }
 
 fn line(caller: Option<&Caller>, asked: &Asked, about: Option<String>, more: Map<String, Value>) -> String {

@@ -23,7 +23,7 @@ mod ledger;
 pub mod operation;
 mod pages;
 mod people;
-mod plans;
+pub(crate) mod plans;
 mod pools;
 pub mod problem;
 pub mod rights;

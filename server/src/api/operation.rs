@@ -352,7 +352,7 @@ where
     })?;
     let query = match parts.extract::<axum::extract::Query<Q>>().await {
         Ok(query) => query.0,
-        Err(error) => return Err(Problem::at(&BAD_REQUEST, "query", error.body_text())),
+        Err(error) => return Err(query_problem(&error.body_text())),
     };
     let whole = tokio::time::timeout(SLOWEST_BODY, axum::body::to_bytes(body, LONGEST_BODY)).await;
     let slow =
@@ -363,13 +363,26 @@ where
     let body = B::read(&parts.headers, &bytes)?;
     let key = idempotency_key(&parts.headers)?;
     let if_match = if_match(&parts.headers)?;
-    let digest = digest(operation, parts.uri.path(), &bytes);
+    // What is asked stands in the query as well, where there is one.
+    let asked_of = parts.uri.path_and_query().map_or(parts.uri.path(), |whole| whole.as_str());
+    let digest = digest(operation, asked_of, &bytes);
     let ask = Ask { path, query, body, key, if_match, headers: parts.headers, digest };
     // A caller who hangs up ends this future wherever it is; what was begun goes on to its end in a task of its own.
     let work = std::panic::AssertUnwindSafe(handler(permit, ask)).catch_unwind();
     match tokio::spawn(work.in_current_span()).await {
         Ok(Ok(done)) => done.map(Answer::answer),
         _ => Err(Problem::new(&INTERNAL, "the operation ended in a panic")),
+    }
+}
+
+/// Which parameter of the query is wrong, where the text says so.
+fn query_problem(text: &str) -> Problem {
+    let text = text.strip_prefix("Failed to deserialize query string: ").unwrap_or(text);
+    match text.split_once(": ") {
+        Some((name, what)) if name.chars().all(|c| c.is_ascii_lowercase() || c == '_') => {
+            Problem::at(&BAD_REQUEST, format!("query/{name}"), what)
+        }
+        _ => Problem::at(&BAD_REQUEST, "query", text),
     }
 }
 

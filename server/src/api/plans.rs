@@ -42,10 +42,10 @@ struct Checked {
 /// What a failure would undo, of all steps or of one.
 #[derive(Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-pub(super) struct Failing {
+pub(crate) struct Failing {
     /// Only if this step fails. A plan of very many steps shows it of some only, unless one is named.
     #[serde(default)]
-    failing: Option<String>,
+    pub failing: Option<String>,
 }
 
 /// What is shown of failures in one answer: of ten thousand steps each could undo all others, and the answer would have
@@ -54,7 +54,7 @@ const SHOWN: (usize, usize) = (20_000, 1_000_000);
 
 /// A plan that was taken.
 #[derive(Serialize, JsonSchema)]
-pub(super) struct PlanView {
+pub(crate) struct PlanView {
     /// What an approval is for.
     hash: String,
     /// With everything written out.
@@ -84,7 +84,7 @@ struct Undo {
 }
 
 impl PlanView {
-    pub(super) fn of(plan: &Plan, asked: &Failing) -> Result<Self, Problem> {
+    pub(crate) fn of(plan: &Plan, asked: &Failing) -> Result<Self, Problem> {
         let only = match &asked.failing {
             None => None,
             Some(name) => Some(plan.find(name).ok_or_else(|| {

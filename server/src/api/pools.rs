@@ -2,6 +2,7 @@
 
 use axum::http::Method;
 use backstay_engine::machine::Time;
+use backstay_engine::store::access::{Change, Changed};
 use backstay_engine::store::{Limits, Outage, PoolInfo};
 use backstay_engine::{OutageInfo, RunId};
 use schemars::JsonSchema;
@@ -11,7 +12,7 @@ use serde_json::json;
 use super::gate::Permit;
 use super::operation::{Ask, InJson, Operation, Reply, operation};
 use super::people::no_nul;
-use super::problem::{BAD_REQUEST, NOT_FOUND, Problem};
+use super::problem::{BAD_REQUEST, KEY_REUSED, MOVED, NOT_FOUND, Problem};
 use super::rights::Right;
 
 pub(super) fn operations() -> Vec<Operation> {
@@ -19,14 +20,16 @@ pub(super) fn operations() -> Vec<Operation> {
         operation(Method::GET, "/pools", "listPools", Right::View, list)
             .about("pools", "Lists pools: how many calls each target bears, how many are under way and wait, and whether it is down."),
         operation(Method::GET, "/pools/{name}", "getPool", Right::View, one)
-            .about("pools", "One pool, with what each node holds of it.")
+            .about("pools", "One pool, with what each node holds of it. Its ETag counts the changes of its limits.")
             .fails(&[&NOT_FOUND]),
         operation(Method::PUT, "/pools/{name}", "setPool", Right::Pools, set)
-            .about("pools", "Limits the calls to a target, over all nodes. They go by it within a second or two; calls under way go on."),
+            .about("pools", "Limits the calls to a target, over all nodes. They go by it within a second or two; calls under way go on.")
+            .fails(&[&MOVED]),
         operation(Method::GET, "/outages", "listOutages", Right::View, outages)
             .about("pools", "Targets that are down, the longest first."),
         operation(Method::POST, "/pools/{name}/outage", "declareOutage", Right::Pools, declare)
-            .about("pools", "Takes a target for down until somebody ends that: no call to it is begun."),
+            .about("pools", "Takes a target for down until somebody ends that: no call to it is begun.")
+            .fails(&[&KEY_REUSED]),
         operation(Method::DELETE, "/pools/{name}/outage", "endOutage", Right::Pools, end)
             .about("pools", "Takes a target for back: its steps go on, a few at first."),
         operation(Method::GET, "/lines", "getLine", Right::View, line)
@@ -123,7 +126,13 @@ async fn list(permit: Permit, _: Ask<(), (), ()>) -> Result<Reply<Vec<PoolView>>
 
 async fn one(permit: Permit, ask: Ask<Named, (), ()>) -> Result<Reply<PoolView>, Problem> {
     no_nul("path/name", &ask.path.name)?;
-    Ok(Reply::new(permit.engine().pool(&ask.path.name).await?.into()))
+    shown(&permit, &ask.path.name).await
+}
+
+async fn shown(permit: &Permit, name: &str) -> Result<Reply<PoolView>, Problem> {
+    let pool = permit.engine().pool(name).await?;
+    let version = pool.version;
+    Ok(Reply::new(PoolView::from(pool)).version(version))
 }
 
 #[derive(Deserialize, JsonSchema)]
@@ -143,8 +152,13 @@ async fn set(permit: Permit, ask: Ask<Named, (), InJson<Wanted>>) -> Result<Repl
     let Wanted { at_once, per_second } = ask.body.0;
     let name = ask.path.name;
     let entry = permit.change(&name, json!({ "at_once": at_once, "per_second": per_second })).entry;
-    permit.engine().set_pool(&name, Limits { at_once, per_second }, Some(&entry)).await?;
-    Ok(Reply::new(permit.engine().pool(&name).await?.into()))
+    let seen = ask.if_match.map(|seen| i32::try_from(seen).unwrap_or(-1));
+    if !permit.engine().set_pool_if(&name, Limits { at_once, per_second }, seen, Some(&entry)).await? {
+        let detail =
+            format!("the limits of \"{}\" have been changed since they were read", name.escape_debug());
+        return Err(Problem::new(&MOVED, detail));
+    }
+    shown(&permit, &name).await
 }
 
 #[derive(Serialize, JsonSchema)]
@@ -172,17 +186,34 @@ struct Declared {
 }
 
 /// Whether something changed.
-#[derive(Serialize, JsonSchema)]
+#[derive(Serialize, Deserialize, JsonSchema)]
 struct Outcome {
     /// False if it was so before.
     changed: bool,
 }
 
 async fn declare(permit: Permit, ask: Ask<Named, (), InJson<Declared>>) -> Result<Reply<Outcome>, Problem> {
-    let (name, why) = (ask.path.name, ask.body.0.why);
-    let entry = permit.change(&name, json!({ "why": why })).entry;
-    let changed = permit.engine().declare_outage(&name, permit.who(), &why, Some(&entry)).await?;
-    Ok(Reply::new(Outcome { changed }))
+    let (name, why, key) = (ask.path.name, ask.body.0.why, ask.key.as_deref());
+    let known = async || {
+        let before = permit.answered(key, &ask.digest).await?;
+        // Asked again since the answer was lost. Somebody may have ended it meanwhile, and it stays so.
+        Ok::<_, Problem>(before.and_then(|before| serde_json::from_value::<Outcome>(before).ok()))
+    };
+    if let Some(before) = known().await? {
+        return Ok(Reply::new(before));
+    }
+    let kept = |changed| permit.kept(key, &ask.digest, 200, &json!(Outcome { changed }));
+    let change = Change { kept: kept(true)?, ..permit.change(&name, json!({ "why": why })) };
+    match permit.engine().declare_outage(&name, permit.who(), &why, Some(&change)).await? {
+        Changed::Done(_) => Ok(Reply::new(Outcome { changed: true })),
+        Changed::Known if let Some(before) = known().await? => Ok(Reply::new(before)),
+        _ => {
+            if let Some(kept) = kept(false)? {
+                permit.store().keep_answer(&kept).await?;
+            }
+            Ok(Reply::new(Outcome { changed: false }))
+        }
+    }
 }
 
 async fn end(permit: Permit, ask: Ask<Named, (), ()>) -> Result<Reply<Outcome>, Problem> {

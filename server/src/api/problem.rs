@@ -55,6 +55,10 @@ catalogue! {
     NOT_FOUND "not-found" 404 "What is named is not there"
         "The answer says what. A run that ended long ago may have been removed; see the retention settings. What a \
          token's scope hides is not there either."
+    REMOVED "run-removed" 410 "The run is over and was removed"
+        "What was asked was done: this `Idempotency-Key` means a run that came to its end and was removed since, as the \
+         retention settings say (`node.keep_finished`). `run` names it. Nothing was submitted now. To have it done once more, \
+         submit it under a new key."
     REFUSED "refused" 409 "The run refused"
         "The answer says why, and so does the run's journal. Look at the run again (`explain`) before trying another way."
     EXCLUSIVE "exclusive-key-taken" 409 "Another live run holds the exclusive key"

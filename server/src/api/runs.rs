@@ -11,7 +11,9 @@ use serde_json::{Map, Value};
 
 use super::gate::Permit;
 use super::operation::{Ask, InJson, Operation, Reply, Taken, Text, operation};
-use super::problem::{AWAY, BAD_PLAN, BAD_REQUEST, EXCLUSIVE, FORBIDDEN, KEY_REUSED, NOT_FOUND, Problem};
+use super::problem::{
+    AWAY, BAD_PLAN, BAD_REQUEST, EXCLUSIVE, FORBIDDEN, KEY_REUSED, NOT_FOUND, Problem, REMOVED,
+};
 use super::rights::Right;
 use super::views::{EventView, Page, ResourceView, Run, StepView, steps};
 use super::workflows;
@@ -23,7 +25,7 @@ pub(super) fn operations() -> Vec<Operation> {
     vec![
         operation(Method::POST, "/runs", "submitRun", Right::Submit, submit)
             .about("runs", "Submits a run. It is durable once this is answered, and goes on whatever becomes of the caller.")
-            .fails(&[&BAD_PLAN, &KEY_REUSED, &EXCLUSIVE]),
+            .fails(&[&BAD_PLAN, &KEY_REUSED, &EXCLUSIVE, &REMOVED]),
         operation(Method::GET, "/runs", "listRuns", Right::View, list)
             .about("runs", "Lists runs, the newest first. Filters are combined."),
         operation(Method::GET, "/runs/{run}", "getRun", Right::View, one)
@@ -93,7 +95,7 @@ async fn submit(permit: Permit, ask: Ask<(), (), InJson<Submit>>) -> Result<Take
         (Some(name), input, None) => {
             let workflow = workflows::named(&permit, &name)?;
             let input = input.unwrap_or_else(|| Value::Object(Map::new()));
-            permit.may_name(&input, &Value::Null).await?;
+            permit.may_name(&input).await?;
             let made = workflows::prepared(&*workflow, &input)?;
             asked.exclusive = asked.exclusive.or(made.exclusive);
             let version = [("workflow_version".to_owned(), made.version)];
@@ -144,7 +146,11 @@ async fn submit(permit: Permit, ask: Ask<(), (), InJson<Submit>>) -> Result<Take
         Problem::new(&AWAY, detail).retry_after(2)
     })??;
     tracing::Span::current().record("run", submitted.run.to_string());
-    let info = permit.engine().get(submitted.run).await?;
+    let Some(info) = permit.store().get(submitted.run).await? else {
+        let detail =
+            format!("run {} was submitted under this key; it is over, and was removed", submitted.run);
+        return Err(Problem::new(&REMOVED, detail).with("run", submitted.run.to_string()));
+    };
     Ok(Taken::new(info.into()).with(header::LOCATION, format!("{}/runs/{}", super::BASE, submitted.run)))
 }
 
@@ -165,7 +171,7 @@ pub(crate) struct Which {
     /// Only the one that holds, or held, this exclusive key.
     #[serde(default)]
     pub exclusive: Option<String>,
-    /// Only those in which this step, or its undo, has failed or is held.
+    /// Only those in which this step, or its undo, has failed or is held, and has not succeeded since.
     #[serde(default)]
     pub failing: Option<String>,
     /// Only those that are not over.

@@ -48,8 +48,8 @@ pub(super) fn operations() -> Vec<Operation> {
             .about("secrets", "The keys that seal secrets, by name, and how many secrets each of them seals.")
             .fails(&[&NOT_HERE]),
         operation(Method::POST, "/keys/rewrap", "rewrapSecrets", Right::Admin, rewrap)
-            .about("secrets", "Seals the next hundred secrets by the current key. What was done stays done: asked again, it goes on with those that are left.")
-            .fails(&[&NOT_HERE]),
+            .about("secrets", "Seals the next hundred secrets by the current key. What was done stays done: asked again, under another key or none, it goes on with those that are left.")
+            .fails(&[&CONFLICT, &KEY_REUSED, &NOT_HERE]),
     ]
 }
 
@@ -67,7 +67,7 @@ struct SecretView {
     origins: Vec<String>,
     /// The programs that may be given it.
     programs: Vec<String>,
-    /// Counts the changes; it is the ETag.
+    /// Another with every change, and never the same again; it is the ETag.
     version: i32,
     /// When it was set last.
     changed_at: Time,
@@ -329,7 +329,7 @@ struct After {
 }
 
 /// What became of a batch.
-#[derive(Serialize, JsonSchema)]
+#[derive(Serialize, Deserialize, JsonSchema)]
 struct Rewrapped {
     /// The key that is current.
     key: String,
@@ -343,7 +343,7 @@ struct Rewrapped {
     next: Option<String>,
 }
 
-#[derive(Serialize, JsonSchema)]
+#[derive(Serialize, Deserialize, JsonSchema)]
 struct Failed {
     /// The secret.
     name: String,
@@ -353,22 +353,36 @@ struct Failed {
 
 async fn rewrap(permit: Permit, ask: Ask<(), After, ()>) -> Result<Reply<Rewrapped>, Problem> {
     no_nul("query/after", &ask.query.after)?;
-    let ring = permit.keys()?;
-    let key = ring.current().to_owned();
-    let batch = permit.store().secrets(&ask.query.after, Some(&key), BATCH).await?;
-    let (mut keys, mut failed) = (Vec::new(), Vec::new());
-    for one in &batch {
-        match vault::reseal(&ring, &one.secret) {
-            Ok(resealed) => keys.push(resealed),
-            Err(error) => failed.push(Failed { name: one.secret.name.clone(), why: error.to_string() }),
+    let idempotency = ask.key.as_deref();
+    // Each time some secret of the batch was set anew between the look and the change.
+    for _ in 0..5 {
+        if let Some(before) = permit.answered(idempotency, &ask.digest).await? {
+            return serde_json::from_value(before).map(Reply::new).map_err(unsealed);
+        }
+        let ring = permit.keys()?;
+        let key = ring.current().to_owned();
+        let batch = permit.store().secrets(&ask.query.after, Some(&key), BATCH).await?;
+        let (mut keys, mut failed) = (Vec::new(), Vec::new());
+        for one in &batch {
+            match vault::reseal(&ring, &one.secret) {
+                Ok(resealed) => keys.push(resealed),
+                Err(error) => failed.push(Failed { name: one.secret.name.clone(), why: error.to_string() }),
+            }
+        }
+        let others = permit.store().secrets_by_key().await?.into_iter().filter(|(name, _)| *name != key);
+        let left = others.map(|(_, count)| count).sum::<i64>() - keys.len() as i64;
+        let more = batch.len() as i64 == BATCH;
+        let next = more.then(|| batch.last().map(|one| one.secret.name.clone())).flatten();
+        let names: Vec<_> = keys.iter().map(|one| &one.name).collect();
+        let mut change = permit.change("secrets", json!({ "key": key, "names": names }));
+        let done = Rewrapped { key, resealed: keys.len() as u64, left, failed, next };
+        if keys.is_empty() && idempotency.is_none() {
+            return Ok(Reply::new(done));
+        }
+        change.kept = permit.kept(idempotency, &ask.digest, 200, &json!(done))?;
+        if matches!(permit.store().reseal(&keys, &change).await?, Changed::Done(_)) {
+            return Ok(Reply::new(done));
         }
     }
-    let names: Vec<_> = keys.iter().map(|one| &one.name).collect();
-    let change = permit.change("secrets", json!({ "key": key, "names": names }));
-    let resealed = if keys.is_empty() { 0 } else { permit.store().reseal(&keys, &change).await? };
-    let others = permit.store().secrets_by_key().await?.into_iter().filter(|(name, _)| *name != key);
-    let left = others.map(|(_, count)| count).sum();
-    let more = batch.len() as i64 == BATCH;
-    let next = more.then(|| batch.last().map(|one| one.secret.name.clone())).flatten();
-    Ok(Reply::new(Rewrapped { key, resealed, left, failed, next }))
+    Err(Problem::new(&CONFLICT, "the secrets are being changed at the same time; ask again"))
 }

@@ -116,10 +116,8 @@ where
         if let Verb::Retry { step, undo, input: Some(input), .. } = &verb {
             let run = permit.run(ask.path.run()).await?.run;
             let state = permit.engine().state(run).await?;
-            let written = state.plan().find(step).map(|ix| state.plan().step(ix));
-            let written =
-                written.and_then(|step| if *undo { step.undo.as_ref() } else { Some(&step.forward) });
-            permit.may_name(input, written.map_or(&Value::Null, |work| work.input.written())).await?;
+            let written = state.plan().spec().steps.iter().find(|one| one.name == *step);
+            permit.may_give(input, written, *undo).await?;
         }
         act(permit, ask.path.run(), verb, why, ask.key, ask.if_match).await
     })

@@ -33,6 +33,8 @@ pub struct Run {
     pub finished_at: Option<Time>,
     /// Messages to it that nobody has answered yet.
     pub unanswered: i32,
+    /// The steps that failed or are held, or whose undo did: each until it succeeds, or somebody sees to it.
+    pub failing: Vec<String>,
 }
 
 impl From<RunInfo> for Run {
@@ -50,6 +52,7 @@ impl From<RunInfo> for Run {
             submitted_at: info.submitted_at,
             finished_at: info.finished_at,
             unanswered: info.unanswered,
+            failing: info.failing,
         }
     }
 }

@@ -12,13 +12,17 @@ use std::time::Duration;
 
 use backstay_activities::secrets::{FileSecrets, NoSecrets, SecretUse};
 use backstay_activities::{CommandSettings, HttpSettings, Program};
-use backstay_engine::{NodeConfig, Span};
+use backstay_engine::{Breaker, NodeConfig, Span};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 pub(crate) use layers::{Loaded, load, of_text};
 pub(crate) use show::show;
 
 use crate::cli::LogFormat;
+
+/// What `listen.plain` is where everybody may read along.
+const OPEN: &str = "readable-by-all";
+const SHOWN: &str = "shows health and figures to whoever asks: keep it on loopback";
 
 /// Every setting there is.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -29,9 +33,11 @@ pub(crate) struct Config {
     pub database: DatabaseSettings,
     pub node: NodeSettings,
     pub listen: ListenSettings,
+    pub pools: PoolSettings,
     /// Where the activity `http` may call; see `backstay_activities::HttpSettings`.
     pub http: HttpSettings,
     pub command: CommandSection,
+    pub signal: SignalSettings,
     pub secrets: SecretSettings,
     pub log: LogSettings,
     pub traces: TraceSettings,
@@ -116,7 +122,6 @@ impl Default for ListenSettings {
 impl ListenSettings {
     /// What may not be.
     fn problem(&self) -> Option<(&'static str, String)> {
-        const OPEN: &str = "readable-by-all";
         let off = |address: &SocketAddr| !address.ip().is_loopback();
         if self.certificate.is_some() != self.key.is_some() {
             return Some(("listen.key", "goes with listen.certificate: both are stated, or neither".into()));
@@ -133,11 +138,18 @@ impl ListenSettings {
             return Some(("listen.address", format!("{why} (or listen.plain = \"{OPEN}\")")));
         }
         if off(&self.health) && self.plain != OPEN {
-            let why = "shows health and figures to whoever asks: keep it on loopback";
-            return Some(("listen.health", format!("{why} (or state listen.plain = \"{OPEN}\")")));
+            return Some(("listen.health", format!("{SHOWN} (or state listen.plain = \"{OPEN}\")")));
         }
         None
     }
+}
+
+/// Whom the activity `signal` may speak to, beside the runs of whoever submitted its own.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct SignalSettings {
+    /// The workflows whose runs every run may speak to.
+    pub workflows: Vec<String>,
 }
 
 /// What the activity `command` may run; see `backstay_activities::Program`.
@@ -202,6 +214,8 @@ pub(crate) struct NodeSettings {
     pub keep_keys: Span,
     /// How long calls in flight may take to end when the node is told to stop.
     pub grace: Span,
+    /// Where `backstay node` shows health and figures; `serve` has `listen.health`. Left out: nowhere.
+    pub health: Option<SocketAddr>,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -233,7 +247,27 @@ impl Default for NodeSettings {
             keep_finished: node.keep_finished.map(Span),
             keep_keys: node.keep_keys.into(),
             grace: Span::secs(30),
+            health: None,
         }
+    }
+}
+
+/// When the target of a pool is taken for down; see `backstay_engine::Breaker`. The same on all nodes.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct PoolSettings {
+    /// After so many calls in a row that found it down.
+    pub failures: u32,
+    /// How long until it is tried again.
+    pub first_try: Span,
+    /// Each try in vain doubles that, up to so much.
+    pub longest_pause: Span,
+}
+
+impl Default for PoolSettings {
+    fn default() -> Self {
+        let Breaker { failures, first, ceiling } = Breaker::default();
+        Self { failures, first_try: first.into(), longest_pause: ceiling.into() }
     }
 }
 
@@ -265,6 +299,13 @@ impl Config {
         Self { data_dir, ..Self::default() }
     }
 
+    /// How a node of this configuration behaves.
+    pub(crate) fn node(&self) -> NodeConfig {
+        let PoolSettings { failures, first_try, longest_pause } = self.pools;
+        let breaker = Breaker { failures, first: first_try.0, ceiling: longest_pause.0 };
+        NodeConfig { breaker, ..self.node.for_engine() }
+    }
+
     /// The programs, and where their locks are.
     pub(crate) fn command(&self) -> CommandSettings {
         let locks = Some(self.data_dir.join("locks"));
@@ -288,8 +329,18 @@ impl Config {
         .or_else(|| least("node.poll", node.poll, Duration::from_millis(10)))
         .or_else(|| some("node.max_calls", node.max_calls))
         .or_else(|| some("node.max_runs", node.max_runs))
+        .or_else(|| {
+            (self.pools.failures == 0)
+                .then(|| ("pools.failures", "is 0, so every target would be down from the start".to_owned()))
+        })
+        .or_else(|| least("pools.first_try", self.pools.first_try, Duration::from_millis(10)))
+        .or_else(|| least("pools.longest_pause", self.pools.longest_pause, self.pools.first_try.0))
         .or_else(|| some("node.max_crashes", usize::try_from(node.max_crashes).unwrap_or(0)))
         .or_else(|| self.listen.problem())
+        .or_else(|| {
+            let open = node.health.is_some_and(|at| !at.ip().is_loopback()) && self.listen.plain != OPEN;
+            open.then(|| ("node.health", format!("{SHOWN} (or state listen.plain = \"{OPEN}\")")))
+        })
         .or_else(|| some("listen.connections", self.listen.connections))
         .or_else(|| some("listen.connections_per_address", self.listen.connections_per_address))
         .or_else(|| self.traces.problem())

@@ -4,6 +4,8 @@ use std::path::PathBuf;
 
 use clap::{Args, Subcommand, ValueEnum};
 
+use crate::cli::Drawing;
+
 /// For the end of their help.
 pub(crate) const REMOTE: &str = "\
 The server is the one of --server or BACKSTAY_SERVER, else the one of listen.address on this machine.
@@ -90,6 +92,15 @@ pub(crate) struct DoneToStep {
     pub remote: Remote,
 }
 
+/// What became of something that a run made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Became {
+    /// It is not there any more
+    Gone,
+    /// It is there, and stays
+    Kept,
+}
+
 #[derive(Debug, Subcommand)]
 pub(crate) enum RunCommand {
     /// Submits a run: of a workflow that the server has, or of a plan of one's own
@@ -141,6 +152,12 @@ pub(crate) enum RunCommand {
         /// Only those in which this step has failed or is held
         #[arg(long, value_name = "STEP")]
         failing: Option<String>,
+        /// Only those submitted at this time or later, as in 2026-11-21T14:00:00Z
+        #[arg(long, value_name = "TIME")]
+        since: Option<String>,
+        /// Only those submitted before this time
+        #[arg(long, value_name = "TIME")]
+        until: Option<String>,
         /// Only those that are not over
         #[arg(long)]
         live: bool,
@@ -162,6 +179,14 @@ pub(crate) enum RunCommand {
     Explain(OfRun),
     /// Writes a run as a page (Markdown) from which a person can finish it by hand
     Export(OfRun),
+    /// Draws the plan of a run
+    Picture {
+        #[command(flatten)]
+        at: OfRun,
+        /// In which language
+        #[arg(long = "as", value_name = "LANGUAGE", default_value = "svg")]
+        form: Drawing,
+    },
     /// Tries a step, or its undo, again
     Retry(DoneToStep),
     /// Tries a step again with another input
@@ -205,6 +230,20 @@ pub(crate) enum RunCommand {
         /// The right that the plan asks for
         #[arg(long)]
         right: String,
+    },
+    /// Says what became of something that a step made, where nothing else says it; --why is the evidence
+    Account {
+        #[command(flatten)]
+        at: DoneToStep,
+        /// Which kind of thing, as "run resources" has it
+        #[arg(long)]
+        kind: String,
+        /// Which one
+        #[arg(long)]
+        name: String,
+        /// It is not there any more, or it is and stays
+        #[arg(long)]
+        became: Became,
     },
     /// Starts nothing more in a run
     Pause(DoneToRun),
@@ -275,6 +314,9 @@ pub(crate) enum PrincipalCommand {
     Disable {
         /// Its name
         name: String,
+        /// Do not ask whether it is meant
+        #[arg(long, short)]
+        yes: bool,
         #[command(flatten)]
         remote: Remote,
     },
@@ -402,6 +444,9 @@ pub(crate) enum TokenCommand {
     Revoke {
         /// The token's id
         id: String,
+        /// Do not ask whether it is meant
+        #[arg(long, short)]
+        yes: bool,
         #[command(flatten)]
         remote: Remote,
     },

@@ -196,7 +196,8 @@ fn token(remote: &Remote, config: &Config) -> Result<String, Trouble> {
     match std::fs::read_to_string(path) {
         Ok(text) => Ok(text.trim().to_owned()),
         Err(error) => Err(Trouble::denied(format!(
-            "No token: {} cannot be read ({error}). Set BACKSTAY_TOKEN, or name a file with --token-file.",
+            "No token: {} cannot be read ({error}). The first start of the server (\"backstay serve\") writes the first \
+             admin's token into its data folder; another one is given in BACKSTAY_TOKEN, or in a file with --token-file.",
             path.display()
         ))),
     }
@@ -215,7 +216,11 @@ fn refused(status: StatusCode, text: &str) -> Trouble {
         let part = |name: &str| error.get(name).and_then(Value::as_str);
         if let Some(message) = part("message") {
             let place = part("at").or_else(|| part("step")).unwrap_or("plan");
-            text += &format!("\n  {place}: {message}");
+            let line = format!("{place}: {message}");
+            // One mistake alone is said in full already.
+            if !text.contains(&line) {
+                text += &format!("\n  {line}");
+            }
         }
     }
     if let Some(page) = said("type") {
@@ -223,7 +228,7 @@ fn refused(status: StatusCode, text: &str) -> Trouble {
     }
     match status.as_u16() {
         401 | 403 => Trouble::denied(text),
-        404 => Trouble::not_found(text),
+        404 | 410 => Trouble::not_found(text),
         409 | 412 => Trouble::conflict(text),
         400 | 413 | 415 | 422 | 428 => Trouble::usage(text),
         503 => Trouble::unreachable(text),

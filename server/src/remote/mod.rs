@@ -14,4 +14,4 @@ mod client;
 pub(crate) mod people;
 pub(crate) mod run;
 pub(crate) mod secrets;
-mod show;
+pub(crate) mod show;

@@ -4,7 +4,7 @@ use reqwest::Method;
 use serde_json::{Value, json};
 
 use super::args::{AuditCommand, Form, PoolCommand, PrincipalCommand, Remote, Shown, TokenCommand};
-use super::client::{Api, segment};
+use super::client::{Api, confirm, segment};
 use super::show::{field, list, one, time};
 use crate::config::Config;
 use crate::db::{print, with_engine};
@@ -52,7 +52,10 @@ pub(crate) async fn principal(command: &PrincipalCommand, config: &Config) -> Re
         PrincipalCommand::Roles { name, role, remote } => {
             change(name, json!({ "roles": role }), remote).await
         }
-        PrincipalCommand::Disable { name, remote } => change(name, json!({ "disabled": true }), remote).await,
+        PrincipalCommand::Disable { name, yes, remote } => {
+            confirm(&format!("{name} is locked out, with every token they have."), *yes)?;
+            change(name, json!({ "disabled": true }), remote).await
+        }
         PrincipalCommand::Enable { name, remote } => change(name, json!({ "disabled": false }), remote).await,
     }
 }
@@ -96,7 +99,8 @@ pub(crate) async fn token(command: &TokenCommand, config: &Config) -> Result<(),
             }
             Ok(())
         }
-        TokenCommand::Revoke { id, remote } => {
+        TokenCommand::Revoke { id, yes, remote } => {
+            confirm("The token is revoked, for good: whatever uses it is refused from then on.", *yes)?;
             let path = format!("/tokens/{}", segment(id));
             Api::open(remote, config)?.ask(Method::DELETE, &path, &[], None, None).await?;
             if remote.output == Form::Table {

@@ -4,11 +4,12 @@ use std::time::Duration;
 
 use backstay_engine::RunId;
 use backstay_engine::machine::{Json, Row, event};
+use clap::ValueEnum;
 use serde_json::{Map, Value, json};
 
-use super::args::{DoneToRun, DoneToStep, Form, OfRun, Remote, RunCommand};
+use super::args::{Became, DoneToRun, DoneToStep, Form, OfRun, Remote, RunCommand};
 use super::client::{Api, confirm, segment};
-use super::show::{clean, field, list, one, time};
+use super::show::{clean, field, if_fails, list, one, time};
 use crate::config::Config;
 use crate::db::print;
 use crate::interrupt::Interrupt;
@@ -106,6 +107,14 @@ async fn command_of(command: &RunCommand, config: &Config) -> Result<(), Trouble
             print(&page.text);
             Ok(())
         }
+        RunCommand::Picture { at: OfRun { run, remote }, form } => {
+            let path = format!("/runs/{}/picture", segment(run));
+            let form = form.to_possible_value().map(|form| form.get_name().to_owned()).unwrap_or_default();
+            let api = Api::open(remote, config)?;
+            let drawn = api.ask(reqwest::Method::GET, &path, &[("as", form)], None, None).await?;
+            print(&drawn.text);
+            Ok(())
+        }
         RunCommand::Retry(at) => step(config, at, "retry", json!({ "undo": at.undo })).await,
         RunCommand::Edit { at, input } => {
             let input = written::read(input)?;
@@ -144,7 +153,19 @@ async fn command_of(command: &RunCommand, config: &Config) -> Result<(), Trouble
             confirm(&what, at.yes)?;
             step(config, at, "approve", json!({ "right": right, "plan_hash": hash })).await
         }
-        RunCommand::Reject { at, right } => step(config, at, "reject", json!({ "right": right })).await,
+        RunCommand::Reject { at, right } => {
+            confirm(&format!("You say no to step {}: it fails, as its plan says.", at.step), at.yes)?;
+            step(config, at, "reject", json!({ "right": right })).await
+        }
+        RunCommand::Account { at, kind, name, became } => {
+            reason(&at.why)?;
+            let became = match became {
+                Became::Gone => "gone",
+                Became::Kept => "kept",
+            };
+            confirm(&format!("You say that {kind} {name} of step {} is {became}.", at.step), at.yes)?;
+            step(config, at, "account", json!({ "kind": kind, "name": name, "became": became })).await
+        }
         RunCommand::Pause(at) => whole(config, at, "pause", json!({})).await,
         RunCommand::Resume(at) => whole(config, at, "resume", json!({})).await,
         RunCommand::Rollback { at, leave, past_failures, past_no_return } => {
@@ -217,22 +238,7 @@ async fn start(command: &RunCommand, config: &Config) -> Result<(), Trouble> {
             return Ok(());
         }
         print(&format!("The plan is right. Its hash: {}\n", field(&checked, "hash")));
-        for fails in checked.get("if_fails").and_then(Value::as_array).into_iter().flatten() {
-            let undone: Vec<_> =
-                fails.get("undone").and_then(Value::as_array).into_iter().flatten().collect();
-            let names = undone.iter().map(|one| match one.get("if_begun") == Some(&Value::Bool(true)) {
-                true => format!("{} (if it has begun)", field(one, "step")),
-                false => field(one, "step"),
-            });
-            let names = names.collect::<Vec<_>>().join(", ");
-            let names =
-                if names.is_empty() { "nothing is undone".to_owned() } else { format!("undone: {names}") };
-            print(&clean(&format!("If {} fails for good, {names}", field(fails, "step"))));
-            print("\n");
-        }
-        if checked.get("if_fails_cut") == Some(&Value::Bool(true)) {
-            print("The plan has more steps than are shown here.\n");
-        }
+        print(&if_fails(&checked));
         return Ok(());
     }
     let labels: Map<String, Value> =
@@ -267,12 +273,20 @@ async fn start(command: &RunCommand, config: &Config) -> Result<(), Trouble> {
 }
 
 async fn list_runs(command: &RunCommand, config: &Config) -> Result<(), Trouble> {
-    let RunCommand::List { status, workflow, label, exclusive, failing, live, limit, remote } = command
+    let RunCommand::List { status, workflow, label, exclusive, failing, since, until, live, limit, remote } =
+        command
     else {
         return Ok(());
     };
     let mut query = vec![("limit", limit.to_string())];
-    let texts = [("status", status), ("workflow", workflow), ("exclusive", exclusive), ("failing", failing)];
+    let texts = [
+        ("status", status),
+        ("workflow", workflow),
+        ("exclusive", exclusive),
+        ("failing", failing),
+        ("since", since),
+        ("until", until),
+    ];
     query.extend(texts.into_iter().filter_map(|(name, text)| Some((name, text.clone()?))));
     query.extend(live.then(|| ("live", "true".to_owned())));
     let labels = pairs(label)?.into_iter().map(|(name, value)| format!("{name}:{value}")).collect::<Vec<_>>();
@@ -289,6 +303,7 @@ async fn list_runs(command: &RunCommand, config: &Config) -> Result<(), Trouble>
             ("STATUS", |it| field(it, "status")),
             ("SUBMITTED", |it| time(it, "submitted_at")),
             ("ENDED", |it| time(it, "finished_at")),
+            ("FAILING", |it| field(it, "failing")),
             ("NOTE", |it| field(it, "note")),
         ],
     );

@@ -31,6 +31,27 @@ pub(super) fn time(value: &Value, name: &str) -> String {
     }
 }
 
+/// What each failure would undo, of a plan that was checked.
+pub(crate) fn if_fails(checked: &Value) -> String {
+    let mut text = String::new();
+    for fails in checked.get("if_fails").and_then(Value::as_array).into_iter().flatten() {
+        let undone = fails.get("undone").and_then(Value::as_array).into_iter().flatten();
+        let names = undone.map(|one| match one.get("if_begun") == Some(&Value::Bool(true)) {
+            true => format!("{} (if it has begun)", field(one, "step")),
+            false => field(one, "step"),
+        });
+        let names = names.collect::<Vec<_>>().join(", ");
+        let names =
+            if names.is_empty() { "nothing is undone".to_owned() } else { format!("undone: {names}") };
+        text += &clean(&format!("If {} fails for good, {names}", field(fails, "step")));
+        text.push('\n');
+    }
+    if checked.get("if_fails_cut") == Some(&Value::Bool(true)) {
+        text += "The plan has more steps than are shown here.\n";
+    }
+    text
+}
+
 /// Shows a list.
 pub(super) fn list(items: &[Value], form: Form, name: &str, columns: &[Column]) {
     match form {

@@ -291,3 +291,47 @@ async fn the_documents_of_the_api_are_those_of_the_program() {
     assert!(page.text.contains("The run refused"));
     api.end().await;
 }
+
+/// What a key was used for is known for longer than the run that it made.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_key_of_a_run_that_was_removed_says_so_and_submits_nothing() {
+    let api = Served::start().await;
+    let step = json!({ "name": "say", "activity": "log", "input": { "text": "hello" }, "nothing_to_undo": "it talks" });
+    let body = |workflow: &str| json!({ "plan": { "workflow": workflow, "steps": [step] } });
+    let submit =
+        async |workflow: &str| api.post_as("/api/v1/runs", body(workflow), &api.admin, Some("once")).await;
+    let run = submit("says").await.is(202).json()["run"].as_str().unwrap().to_owned();
+    api.until(&run, "succeeded").await;
+    assert_eq!(submit("says").await.is(202).json()["run"], json!(run));
+    let mut sql = api.place.sql().await;
+    sqlx::raw_sql("select purge(0, 100, 100000, 3600)").execute(&mut sql).await.unwrap();
+    api.get(&format!("/api/v1/runs/{run}")).await.is(404);
+
+    let gone = submit("says").await.is(410);
+    assert_eq!((gone.problem(), &gone.json()["run"]), ("run-removed".to_owned(), &json!(run)));
+    assert_eq!(submit("else").await.is(422).problem(), "idempotency-key-reused");
+    assert_eq!(api.get("/api/v1/runs").await.is(200).json()["items"], json!([]));
+    let plan = api.place.file("again.json", &body("says")["plan"].to_string()).display().to_string();
+    // The command line asks with more in its body, which is something else under that key.
+    api.cli(&["run", "start", "--plan", &plan, "--key", "once"]).await.exits(2).complains("under this key");
+    api.post_as("/api/v1/runs", body("says"), &api.admin, Some("anew")).await.is(202);
+    api.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn answers_are_packed_for_those_who_wish_it_and_open_to_no_page_of_others() {
+    let api = Served::start().await;
+    let asks =
+        |path: &str| api.request(Method::GET, path, &api.admin).header("origin", "https://evil.example");
+    let plain = said(asks("/openapi.json")).await.is(200);
+    let packed = said(asks("/openapi.json").header("accept-encoding", "gzip")).await.is(200);
+    assert_eq!((plain.header("content-encoding"), packed.header("content-encoding")), ("", "gzip"));
+    let ask = api.request(Method::OPTIONS, "/api/v1/runs", "").header("origin", "https://evil.example");
+    let asked_before = said(ask.header("access-control-request-method", "POST")).await.is(405);
+    for answer in [plain, packed, asked_before, said(asks("/api/v1/runs")).await.is(200)] {
+        let open = answer.headers.keys().find(|name| name.as_str().starts_with("access-control-"));
+        assert_eq!(open, None, "{answer:?}");
+        assert!(!answer.header("x-request-id").is_empty(), "{answer:?}");
+    }
+    api.end().await;
+}

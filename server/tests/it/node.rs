@@ -20,6 +20,47 @@ async fn a_node_works_until_it_is_told_to_stop() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_node_shows_health_and_figures_where_it_is_told_to() {
+    let place = Place::with_url().await;
+    let mut command = place.command(&["node", "--name", "n1"]);
+    let mut node = Running::start(command.env("BACKSTAY_NODE__HEALTH", "127.0.0.1:0"));
+    let said = node.until_it_says("Health and figures on ").await;
+    let base = said.rsplit("Health and figures on ").next().unwrap().trim().to_owned();
+    let get = async |path: &str| {
+        let answer = crate::served::client().get(format!("{base}{path}")).send().await.unwrap();
+        (answer.status().as_u16(), answer.text().await.unwrap())
+    };
+    assert_eq!(get("/livez").await, (200, "alive\n".to_owned()));
+    assert_eq!(get("/readyz").await, (200, "ready\n".to_owned()));
+    let (status, figures) = get("/metrics").await;
+    assert_eq!(status, 200);
+    assert!(figures.contains("backstay_lease_age_seconds"), "{figures}");
+    assert_eq!(get("/api/v1/runs").await.0, 404, "and nothing else");
+
+    // A schema that is not its own: nobody should count on it.
+    let mut sql = place.sql().await;
+    let becomes = async |status: u16, says: &str| {
+        let deadline = std::time::Instant::now() + std::time::Duration::from_secs(20);
+        loop {
+            let now = get("/readyz").await;
+            if now.0 == status && now.1.contains(says) {
+                return;
+            }
+            assert!(std::time::Instant::now() < deadline, "{now:?}, and not {says}");
+            tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+        }
+    };
+    let other = r"update _sqlx_migrations set checksum = checksum || '\x00' where version = 1";
+    sqlx::raw_sql(other).execute(&mut sql).await.unwrap();
+    becomes(503, "the database's schema is not that of this release").await;
+    let back = "update _sqlx_migrations set checksum = substring(checksum for length(checksum) - 1) where version = 1";
+    sqlx::raw_sql(back).execute(&mut sql).await.unwrap();
+    becomes(200, "ready").await;
+    node.signal(Signal::TERM);
+    node.end().await.exits(0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_node_finishes_what_a_killed_demo_began() {
     let place = Place::with_url().await;
     let mut demo = place.command(&["demo", "--kill-after", "snapshot"]);

@@ -1,9 +1,10 @@
 //! The command line against a server: what it prints, how it exits.
 
+use reqwest::Method;
 use rustix::process::Signal;
 use serde_json::{Value, json};
 
-use crate::served::{Served, waiting_plan};
+use crate::served::{Served, said, waiting_plan};
 use crate::support::{Place, Ran, Running, ran};
 
 impl Served {
@@ -62,6 +63,15 @@ async fn a_run_is_started_watched_and_steered_from_the_command_line() {
     api.cli(&["run", "resources", &run]).await.exits(0).says("KIND");
     api.cli(&["run", "explain", &run]).await.exits(0).says("Why:     w waits for the signal \"go\"");
     api.cli(&["run", "export", &run]).await.exits(0).says("# ");
+    api.cli(&["run", "picture", &run]).await.exits(0).says("<svg");
+    api.cli(&["run", "picture", &run, "--as", "mermaid"]).await.exits(0).says("flowchart");
+    for (which, found) in [("--since", run.as_str()), ("--until", "")] {
+        let listed = api.cli(&["run", "list", "-o", "name", which, "2026-01-01T00:00:00Z"]).await.exits(0);
+        assert_eq!(listed.out.trim(), found, "{which}");
+    }
+    // What is wrong is said once, and where.
+    let wrong = api.cli(&["run", "list", "--since", "yesterday"]).await.exits(2).complains("query/since: ");
+    assert_eq!(wrong.err.matches("query/since").count(), 1, "{wrong:?}");
 
     let mut watching = api.place.command(&["run", "watch", &run]);
     let mut watching = Running::start(watching.env("BACKSTAY_SERVER", &api.base));
@@ -75,6 +85,13 @@ async fn a_run_is_started_watched_and_steered_from_the_command_line() {
     let unasked = api.cli(&["run", "rollback", &run]).await.exits(2);
     unasked.complains("The run is rolled back; nothing has to be undone.").complains("add --yes");
     assert_eq!(api.status(&run).await, "succeeded");
+    let no = ["run", "reject", &run, "w", "--right", "r"];
+    api.cli(&no).await.exits(2).complains("You say no to step w").complains("add --yes");
+    let gone = ["run", "account", &run, "w", "--kind", "volume", "--name", "v-1", "--became", "gone"];
+    api.cli(&gone).await.exits(2).complains("It needs a reason");
+    api.cli(&[&gone[..], &["--why", "I looked"]].concat()).await.exits(2).complains("add --yes");
+    let told = api.cli(&[&gone[..], &["--why", "I looked", "--yes"]].concat()).await.exits(4);
+    told.complains("The run refused");
     api.cli(&["run", "commit", &run, "--yes"]).await.exits(0);
     api.until(&run, "committed").await;
     api.cli(&["run", "cancel", &run, "--yes"]).await.exits(4).complains("The run refused");
@@ -127,8 +144,13 @@ async fn workflows_are_listed_planned_and_started_by_name() {
     let input = json!({ "people": ["ann", "ben"] });
     let planned = api.post("/api/v1/workflows/greet/plan", json!({ "input": input })).await.is(200).json();
     assert_eq!(planned["plan"]["steps"].as_array().unwrap().len(), 2);
-    let svg = api.post("/api/v1/workflows/greet/picture?as=svg", json!({ "input": input })).await.is(200);
-    assert!(svg.text.contains("greet-ben"));
+    let undone = planned["if_fails"].as_array().unwrap().iter().map(|one| one["step"].clone());
+    assert_eq!(undone.collect::<Vec<_>>(), ["greet-ann", "greet-ben"], "what each failure would undo");
+    for (form, begins) in [("svg", "<svg"), ("dot", "digraph"), ("mermaid", "flowchart")] {
+        let path = format!("/api/v1/workflows/greet/picture?as={form}");
+        let drawn = api.post(&path, json!({ "input": input })).await.is(200);
+        assert!(drawn.text.starts_with(begins) && drawn.text.contains("greet-ben"), "{drawn:?}");
+    }
     let wrong = api
         .post("/api/v1/runs", json!({ "workflow": "greet", "input": { "people": "ann", "x": 1 } }))
         .await
@@ -266,13 +288,15 @@ async fn people_and_tokens_are_managed_and_the_trail_is_read() {
         assert!(std::time::Instant::now() < deadline);
     }
     api.cli(&["principal", "list"]).await.exits(0).says("NAME").says("ben");
-    api.cli(&["principal", "disable", "admin"])
+    api.cli(&["principal", "disable", "admin"]).await.exits(2).complains("add --yes");
+    api.cli(&["principal", "disable", "admin", "--yes"])
         .await
         .exits(4)
         .complains("nobody takes the administration away from themselves");
     let id =
         api.cli(&["token", "list", "--principal", "ben", "-o", "name"]).await.exits(0).out.trim().to_owned();
-    api.cli(&["token", "revoke", &id]).await.exits(0);
+    api.cli(&["token", "revoke", &id]).await.exits(2).complains("add --yes");
+    api.cli(&["token", "revoke", &id, "--yes"]).await.exits(0);
     let deadline = std::time::Instant::now() + std::time::Duration::from_secs(6);
     while api.cli(&whoami).await.code != Some(6) {
         assert!(std::time::Instant::now() < deadline);
@@ -307,6 +331,13 @@ async fn targets_are_limited_and_declared_down() {
     let down = ["pool", "down", "vcenter", "--why", "its storage is full"];
     assert_eq!(api.cli(&down).await.exits(0).out.trim(), "changed  true");
     assert_eq!(api.cli(&down).await.exits(0).out.trim(), "changed  false");
+    // Asked under one key, it is done once: a repeat that comes after its end does not take the target down again.
+    let declare =
+        |why: &str| api.post_as("/api/v1/pools/nas/outage", json!({ "why": why }), &api.admin, Some("nas"));
+    assert_eq!(declare("a drill").await.is(200).json(), json!({ "changed": true }));
+    api.cli(&["pool", "up", "nas"]).await.exits(0);
+    assert_eq!(declare("a drill").await.is(200).json(), json!({ "changed": true }));
+    assert_eq!(declare("another").await.is(422).problem(), "idempotency-key-reused");
     let outage = api.get("/api/v1/outages").await.is(200).json()[0].clone();
     assert_eq!((&outage["pool"], &outage["outage"]["declarer"]), (&json!("vcenter"), &json!("admin")));
     api.cli(&["pool", "list"]).await.exits(0).says("its storage is full");
@@ -314,6 +345,15 @@ async fn targets_are_limited_and_declared_down() {
     assert_eq!(api.get("/api/v1/outages").await.is(200).json(), json!([]));
     let trail = api.cli(&["audit", "list", "--about", "vcenter"]).await.exits(0);
     trail.says("setPool").says("declareOutage").says("endOutage");
+
+    // Who says which limits they saw changes those, and no others.
+    let set = async |seen: &str| {
+        let request = api.request(Method::PUT, "/api/v1/pools/vcenter", &api.admin).header("if-match", seen);
+        said(request.header("content-type", "application/json").body("{\"at_once\": 9}")).await
+    };
+    let seen = api.get("/api/v1/pools/vcenter").await.is(200).header("etag").to_owned();
+    assert_ne!(set(&seen).await.is(200).header("etag"), seen);
+    assert_eq!(set(&seen).await.is(412).problem(), "moved");
 
     // Who stands in line is shown, and called in turn.
     let body = |queue| json!({ "plan": waiting_plan("waits"), "exclusive": "vm 1", "queue": queue });

@@ -275,6 +275,7 @@ async fn every_right_is_one_that_was_decided_on() {
         ("pools", "INSERT SELECT"),
         ("principals", "INSERT SELECT"),
         ("runs", "INSERT SELECT"),
+        ("secret_versions", "USAGE"),
         ("secrets", "DELETE INSERT SELECT"),
         ("tokens", "INSERT SELECT"),
     ];

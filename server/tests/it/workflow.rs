@@ -103,6 +103,27 @@ async fn workflows_are_listed_shown_and_planned_without_a_database() {
     assert_eq!(planned["plan"]["steps"][1]["input"], serde_json::json!({ "for": "10s" }));
     assert_eq!(planned["hash"].as_str().unwrap().len(), 64);
 
+    // What each failure would undo, as the server says it, and the picture.
+    assert_eq!(planned["if_fails"][0]["step"], "wait-0");
+    let whole = place.run(&["workflow", "plan", "soak", "--dir", dir, "--input", input]).await.exits(0);
+    whole.says("\nIf wait-0 fails for good, nothing is undone\n").says("If agreed fails for good, ");
+    let one = ["workflow", "plan", "soak", "--dir", dir, "--input", input, "--failing", "agreed"];
+    let one = place.run(&one).await.exits(0).says("If agreed fails for good, ");
+    assert!(!one.out.contains("If wait-0 fails"), "{one:?}");
+    place
+        .run(&["workflow", "plan", "soak", "--dir", dir, "--input", input, "--failing", "nobody"])
+        .await
+        .exits(3)
+        .complains("The plan has no step \"nobody\"; there are: wait-0, wait-1, agreed.");
+    let picture = async |form: &[&str]| {
+        let mut all = vec!["workflow", "picture", "soak", "--dir", dir, "--input", input];
+        all.extend(form);
+        place.run(&all).await.exits(0).out
+    };
+    assert!(picture(&[]).await.starts_with("<svg"));
+    assert!(picture(&["--as", "dot"]).await.starts_with("digraph"));
+    assert!(picture(&["--as", "mermaid"]).await.starts_with("flowchart"));
+
     let refused = place.run(&["workflow", "plan", "soak", "--dir", dir]).await.exits(1);
     refused
         .says("\"length\" is a required property")

@@ -310,6 +310,7 @@ impl Scene {
             finished_at: None,
             told: 0,
             clears: true,
+            failing: None,
         }
     }
 

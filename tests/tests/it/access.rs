@@ -86,9 +86,12 @@ async fn a_change_and_its_line_are_there_together_or_not_at_all() -> anyhow::Res
     assert_eq!(store.put_secret(&secret(1), 0, "anna", &change(11)).await?, Changed::Done(1));
     // Two who both believe that there is none: one is told that there is.
     assert_eq!(store.put_secret(&secret(2), 0, "ben", &change(12)).await?, Changed::Moved);
-    assert_eq!(store.put_secret(&secret(3), 1, "ben", &change(13)).await?, Changed::Done(2));
+    let Changed::Done(second) = store.put_secret(&secret(3), 1, "ben", &change(13)).await? else {
+        panic!("it was of the first version")
+    };
     let now = store.secret("vcenter").await?.unwrap();
-    assert_eq!((now.secret.sealed, now.version, now.changed_by.as_str()), (vec![3], 2, "ben"));
+    assert_eq!((now.secret.sealed, now.version, now.changed_by.as_str()), (vec![3], second, "ben"));
+    assert!(second > 1);
 
     // A key that is sealed anew takes the place of what it was, and of nothing that came since.
     let before = lines(&store).await;
@@ -96,19 +99,28 @@ async fn a_change_and_its_line_are_there_together_or_not_at_all() -> anyhow::Res
         let (name, key_id) = ("vcenter".to_owned(), "k2".to_owned());
         [Resealed { name, was: vec![was], key_id, sealed_key: vec![9] }]
     };
-    assert_eq!(store.reseal(&again(1), &change(14)).await?, 0, "that was two versions ago");
+    assert_eq!(store.reseal(&again(1), &change(14)).await?, Changed::Moved, "that was two versions ago");
     assert_eq!(lines(&store).await, before, "what changes nothing leaves no line");
     assert_eq!(store.secrets("", Some("k2"), 10).await?.len(), 1);
-    assert_eq!(store.reseal(&again(3), &change(14)).await?, 1);
+    // All of them or none: what is whole says so.
+    let both = [again(3), again(1)].concat();
+    assert_eq!(store.reseal(&both, &change(14)).await?, Changed::Moved);
+    assert_eq!(lines(&store).await, before);
+    assert_eq!(store.reseal(&again(3), &change(14)).await?, Changed::Done(1));
     assert_eq!((store.secrets_by_key().await?, lines(&store).await), (vec![("k2".into(), 1)], before + 1));
     let now = store.secret("vcenter").await?.unwrap();
-    assert_eq!((now.secret.sealed_key, now.secret.sealed, now.version), (vec![9], vec![3], 2));
+    assert_eq!((now.secret.sealed_key, now.secret.sealed, now.version), (vec![9], vec![3], second));
     assert_eq!(store.secrets("", Some("k2"), 10).await?, []);
 
     assert_eq!(store.drop_secret("vcenter", Some(1), &change(15)).await?, Changed::Moved);
-    assert_eq!(store.drop_secret("vcenter", Some(2), &change(15)).await?, Changed::Done(2));
-    assert_eq!(store.drop_secret("vcenter", Some(2), &change(15)).await?, Changed::Missing);
-    assert_eq!(store.put_secret(&secret(4), 2, "ben", &change(16)).await?, Changed::Moved, "it is gone");
+    assert_eq!(store.drop_secret("vcenter", Some(second), &change(15)).await?, Changed::Done(second));
+    assert_eq!(store.drop_secret("vcenter", Some(second), &change(15)).await?, Changed::Missing);
+    assert_eq!(store.put_secret(&secret(4), second, "ben", &change(16)).await?, Changed::Moved, "it is gone");
+    // Another one of that name never has a version that the first one had.
+    let Changed::Done(third) = store.put_secret(&secret(5), 0, "ben", &change(17)).await? else {
+        panic!("there is none")
+    };
+    assert!(third > second, "{third} after {second}");
     assert_eq!(store.audit_verify(|_| {}).await?.1, None);
     Ok(())
 }

@@ -132,6 +132,7 @@ async fn a_release_that_is_repeated_does_not_touch_what_was_claimed_since() -> a
             finished_at: None,
             told: 0,
             clears: true,
+            failing: None,
         }],
         ..Batch::default()
     };

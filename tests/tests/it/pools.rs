@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use backstay_engine::store::access::{Change, Changed};
 use backstay_engine::store::{ShareRow, probe};
 use backstay_engine::{
     Breaker, Engine, EngineError, Limits, NodeConfig, Plan, PlanBuilder, RunId, Status, SubmitOptions,
@@ -227,8 +228,10 @@ async fn an_outage_that_a_person_declares_lasts_until_a_person_ends_it() -> anyh
     let _node = engine.start_node(config("a")).await?;
     let first = submit(&engine, json!({ "name": "first", "waits": true })).await?;
     until("it is under way", async || Ok(meter.now() == 1)).await?;
-    assert!(engine.declare_outage("target", "anna", "a new switch", Some("{\"who\": \"anna\"}")).await?);
-    assert!(!engine.declare_outage("target", "bert", "me too", Some("{\"who\": \"bert\"}")).await?);
+    let by = |who: &str| Change { entry: format!("{{\"who\": \"{who}\"}}"), kept: None };
+    let declared = engine.declare_outage("target", "anna", "a new switch", Some(&by("anna"))).await?;
+    assert!(matches!(declared, Changed::Done(_)));
+    assert_eq!(engine.declare_outage("target", "bert", "me too", Some(&by("bert"))).await?, Changed::Missing);
     until("the node knows", async || {
         Ok(engine.pool("target").await?.shares.iter().any(|s| s.slots.is_some()))
     })

@@ -68,7 +68,7 @@ impl House {
         let _ = rustls::crypto::ring::default_provider().install_default();
         let lab = Lab::new().await.unwrap();
         let store = Store::connect(&lab.url).await.unwrap();
-        let signals = Arc::new(EngineSignals::open(store.clone()).await.unwrap());
+        let signals = Arc::new(EngineSignals::open(store.clone(), vec!["open".into()]).await.unwrap());
         let Settings { http, command, secrets } = settings;
         let mut registry = Registry::new();
         register(&mut registry, Builtin { http, command, secrets, signals }).unwrap();

@@ -58,6 +58,11 @@ impl Template {
         &self.bound
     }
 
+    /// The places that other steps fill in.
+    pub(crate) fn filled(&self) -> Vec<String> {
+        self.bound.iter().map(|bound| bound.at.clone()).collect()
+    }
+
     /// The input with every binding filled in. A value that is not there is null: that the output's schema
     /// can have the path, and that the input's schema takes null where it may be missing, was checked.
     pub fn resolve<'a>(&self, output: impl Fn(&Source) -> Option<&'a Json>) -> Json {
@@ -131,11 +136,12 @@ pub(crate) fn split(text: &str) -> (&str, &str) {
 const SECRET: [&str; 2] = ["secret", "prefix"];
 
 /// A plan with every `$given` replaced by what is given, of which these places were filled in by other steps.
-pub(crate) fn give(plan: &PlanSpec, given: &Value, filled: &[Bound]) -> Result<PlanSpec, CheckError> {
+pub(crate) fn give(plan: &PlanSpec, given: &Value, filled: &[String]) -> Result<PlanSpec, CheckError> {
     let mut plan = plan.clone();
     for step in &mut plan.steps {
         let undo = step.undo.as_mut().map(|undo| &mut undo.input);
-        for input in std::iter::once(&mut step.input).chain(undo) {
+        let mut within = Vec::new();
+        for (n, input) in std::iter::once(&mut step.input).chain(undo).enumerate() {
             let mut data = Vec::new();
             for written in find(input).into_iter().filter(|written| written.given) {
                 let path = written.text.unwrap_or_default();
@@ -143,12 +149,12 @@ pub(crate) fn give(plan: &PlanSpec, given: &Value, filled: &[Bound]) -> Result<P
                 if let Some(place) = input.pointer_mut(&written.at) {
                     *place = value.unwrap_or(Value::Null);
                 }
-                data.extend(filled.iter().filter_map(|bound| {
+                data.extend(filled.iter().filter_map(|filled| {
                     // All of what is given here, or what lies at some place in it.
-                    if is_within(&path, &bound.at) {
+                    if is_within(&path, filled) {
                         return Some(written.at.clone());
                     }
-                    let below = bound.at.strip_prefix(&path).filter(|_| is_within(&bound.at, &path))?;
+                    let below = filled.strip_prefix(&path).filter(|_| is_within(filled, &path))?;
                     Some(format!("{}{below}", written.at))
                 }));
             }
@@ -159,6 +165,13 @@ pub(crate) fn give(plan: &PlanSpec, given: &Value, filled: &[Bound]) -> Result<P
                 );
                 return Err(CheckError::one(Rule::Binding, message));
             }
+            if n == 0 {
+                within = data;
+            }
+        }
+        // It would be the plan's own words to the run within this one: what was said of it is known here and nowhere else.
+        if let (Some(inner), false) = (&step.plan, within.is_empty()) {
+            give(inner, &step.input, &within)?;
         }
     }
     Ok(plan)

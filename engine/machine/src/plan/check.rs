@@ -49,7 +49,7 @@ impl Plan {
         let Some(plan) = &step.plan else {
             return Err(CheckError::one(Rule::Form, format!("step {} is no run", step.name)));
         };
-        let mut plan = binding::give(plan, &given.value(), step.forward.input.bound())?;
+        let mut plan = binding::give(plan, &given.value(), &step.forward.input.filled())?;
         plan.parent = Some(parent);
         check_at(plan, catalog, 0)
     }

@@ -6,6 +6,7 @@ use std::time::Duration;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::Value;
 
+use super::binding;
 use crate::names::RunId;
 
 /// A plan as it is written. What is left out is filled in when the plan is checked.
@@ -102,6 +103,13 @@ pub struct StepSpec {
     /// What is known of the effect. Left out: what the activity says of itself.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub effect: Option<Effect>,
+}
+
+impl StepSpec {
+    /// Of a step that is a run: its plan, if the step is given this.
+    pub fn plan_given(&self, input: &Value) -> Option<PlanSpec> {
+        binding::give(self.plan.as_ref()?, input, &[]).ok()
+    }
 }
 
 /// The run of which another one is a step.

@@ -237,3 +237,38 @@ fn what_another_step_gave_never_becomes_the_name_of_a_secret_in_a_run_within() {
         begun(inner, given, said.clone()).unwrap();
     }
 }
+
+/// A run within a run within a run: what the outermost is given passes through the plan of the one between, where it looks
+/// like that plan's own words.
+#[test]
+fn what_another_step_gave_names_no_secret_however_deep_it_is_passed_on() {
+    let begun = |passed: Value, inner: Value, given: Value| {
+        let mut innermost = PlanBuilder::new("innermost");
+        innermost.step("inner", "do").input(inner).undone_by("undo", json!({}));
+        let mut between = PlanBuilder::new("between");
+        between.run("deeper", innermost).input(passed);
+        let mut plan = PlanBuilder::new("outermost");
+        let ask = plan.step("ask", "do").undone_by("undo", json!({})).done();
+        plan.run("run", between).input(given).after([&ask]);
+        let plan = plan.check(&Activities::anything()).unwrap();
+        let step = plan.step(plan.find("run").unwrap());
+        let said = Json::of(&json!({ "name": "token", "note": { "secret": "token" } }));
+        let given = step.forward.input.resolve(|_| Some(&said));
+        let parent = Parent { run: RunId::fresh(), step: "run".into() };
+        Plan::of_step(step, &given, parent, &Activities::anything())
+    };
+    let (passes, names) =
+        (json!({ "y": { "$given": "/x" } }), json!({ "text": { "secret": { "$given": "/y" } } }));
+    let asked = json!({ "x": { "$output": "ask/name" } });
+    for (passed, inner, given) in [
+        (passes.clone(), names.clone(), asked.clone()),
+        (json!({ "y": { "$given": "" } }), json!({ "text": { "secret": { "$given": "/y/x" } } }), asked),
+        (passes.clone(), json!({ "text": { "$given": "" } }), json!({ "x": { "$output": "ask/note" } })),
+    ] {
+        let wrong = begun(passed, inner, given).map(drop).unwrap_err().to_string();
+        assert!(wrong.contains("what another step gave would name a secret"), "{wrong}");
+    }
+    // The plan's own words are that at any depth.
+    begun(passes.clone(), names, json!({ "x": "token", "z": { "$output": "ask/name" } })).unwrap();
+    begun(passes, json!({ "text": { "$given": "/y" } }), json!({ "x": { "$output": "ask/name" } })).unwrap();
+}

@@ -30,6 +30,7 @@ use tokio_util::sync::CancellationToken;
 
 use self::slots::Start;
 use super::call::{self, Call};
+use super::failing::Failing;
 use super::pools::{Pools, Slot, keep_asking};
 use super::{AbortOnDrop, Found, Message, Shared};
 use crate::engine::Submission;
@@ -65,6 +66,8 @@ struct Run {
     state: State,
     /// Over the rows of its journal, with those that are on their way.
     chain: Chain,
+    /// By the same rows.
+    failing: Failing,
     priority: i16,
     /// Another run has its exclusive key: it answers, and is put back where it stood.
     in_line: bool,
@@ -89,6 +92,7 @@ impl Run {
     fn new(state: State, indexed: Status, ended: Option<oneshot::Sender<Status>>) -> Self {
         Self {
             chain: Chain::new(state.run()),
+            failing: Failing::default(),
             state,
             priority: 1,
             in_line: indexed == Status::Queued,
@@ -117,6 +121,7 @@ impl Run {
             finished_at: None,
             told: self.told,
             clears: !self.suspected,
+            failing: self.failing.names(),
         }
     }
 
@@ -375,6 +380,7 @@ impl Driver {
         run.priority = found.claimed.priority;
         run.told = told;
         run.chain = found.chain;
+        run.failing = found.failing;
         self.insert(id, run);
         // The number of the claim comes from the index: an owner that died right after claiming left no event.
         let event = Event::Claimed { node: name, reason: found.claimed.reason };
@@ -427,6 +433,7 @@ impl Driver {
             finished_at: None,
             told,
             clears: true,
+            failing: None,
         });
     }
 
@@ -564,15 +571,21 @@ impl Driver {
                 run.starved = true;
                 self.starved.push_back(id);
             }
-            // Of a live run the index knows only which way it goes.
+            // Of a live run the index knows only which way it goes, and at which steps it fails.
             let goes = matches!(
                 status,
                 Status::Running | Status::RollingBack | Status::Committing | Status::Succeeded
             );
-            if goes && run.indexed != status && !run.admitting {
-                run.indexed = status;
-                let change = run.kept(id);
-                self.change(change);
+            if !run.admitting {
+                let turned = goes && run.indexed != status;
+                if turned {
+                    run.indexed = status;
+                }
+                if turned || run.failing.is_news() {
+                    run.failing.said();
+                    let change = run.kept(id);
+                    self.change(change);
+                }
             }
             return;
         }
@@ -611,6 +624,7 @@ impl Driver {
         }
         let mut row = journaled.to_row(run.state.plan());
         run.chain.link(&row);
+        run.failing.hear(&row);
         row.seal = is_sealed(&row).then(|| run.chain.seal());
         if let Event::Step { course, what, generation, attempt } = &journaled.event {
             match what {

@@ -120,7 +120,7 @@ impl Driver {
         let Some(run) = self.runs.get_mut(&id) else { return };
         run.admitting = false;
         // Most have a call in flight, and nothing to decide before its outcome.
-        if run.state.running() == 0 || run.indexed != run.state.status() {
+        if run.state.running() == 0 || run.indexed != run.state.status() || run.failing.is_news() {
             self.advance(id);
         }
     }
@@ -229,6 +229,7 @@ impl Driver {
                         finished_at: None,
                         told,
                         clears: true,
+                        failing: None,
                     });
                 }
                 None => {}

@@ -340,7 +340,10 @@ impl Store {
 }
 
 /// A change that is not made either finds nothing to do, or finds that its key was used.
-fn changed(done: Result<Option<i32>, sqlx::Error>, doing: &'static str) -> Result<Changed, StoreError> {
+pub(super) fn changed(
+    done: Result<Option<i32>, sqlx::Error>,
+    doing: &'static str,
+) -> Result<Changed, StoreError> {
     match done.map_err(StoreError::database(doing)) {
         Ok(Some(version)) => Ok(Changed::Done(version)),
         Ok(None) => Ok(Changed::Missing),

@@ -24,7 +24,7 @@ pub struct Kept {
 
 /// `Kept` as parameters of a statement: all of them, or none.
 #[derive(Default)]
-pub(super) struct KeptRow<'a> {
+pub(in crate::store) struct KeptRow<'a> {
     pub principal: Option<&'a str>,
     pub key: Option<&'a str>,
     pub asked: Option<&'a [u8]>,
@@ -33,7 +33,7 @@ pub(super) struct KeptRow<'a> {
 }
 
 impl Change {
-    pub(super) fn kept(&self) -> KeptRow<'_> {
+    pub(in crate::store) fn kept(&self) -> KeptRow<'_> {
         self.kept.as_ref().map_or_else(KeptRow::default, |kept| KeptRow {
             principal: Some(&kept.principal),
             key: Some(&kept.key),
@@ -66,7 +66,7 @@ pub struct SealedSecret {
 pub struct StoredSecret {
     /// The secret.
     pub secret: SealedSecret,
-    /// Counts the changes.
+    /// Another with every change, and never one that a secret has had before, also if it was removed since.
     pub version: i32,
     /// When it was changed last.
     pub changed_at: Time,
@@ -132,6 +132,23 @@ impl Store {
         .map_err(StoreError::database("look for an earlier answer"))
     }
 
+    /// Keeps an answer to which nothing was changed. If there is one under that key, it stays.
+    pub async fn keep_answer(&self, kept: &Kept) -> Result<(), StoreError> {
+        sqlx::query!(
+            "insert into answers (principal, key, asked, status, answer) values ($1, $2, $3, $4, $5)
+             on conflict do nothing",
+            kept.principal,
+            kept.key,
+            kept.asked,
+            kept.status,
+            kept.answer
+        )
+        .execute(&self.pool)
+        .await
+        .map_err(StoreError::database("keep an answer"))?;
+        Ok(())
+    }
+
     /// Forgets answers that are older than this.
     pub async fn forget_answers(&self, older_than: Duration) -> Result<u64, StoreError> {
         let done = sqlx::query!(
@@ -158,7 +175,7 @@ impl Store {
                  insert into secrets as s (name, key_id, sealed_key, sealed, origins, programs, changed_by)
                  select $1, $2, $3, $4, $5, $6, $8 where $7::int = 0 or exists (select from secrets where name = $1)
                  on conflict (name) do update set key_id = $2, sealed_key = $3, sealed = $4, origins = $5, programs = $6,
-                   version = s.version + 1, changed_at = clock_timestamp(), changed_by = $8
+                   version = nextval('secret_versions'), changed_at = clock_timestamp(), changed_by = $8
                  where s.version = $7
                  returning version),
                  kept as (insert into answers (principal, key, asked, status, answer)
@@ -264,30 +281,44 @@ impl Store {
         Ok(rows.into_iter().map(|row| (row.key_id, row.count)).collect())
     }
 
-    /// Puts newly sealed keys in the place of those that they were. No text is touched, and no version: what a secret is
-    /// does not change. One that was changed meanwhile is left out. How many were changed.
-    pub async fn reseal(&self, keys: &[Resealed], change: &Change) -> Result<u64, StoreError> {
+    /// Puts newly sealed keys in the place of those that they were: all of them, or none if one was changed meanwhile. No
+    /// text is touched, and no version: what a secret is does not change.
+    pub async fn reseal(&self, keys: &[Resealed], change: &Change) -> Result<Changed, StoreError> {
         let names: Vec<_> = keys.iter().map(|one| one.name.clone()).collect();
         let was: Vec<_> = keys.iter().map(|one| one.was.clone()).collect();
         let ids: Vec<_> = keys.iter().map(|one| one.key_id.clone()).collect();
         let sealed: Vec<_> = keys.iter().map(|one| one.sealed_key.clone()).collect();
-        let count = sqlx::query_scalar!(
-            r#"with done as (
+        let kept = change.kept();
+        let done = sqlx::query_scalar!(
+            r#"with locked as materialized (
+                 select s.name from secrets s join unnest($1::text[], $2::bytea[]) as n(name, was)
+                   on s.name = n.name and s.sealed_key = n.was
+                 order by s.name for update of s),
+                 whole as materialized (
+                 select count(*)::int as n from locked having count(*) = cardinality($1::text[])),
+                 done as (
                  update secrets s set key_id = n.key_id, sealed_key = n.sealed_key
-                 from unnest($1::text[], $2::bytea[], $3::text[], $4::bytea[]) as n(name, was, key_id, sealed_key)
-                 where s.name = n.name and s.sealed_key = n.was
-                 returning 1),
-                 many as (select count(*) as n from done having count(*) > 0)
-               select n as "n!" from many where audit_write(array[$5::text]) is not null"#,
+                 from unnest($1::text[], $3::text[], $4::bytea[]) as n(name, key_id, sealed_key), whole
+                 where s.name = n.name),
+                 kept as (insert into answers (principal, key, asked, status, answer)
+                          select $6, $7, $8, $9, $10 from whole where $7::text is not null)
+               select n as "n!" from whole where audit_write(array[$5::text]) is not null"#,
             &names,
             &was,
             &ids,
             &sealed,
-            change.entry
+            change.entry,
+            kept.principal,
+            kept.key,
+            kept.asked,
+            kept.status,
+            kept.answer
         )
         .fetch_optional(&self.pool)
-        .await
-        .map_err(StoreError::database("re-seal keys"))?;
-        Ok(count.unwrap_or(0).unsigned_abs())
+        .await;
+        Ok(match changed(done, "re-seal keys")? {
+            Changed::Missing => Changed::Moved,
+            other => other,
+        })
     }
 }
