@@ -9,16 +9,35 @@
 //!   secrets   named in plans, opened for one call, taken out of what comes back
 //! ```
 //!
+//! And the clients of the real systems, which the activities of a domain are built on:
+//!
+//! ```text
+//!   remote      what they have in common: one error, one way to call, one way to wait
+//!   cloudstack  the cloud that machines are brought to
+//!   daemon      the Volume Daemon, which attaches volumes and exports them
+//!   vma         the appliance near vCenter: power, and copies of disks
+//!   linstor     snapshots beneath the cloud
+//!   v2v         the program that puts drivers into a guest
+//!   decoders    what they read, fed with anything
+//! ```
+//!
 //! `wait`, `approve` and `run` are no activities: the engine itself runs them.
 
+pub mod cloudstack;
 mod command;
+pub mod daemon;
+pub mod decoders;
 mod fail;
 pub mod http;
+pub mod linstor;
 mod log;
 mod meaning;
 mod reference;
+pub mod remote;
 pub mod secrets;
 mod signal;
+pub mod v2v;
+pub mod vma;
 
 use std::sync::Arc;
 

@@ -142,32 +142,15 @@ impl Opener<'_> {
                 .map(|key| key.to_string())
                 .ok_or_else(|| wrong("{\"key_of\": \"undone\"} stands in a step that is no undo".into())),
             Named::Secret { name, prefix } => {
-                let secret = self.secrets.open(name).await.map_err(|error| match error {
-                    SecretError::Refused(_) => Failure::permanent("secret_refused", error).not_applied(),
-                    SecretError::Unreadable(_) => {
-                        Failure::retryable("secret_unreadable", error).not_applied()
-                    }
-                })?;
-                let (may, whom, place) = match &self.receiver {
-                    Receiver::Origin(origin) => {
-                        (secret.origins.contains(origin), format!("be sent to {origin}"), "origin")
-                    }
-                    Receiver::Program(name) => (
-                        secret.programs.contains(name),
-                        format!("be given to the program \"{name}\""),
-                        "program",
-                    ),
-                };
-                if !may {
-                    let todo = match secret.said {
-                        Said::Settings => format!("add it to secrets.uses.{name}.{place}s"),
-                        Said::Setter => format!("set it anew with --{place} (backstay secret set {name})"),
-                    };
-                    let message = format!("the secret \"{name}\" may not {whom}: {todo}");
-                    return Err(Failure::permanent("secret_refused", message).not_applied());
-                }
-                self.scrub.learn(name, &secret.text);
-                let text = secret.text.expose_secret();
+                let secret =
+                    open_for(self.secrets, name, &self.receiver).await.map_err(|error| match error {
+                        SecretError::Refused(_) => Failure::permanent("secret_refused", error).not_applied(),
+                        SecretError::Unreadable(_) => {
+                            Failure::retryable("secret_unreadable", error).not_applied()
+                        }
+                    })?;
+                self.scrub.learn(name, &secret);
+                let text = secret.expose_secret();
                 if let Some(prefix) = prefix {
                     self.scrub.learn(name, &SecretString::from(format!("{prefix}{text}")));
                     return Ok(format!("{prefix}{text}"));
@@ -176,6 +159,31 @@ impl Opener<'_> {
             }
         }
     }
+}
+
+/// Opens a secret for one receiver, if it may have it.
+pub(crate) async fn open_for(
+    secrets: &dyn Secrets,
+    name: &str,
+    receiver: &Receiver,
+) -> Result<SecretString, SecretError> {
+    let secret = secrets.open(name).await?;
+    let (may, whom, place) = match receiver {
+        Receiver::Origin(origin) => {
+            (secret.origins.contains(origin), format!("be sent to {origin}"), "origin")
+        }
+        Receiver::Program(name) => {
+            (secret.programs.contains(name), format!("be given to the program \"{name}\""), "program")
+        }
+    };
+    if may {
+        return Ok(secret.text);
+    }
+    let todo = match secret.said {
+        Said::Settings => format!("add it to secrets.uses.{name}.{place}s"),
+        Said::Setter => format!("set it anew with --{place} (backstay secret set {name})"),
+    };
+    Err(SecretError::Refused(format!("the secret \"{name}\" may not {whom}: {todo}")))
 }
 
 /// The secrets that a value names.

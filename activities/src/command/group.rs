@@ -12,7 +12,7 @@ use super::LOOK_AGAIN;
 use super::lock::Lock;
 
 /// A program and everything that it starts, as far as that stays in its group.
-pub(super) struct Group {
+pub(crate) struct Group {
     /// Gone once it is over.
     members: Option<Members>,
 }
@@ -25,36 +25,34 @@ struct Members {
 }
 
 impl Group {
-    /// Starts it. The lock is handed to it, so it is held until the last of its processes is gone.
-    pub(super) fn spawn(
-        command: &mut Command,
-        lock: Option<&Lock>,
-        grace: Duration,
-    ) -> std::io::Result<Self> {
+    /// Starts it. The locks are handed to it, so they are held until the last of its processes is gone.
+    pub(crate) fn spawn(command: &mut Command, locks: &[Lock], grace: Duration) -> std::io::Result<Self> {
         command.process_group(0);
-        let child = match lock {
-            Some(lock) => lock.hand_to(|| command.spawn())?,
-            None => command.spawn()?,
-        };
+        let child = Lock::hand_to(locks, || command.spawn())?;
         let pid = child.id().and_then(|pid| i32::try_from(pid).ok()).and_then(Pid::from_raw);
         let leader = pid.ok_or_else(|| std::io::Error::other("it ended before it had begun"))?;
         Ok(Self { members: Some(Members { child, leader, grace, over: false }) })
     }
 
-    pub(super) fn stdin(&mut self) -> Option<ChildStdin> {
+    /// The number of the group.
+    pub(crate) fn number(&self) -> Option<Pid> {
+        self.members.as_ref().map(|members| members.leader)
+    }
+
+    pub(crate) fn stdin(&mut self) -> Option<ChildStdin> {
         self.members.as_mut()?.child.stdin.take()
     }
 
-    pub(super) fn stdout(&mut self) -> Option<ChildStdout> {
+    pub(crate) fn stdout(&mut self) -> Option<ChildStdout> {
         self.members.as_mut()?.child.stdout.take()
     }
 
-    pub(super) fn stderr(&mut self) -> Option<ChildStderr> {
+    pub(crate) fn stderr(&mut self) -> Option<ChildStderr> {
         self.members.as_mut()?.child.stderr.take()
     }
 
     /// Waits for the program itself; others of its group may go on.
-    pub(super) async fn leader_ended(&mut self) -> std::io::Result<ExitStatus> {
+    pub(crate) async fn leader_ended(&mut self) -> std::io::Result<ExitStatus> {
         match &mut self.members {
             Some(members) => members.child.wait().await,
             None => Err(std::io::Error::other("it is over")),
@@ -62,7 +60,7 @@ impl Group {
     }
 
     /// Ends all of them: asks, waits a little, kills. Dropped half way, it goes on by itself.
-    pub(super) async fn end(&mut self) {
+    pub(crate) async fn end(&mut self) {
         if let Some(members) = self.members.take() {
             // In a task of its own: whoever waits here may be dropped, and somebody has to kill.
             let _ = tokio::spawn(members.end()).await;

@@ -3,7 +3,7 @@
 //! that came about, and whether or not the node that began them still is.
 
 use std::fs::File;
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
@@ -15,47 +15,74 @@ use tokio::time::Instant;
 use super::LOOK_AGAIN;
 
 /// Held as long as this, or a process that has inherited it, is there.
-pub(super) struct Lock {
+pub(crate) struct Lock {
     file: File,
     path: PathBuf,
 }
 
-/// Waits for the lock, until then.
+/// Why there is no lock.
+pub(crate) enum NotTaken {
+    /// The folder cannot be used.
+    Broken(std::io::Error),
+    /// Whoever waited was asked to stop.
+    Stopped,
+    /// Somebody has it.
+    Held(PathBuf),
+}
+
+/// Waits for the lock of an attempt, until then.
 pub(super) async fn take(folder: &Path, context: &Context, end: Instant) -> Result<Lock, Failure> {
-    let path = folder.join(context.key().to_string());
-    let broken = |error: std::io::Error| {
-        let message = format!("the lock of the attempt in {}: {error}", folder.display());
-        Failure::retryable("command_lock", message).not_applied()
-    };
-    std::fs::create_dir_all(folder).map_err(broken)?;
+    take_named(folder, &context.key().to_string(), end, context.cancelled()).await.map_err(|why| match why {
+        NotTaken::Broken(error) => {
+            let message = format!("the lock of the attempt in {}: {error}", folder.display());
+            Failure::retryable("command_lock", message).not_applied()
+        }
+        NotTaken::Stopped => {
+            let message = "an earlier attempt of this step still runs, and this one was asked to stop";
+            Failure::retryable("cancelled", message)
+        }
+        NotTaken::Held(path) => {
+            let message = format!(
+                "an earlier attempt of this step still runs on this machine: its processes hold {}",
+                path.display()
+            );
+            Failure::retryable("command_running", message)
+        }
+    })
+}
+
+/// Waits for a lock, until then.
+pub(crate) async fn take_named(
+    folder: &Path,
+    name: &str,
+    end: Instant,
+    stop: impl Future<Output = ()>,
+) -> Result<Lock, NotTaken> {
+    let path = folder.join(name);
+    std::fs::create_dir_all(folder).map_err(NotTaken::Broken)?;
+    tokio::pin!(stop);
     loop {
         let file = File::options()
             .create(true)
             .truncate(false)
+            .read(true)
             .write(true)
             .mode(0o600)
             .open(&path)
-            .map_err(broken)?;
+            .map_err(NotTaken::Broken)?;
         match flock(&file, FlockOperation::NonBlockingLockExclusive) {
             Ok(()) if is_at(&file, &path) => return Ok(Lock { file, path }),
             // Whoever had it before has taken the file away.
             Ok(()) => continue,
             Err(rustix::io::Errno::WOULDBLOCK) => {}
-            Err(error) => return Err(broken(error.into())),
+            Err(error) => return Err(NotTaken::Broken(error.into())),
         }
         tokio::select! {
             () = tokio::time::sleep(LOOK_AGAIN) => {}
-            () = context.cancelled() => {
-                let message = "an earlier attempt of this step still runs, and this one was asked to stop";
-                return Err(Failure::retryable("cancelled", message));
-            }
+            () = &mut stop => return Err(NotTaken::Stopped),
         }
         if Instant::now() >= end {
-            let message = format!(
-                "an earlier attempt of this step still runs on this machine: its processes hold {}",
-                path.display()
-            );
-            return Err(Failure::retryable("command_running", message));
+            return Err(NotTaken::Held(path));
         }
     }
 }
@@ -68,19 +95,33 @@ fn is_at(file: &File, path: &Path) -> bool {
 }
 
 impl Lock {
-    /// Starts a process that inherits the lock.
-    pub(super) fn hand_to<T>(&self, start: impl FnOnce() -> std::io::Result<T>) -> std::io::Result<T> {
-        // For this moment any process that is started inherits it; of those that we start there is one at a time.
+    /// Starts a process that inherits the locks.
+    pub(crate) fn hand_to<T>(
+        locks: &[Self],
+        start: impl FnOnce() -> std::io::Result<T>,
+    ) -> std::io::Result<T> {
+        // For this moment any process that is started inherits them. So of those that we start, also of those without a
+        // lock, there is one at a time.
         static STARTING: Mutex<()> = Mutex::new(());
         let _one = STARTING.lock().unwrap_or_else(PoisonError::into_inner);
-        fcntl_setfd(&self.file, FdFlags::empty())?;
+        for lock in locks {
+            fcntl_setfd(&lock.file, FdFlags::empty())?;
+        }
         let started = start();
-        fcntl_setfd(&self.file, FdFlags::CLOEXEC)?;
+        for lock in locks {
+            fcntl_setfd(&lock.file, FdFlags::CLOEXEC)?;
+        }
         started
     }
 
+    /// Leaves a note in the file, for whoever finds the lock held.
+    pub(crate) fn note(&self, text: &str) -> std::io::Result<()> {
+        self.file.set_len(0)?;
+        self.file.write_all_at(text.as_bytes(), 0)
+    }
+
     /// The attempt is over and all its processes are gone: the file is of no more use.
-    pub(super) fn free(self) {
+    pub(crate) fn free(self) {
         let _ = std::fs::remove_file(&self.path);
     }
 }

@@ -10,8 +10,8 @@
 //! step never run beside each other there. On another machine nothing can know of it: a program that must not run twice
 //! takes `BACKSTAY_KEY` to whatever it changes.
 
-mod group;
-mod lock;
+pub(crate) mod group;
+pub(crate) mod lock;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::path::PathBuf;
@@ -196,7 +196,7 @@ impl Activity for Command {
             Some(folder) => Some(lock::take(folder, context, end).await?),
             None => None,
         };
-        let mut group = Group::spawn(&mut command, lock.as_ref(), program.grace.0).map_err(|error| {
+        let mut group = Group::spawn(&mut command, lock.as_slice(), program.grace.0).map_err(|error| {
             let message = format!("\"{name}\" could not be started: {error}");
             use std::io::ErrorKind::{OutOfMemory, WouldBlock};
             match error.kind() {

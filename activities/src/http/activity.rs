@@ -387,7 +387,7 @@ fn usual(status: StatusCode, method: Verb, has_retry_after: bool) -> Meaning {
 }
 
 /// How long the target wants to be left alone: at most a day.
-fn retry_after(headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
+pub(crate) fn retry_after(headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
     let text = headers.get(RETRY_AFTER)?.to_str().ok()?.trim();
     let wait = match text.parse() {
         Ok(seconds) => Duration::from_secs(seconds),

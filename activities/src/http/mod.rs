@@ -13,6 +13,7 @@ mod guard;
 mod input;
 
 pub use activity::Http;
+pub(crate) use activity::retry_after;
 pub use client::{Allowed, Answer, Call, CallError, Client, HttpSettings, Names, SystemNames};
 pub use guard::{Networks, Origin};
 pub use input::{Form, HttpInput, HttpOutput, Keep, Look, Statuses, Verb};

@@ -10,10 +10,17 @@
 
 mod addresses;
 mod answers;
+mod bounds;
+mod cloudstack;
 mod command;
+mod daemon;
+mod decoders;
 mod documents;
 mod http;
+mod linstor;
 mod secrets;
 mod small;
 mod support;
 mod trace;
+mod v2v;
+mod vma;

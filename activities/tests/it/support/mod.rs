@@ -170,6 +170,21 @@ pub fn secrets(texts: &[(&str, &str)], uses: SecretUse) -> (tempfile::TempDir, A
     (dir, secrets)
 }
 
+/// Secrets that may go to a target.
+pub fn secrets_for(target: &Target, texts: &[(&str, &str)]) -> (tempfile::TempDir, Arc<dyn Secrets>) {
+    // A second one finds it installed.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    secrets(texts, SecretUse { origins: vec![target.origin()], programs: Vec::new() })
+}
+
+/// What the engine is told: whether trying again can help, whether it was not applied, and under which code.
+pub fn told(failure: impl Into<backstay_engine::Failure>) -> (String, bool, bool) {
+    let text = format!("{:?}", failure.into());
+    let (_, code) = text.split_once("code: \"").unwrap();
+    let (code, _) = code.split_once('"').unwrap();
+    (code.into(), text.contains("retryable: true"), text.contains("applied: No"))
+}
+
 /// A program that is a script of the test's.
 pub fn program(dir: &std::path::Path, name: &str, script: &str) -> Program {
     use std::os::unix::fs::PermissionsExt;
