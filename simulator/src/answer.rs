@@ -79,7 +79,7 @@ impl Answer {
 /// The effect is told the fault too: those that are not about the answer are its own to play.
 ///
 /// A client that goes away drops this future: an effect that must end all the same belongs in a task of the world.
-pub async fn answer<F, Fut>(fault: Option<Fault>, error: fn(u16, &str) -> Answer, effect: F) -> Response<Body>
+pub async fn answer<F, Fut>(fault: Option<Fault>, error: impl Fn(u16, &str) -> Answer, effect: F) -> Response<Body>
 where
     F: FnOnce(Option<Fault>) -> Fut,
     Fut: Future<Output = Answer>,

@@ -7,8 +7,10 @@ pub mod answer;
 pub mod cloudstack;
 pub mod conversion;
 pub mod daemon;
+pub mod devices;
 pub mod faults;
 pub mod linstor;
+pub mod rest;
 pub mod settings;
 pub mod truth;
 pub mod vma;
@@ -107,6 +109,7 @@ impl Datacentre {
         });
         let truth = Truth::new(world.clone(), servers);
         let control = Server::start(addresses.control, truth::router(truth.clone()), stopped).await?;
+        world.answers_at(control.address());
         Ok(Datacentre { world, truth, control })
     }
 

@@ -22,7 +22,7 @@ mod tags;
 mod vms;
 mod volumes;
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -45,9 +45,11 @@ pub struct Rows {
     /// Its jobs, those that are purged apart.
     pub jobs: BTreeMap<Uuid, JobRow>,
     /// Ids of jobs that are over and purged: the database still knows that they were used.
-    pub used_job_ids: std::collections::BTreeSet<Uuid>,
+    pub used_job_ids: BTreeSet<Uuid>,
     /// The jobs of each VM, first come first served; the first one runs.
     pub lines: BTreeMap<Uuid, VecDeque<Uuid>>,
+    /// What a pending job is about, and the job: lists show it.
+    pub busy: BTreeMap<Uuid, Uuid>,
     /// How often the management server began: jobs of an earlier life are nobody's.
     pub life: u64,
     /// What a list shows instead of a thing's state, until then.

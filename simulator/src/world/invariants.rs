@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use chrono::Utc;
 use uuid::Uuid;
 
-use super::things::{DiskRef, Power, Vm, Volume};
+use super::things::{Content, DiskRef, Power, Vm, Volume};
 use super::{State, Violation};
 
 /// Looks at all of it after a change.
@@ -23,20 +23,22 @@ pub fn look(state: &mut State) {
             find("I1", format!("the protected volume {} hangs at {} VMs at once", volume.id, volume.plugged.len()));
         }
     }
-    for source in state.sources.values() {
-        let mut holders: BTreeSet<Uuid> = state
-            .replicas_of(&source.id)
-            .iter()
-            .filter_map(|id| state.volumes.get(id))
-            .flat_map(|volume| volume.plugged.iter().copied())
-            .collect();
-        holders.remove(&state.oma);
-        if holders.len() > 1 {
-            find("I8", format!("the disks of {} hang at {} destinations at once", source.id, holders.len()));
+    // One pass over the volumes: this runs after every change, also in an estate of thousands.
+    let mut destinations: BTreeMap<&str, BTreeSet<Uuid>> = BTreeMap::new();
+    for volume in state.volumes.values() {
+        if let Some(disk) = &volume.replica_of {
+            let away = volume.plugged.iter().filter(|vm| **vm != state.oma);
+            destinations.entry(&disk.source).or_default().extend(away);
         }
+    }
+    for (source, holders) in destinations {
+        if holders.len() > 1 {
+            find("I8", format!("the disks of {source} hang at {} destinations at once", holders.len()));
+        }
+        let source_on = state.sources.get(source).is_some_and(|source| source.power == Power::On);
         for vm in holders.iter().filter_map(|id| state.vms.get(id)) {
-            if source.power == Power::On && vm.power == Power::On && in_production(state, vm) {
-                find("I3", format!("{} and {} are both on, in production networks", source.id, vm.id));
+            if source_on && vm.power == Power::On && in_production(state, vm) {
+                find("I3", format!("{source} and {} are both on, and {} is in a production network", vm.id, vm.name));
             }
         }
     }
@@ -187,30 +189,54 @@ impl State {
         let Some(row) = self.snapshots.get(&snapshot).filter(|row| row.removed.is_none()) else { return };
         let Some(volume) = self.volumes.get(&row.volume).filter(|v| v.removed.is_none()) else { return };
         let Some(disk) = &volume.replica_of else { return };
-        let needed = !is_clean(volume) && row.content.foreign.is_empty() && !row.content.mixed;
+        let needed = !is_clean(volume) && is_clean_content(&row.content);
         if needed && !self.has_clean_copy(volume.id, Some(snapshot)) && !self.committed.contains(&disk.source) {
             let id = volume.id;
             self.broke("I7", format!("the last clean copy {snapshot} of {id} is deleted, and the volume is not what it was"));
         }
     }
 
+    /// I7: the same for a VM's snapshot.
+    pub fn before_vm_snapshot_is_lost(&mut self, snapshot: Uuid) {
+        let Some(row) = self.vm_snapshots.get(&snapshot) else { return };
+        let lost: Vec<Uuid> = row
+            .contents
+            .iter()
+            .filter(|(_, content)| is_clean_content(content))
+            .filter_map(|(id, _)| self.volumes.get(id))
+            .filter(|volume| volume.removed.is_none() && !is_clean(volume))
+            .filter(|volume| volume.replica_of.as_ref().is_some_and(|disk| !self.committed.contains(&disk.source)))
+            .filter(|volume| !self.has_clean_copy(volume.id, Some(snapshot)))
+            .map(|volume| volume.id)
+            .collect();
+        for id in lost {
+            self.broke("I7", format!("the last clean copy {snapshot} of {id} is deleted, and the volume is not what it was"));
+        }
+    }
+
     fn has_clean_copy(&self, volume: Uuid, but: Option<Uuid>) -> bool {
-        let clean = |content: &super::things::Content| content.foreign.is_empty() && !content.mixed && !content.half_converted;
         let of_volume = self.snapshots.values().any(|s| {
-            s.volume == volume && s.removed.is_none() && s.state == "BackedUp" && Some(s.id) != but && clean(&s.content)
+            s.volume == volume
+                && s.removed.is_none()
+                && s.state == "BackedUp"
+                && Some(s.id) != but
+                && is_clean_content(&s.content)
         });
         of_volume
             || self.vm_snapshots.values().any(|s| {
                 s.removed.is_none()
                     && Some(s.id) != but
                     && s.state == "Ready"
-                    && s.contents.get(&volume).is_some_and(clean)
+                    && s.contents.get(&volume).is_some_and(is_clean_content)
             })
     }
 }
 
 /// Nobody but replication wrote to it since it was last clean.
 pub fn is_clean(volume: &Volume) -> bool {
-    let content = &volume.content;
+    is_clean_content(&volume.content)
+}
+
+fn is_clean_content(content: &Content) -> bool {
     content.foreign.is_empty() && !content.mixed && !content.half_converted
 }

@@ -27,6 +27,7 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use crate::cloudstack;
+use crate::devices::Devices;
 use crate::faults::Faults;
 use crate::settings::Settings;
 use crate::{conversion, daemon, linstor, vma};
@@ -40,6 +41,7 @@ struct Inner {
     state: Mutex<State>,
     faults: Faults,
     file: Option<PathBuf>,
+    devices: Devices,
     changes: watch::Sender<u64>,
     stopped: CancellationToken,
 }
@@ -155,6 +157,7 @@ impl World {
             state: Mutex::new(state),
             faults,
             file,
+            devices: Devices::default(),
             changes: watch::Sender::new(0),
             stopped: CancellationToken::new(),
         }));
@@ -174,6 +177,7 @@ impl World {
             state.cause = cause;
             let answer = change(&mut state);
             invariants::look(&mut state);
+            self.0.devices.follow(&state);
             self.keep(&state);
             answer
         };
@@ -218,9 +222,16 @@ impl World {
         }
     }
 
+    /// Where the control endpoint answers, `host:port`: from now on the OMA has devices.
+    pub fn answers_at(&self, control: std::net::SocketAddr) {
+        self.0.devices.answers_at(control.to_string());
+        self.change(Cause::new("control", "start", ""), |_| ());
+    }
+
     /// Ends what runs by itself.
     pub fn stop(&self) {
         self.0.stopped.cancel();
+        self.0.devices.remove();
     }
 
     /// Ended when the data centre is stopped.

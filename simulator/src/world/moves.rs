@@ -432,14 +432,19 @@ impl State {
         Ok(id)
     }
 
-    /// It is taken now: what is on the volume at this moment.
-    pub fn capture(&mut self, snapshot: Uuid) -> Result<()> {
+    /// It is taken now: what is on the volume at this moment. The row does not say so yet.
+    pub fn take(&mut self, snapshot: Uuid) -> Result<()> {
         let volume = self.snapshot(snapshot)?.volume;
         let content = self.volume(volume)?.content.clone();
-        let row = self.snapshot_mut(snapshot)?;
-        row.content = content;
-        row.state = "BackedUp".to_owned();
+        self.snapshot_mut(snapshot)?.content = content;
         self.applied("snapshot", volume);
+        Ok(())
+    }
+
+    /// It is taken now, and its row says so.
+    pub fn capture(&mut self, snapshot: Uuid) -> Result<()> {
+        self.take(snapshot)?;
+        self.snapshot_mut(snapshot)?.state = "BackedUp".to_owned();
         Ok(())
     }
 
