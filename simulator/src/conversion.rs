@@ -182,10 +182,14 @@ pub fn open(world: &World, call: Open) -> Result<Opened, String> {
         for volume in &call.volumes {
             readable(state, *volume)?;
         }
-        let others = state.conversion.runs.iter().filter(|run| shares(&run.volumes, &call.volumes) && run.at_work());
+        let others =
+            state.conversion.runs.iter().filter(|run| shares(&run.volumes, &call.volumes) && run.at_work());
         let others: Vec<Process> = others.map(|run| run.process).collect();
         for other in others {
-            state.broke("virt-v2v at once", format!("process {} is still at work on the same volumes", other.pid));
+            state.broke(
+                "virt-v2v at once",
+                format!("process {} is still at work on the same volumes", other.pid),
+            );
         }
         let misfortune = take_order(&mut state.conversion.orders, &call.volumes);
         let slow = if misfortune == Some(Misfortune::Slow) { 100.0 } else { 1.0 };
@@ -296,7 +300,10 @@ fn began(pid: u32) -> Option<(char, u64)> {
 }
 
 fn readable(state: &State, id: Uuid) -> Result<(), String> {
-    let there = state.volumes.get(&id).is_some_and(|volume| volume.removed.is_none() && volume.plugged.contains(&state.oma));
+    let there = state
+        .volumes
+        .get(&id)
+        .is_some_and(|volume| volume.removed.is_none() && volume.plugged.contains(&state.oma));
     if there { Ok(()) } else { Err(format!("the device of volume {id} is gone: Input/output error")) }
 }
 

@@ -45,17 +45,46 @@ pub enum Root {
 
 /// Options with a value that are taken and change nothing here: those of virt-customize among them.
 const WITH_VALUE: &[&str] = &[
-    "-ic", "-io", "-ip", "-b", "--bridge", "-n", "--network", "--mac", "--key", "--run", "--run-command", "--firstboot",
-    "--firstboot-command", "--firstboot-install", "--install", "--upload", "--copy-in", "--mkdir", "--delete", "--write",
-    "--inject-virtio-win", "--inject-qemu-ga", "--hostname", "--timezone", "--memsize", "--smp",
+    "-ic",
+    "-io",
+    "-ip",
+    "-b",
+    "--bridge",
+    "-n",
+    "--network",
+    "--mac",
+    "--key",
+    "--run",
+    "--run-command",
+    "--firstboot",
+    "--firstboot-command",
+    "--firstboot-install",
+    "--install",
+    "--upload",
+    "--copy-in",
+    "--mkdir",
+    "--delete",
+    "--write",
+    "--inject-virtio-win",
+    "--inject-qemu-ga",
+    "--hostname",
+    "--timezone",
+    "--memsize",
+    "--smp",
 ];
 
 /// Options without one.
-const PLAIN: &[&str] = &["-x", "--keys-from-stdin", "--colors", "--colours", "--color", "--colour", "--wrap", "--no-fstrim"];
+const PLAIN: &[&str] =
+    &["-x", "--keys-from-stdin", "--colors", "--colours", "--color", "--colour", "--wrap", "--no-fstrim"];
 
 /// Options that came with a version.
-const SINCE: &[(&str, [u32; 3])] =
-    &[("--block-driver", [2, 3, 4]), ("-O", [2, 7, 2]), ("--memsize", [2, 5, 3]), ("--smp", [2, 5, 3]), ("--no-fstrim", [2, 9, 5])];
+const SINCE: &[(&str, [u32; 3])] = &[
+    ("--block-driver", [2, 3, 4]),
+    ("-O", [2, 7, 2]),
+    ("--memsize", [2, 5, 3]),
+    ("--smp", [2, 5, 3]),
+    ("--no-fstrim", [2, 9, 5]),
+];
 
 /// Reads the command line as a program of this version does.
 pub fn parse(arguments: &[String], version: &str) -> Result<Task, String> {
@@ -82,7 +111,9 @@ pub fn parse(arguments: &[String], version: &str) -> Result<Task, String> {
             "-V" | "--version" => return Ok(Task::Print(format!("virt-v2v-in-place {version}\n"))),
             "--help" => return Ok(Task::Print(help(version))),
             "--machine-readable" => machine_readable = true,
-            "--print-source" => return Ok(Task::Print("Source guest information (--print-source option):\n".to_owned())),
+            "--print-source" => {
+                return Ok(Task::Print("Source guest information (--print-source option):\n".to_owned()));
+            }
             other if PLAIN.contains(&other) => (),
             other if WITH_VALUE.contains(&other) => drop(value()?),
             other if other.starts_with('-') && other.len() > 1 => return Err(unknown(other)),
@@ -132,11 +163,15 @@ fn raw(value: String) -> Result<String, String> {
 }
 
 fn unknown(name: &str) -> String {
-    format!("unrecognized option '{name}'\nTry ‘virt-v2v-in-place --help’ or consult virt-v2v-in-place(1) for more information.")
+    format!(
+        "unrecognized option '{name}'\nTry ‘virt-v2v-in-place --help’ or consult virt-v2v-in-place(1) for more information."
+    )
 }
 
 fn needs_value(name: &str) -> String {
-    format!("option '{name}' requires an argument\nTry ‘virt-v2v-in-place --help’ or consult virt-v2v-in-place(1) for more information.")
+    format!(
+        "option '{name}' requires an argument\nTry ‘virt-v2v-in-place --help’ or consult virt-v2v-in-place(1) for more information."
+    )
 }
 
 fn number(version: &str) -> [u32; 3] {
@@ -146,7 +181,14 @@ fn number(version: &str) -> [u32; 3] {
 
 fn help(version: &str) -> String {
     let mut text = "virt-v2v-in-place: convert a guest to use KVM in-place\n\nOptions:\n".to_owned();
-    let all = ["-i <disk|libvirt|libvirtxml|ova|vmx>", "-if <format>", "--root <ask|... >", "--machine-readable[=format]", "-v", "-x"];
+    let all = [
+        "-i <disk|libvirt|libvirtxml|ova|vmx>",
+        "-if <format>",
+        "--root <ask|... >",
+        "--machine-readable[=format]",
+        "-v",
+        "-x",
+    ];
     for option in all {
         text.push_str(&format!("  {option}\n"));
     }
@@ -180,9 +222,14 @@ impl Input {
             Self::Disk(path) => Ok(vec![path.clone()]),
             Self::LibvirtXml(path) => {
                 let text = std::fs::read_to_string(path).map_err(|e| format!("{path}: {e}"))?;
-                disks_of(&text).ok_or_else(|| format!("unable to parse the libvirt XML in {path}: there is no domain with a name"))
+                disks_of(&text).ok_or_else(|| {
+                    format!("unable to parse the libvirt XML in {path}: there is no domain with a name")
+                })
             }
-            Self::Libvirt => Err("could not connect to libvirt (default URI): there is none in this data centre".to_owned()),
+            Self::Libvirt => {
+                Err("could not connect to libvirt (default URI): there is none in this data centre"
+                    .to_owned())
+            }
         }
     }
 }
@@ -192,7 +239,8 @@ fn disks_of(text: &str) -> Option<Vec<String>> {
     let text = without_comments(text);
     let domain = text.split_once("<domain")?.1;
     domain.split_once("<name>")?;
-    let disks = domain.split("<disk").skip(1).filter_map(|disk| disk.split_once("</disk>")).map(|(disk, _)| disk);
+    let disks =
+        domain.split("<disk").skip(1).filter_map(|disk| disk.split_once("</disk>")).map(|(disk, _)| disk);
     let hard = disks.filter(|disk| {
         let kind = disk.split_once('>').and_then(|(head, _)| attribute(head, "device"));
         !matches!(kind.as_deref(), Some("cdrom" | "floppy"))

@@ -71,8 +71,13 @@ fn convert(options: &Options, version: &str, arguments: &[String]) -> Result<(),
 /// Like the appliance of the real one, the child lives on when only its parent is killed.
 fn in_child(arguments: &[String]) -> Result<(), String> {
     let program = std::env::current_exe().map_err(|e| e.to_string())?;
-    let ended = Command::new(program).args(arguments).env(CHILD, "yes").status().map_err(|e| e.to_string())?;
-    if ended.success() { Ok(()) } else { Err("libguestfs error: the appliance closed the connection unexpectedly".to_owned()) }
+    let ended =
+        Command::new(program).args(arguments).env(CHILD, "yes").status().map_err(|e| e.to_string())?;
+    if ended.success() {
+        Ok(())
+    } else {
+        Err("libguestfs error: the appliance closed the connection unexpectedly".to_owned())
+    }
 }
 
 fn work(talk: &Talk, options: &Options, control: &str, opened: &Opened) -> Result<(), String> {
@@ -98,7 +103,10 @@ fn work(talk: &Talk, options: &Options, control: &str, opened: &Opened) -> Resul
         Some(Misfortune::DiesAfter) => std::process::abort(),
         Some(Misfortune::FailsAfter) => {
             control::step(control, opened.id, "failed")?;
-            return Err("libguestfs error: hivex_commit: write: /Windows/System32/config/SYSTEM: Input/output error".to_owned());
+            return Err(
+                "libguestfs error: hivex_commit: write: /Windows/System32/config/SYSTEM: Input/output error"
+                    .to_owned(),
+            );
         }
         _ => (),
     }
