@@ -58,7 +58,8 @@ impl Answer {
 
     fn response_with(self, body: Body, length: Option<u64>) -> Response<Body> {
         let mut response = Response::new(body);
-        *response.status_mut() = StatusCode::from_u16(self.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        *response.status_mut() =
+            StatusCode::from_u16(self.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
         let headers = response.headers_mut();
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(self.kind));
         if let Some(length) = length {
@@ -66,7 +67,8 @@ impl Answer {
         }
         for (name, value) in self.headers {
             // What a header cannot say, like a line break in an error's text, it says as a space.
-            let value: String = value.chars().map(|c| if (' '..='~').contains(&c) { c } else { ' ' }).collect();
+            let value: String =
+                value.chars().map(|c| if (' '..='~').contains(&c) { c } else { ' ' }).collect();
             if let Ok(value) = HeaderValue::from_str(&value) {
                 headers.insert(HeaderName::from_static(name), value);
             }
@@ -79,7 +81,11 @@ impl Answer {
 /// The effect is told the fault too: those that are not about the answer are its own to play.
 ///
 /// A client that goes away drops this future: an effect that must end all the same belongs in a task of the world.
-pub async fn answer<F, Fut>(fault: Option<Fault>, error: impl Fn(u16, &str) -> Answer, effect: F) -> Response<Body>
+pub async fn answer<F, Fut>(
+    fault: Option<Fault>,
+    error: impl Fn(u16, &str) -> Answer,
+    effect: F,
+) -> Response<Body>
 where
     F: FnOnce(Option<Fault>) -> Fut,
     Fut: Future<Output = Answer>,
@@ -87,17 +93,22 @@ where
     let Some(fault) = fault else { return effect(None).await.response() };
     match fault {
         Fault::Refused { status } => error(status, "something went wrong, and nothing was done").response(),
-        Fault::TooMany { ms } => {
-            error(429, &format!("The given user has reached his/her account api limit, please retry after {ms} ms.")).response()
-        }
+        Fault::TooMany { ms } => error(
+            429,
+            &format!("The given user has reached his/her account api limit, please retry after {ms} ms."),
+        )
+        .response(),
         Fault::Html { status } => Answer {
             status,
             kind: "text/html",
-            body: "<html><head><title>502 Bad Gateway</title></head><body><h1>Bad Gateway</h1></body></html>".into(),
+            body: "<html><head><title>502 Bad Gateway</title></head><body><h1>Bad Gateway</h1></body></html>"
+                .into(),
             headers: Vec::new(),
         }
         .response(),
-        Fault::ErrorWith200 => Answer { status: 200, ..error(530, "something went wrong, and nothing was done") }.response(),
+        Fault::ErrorWith200 => {
+            Answer { status: 200, ..error(530, "something went wrong, and nothing was done") }.response()
+        }
         Fault::Dropped => cut(),
         Fault::DoneThenRefused { status } => {
             effect(None).await;
@@ -171,7 +182,11 @@ struct Gate {
 
 impl Server {
     /// Listens, and serves `router` until `stopped`.
-    pub async fn start(address: SocketAddr, router: Router, stopped: CancellationToken) -> anyhow::Result<Server> {
+    pub async fn start(
+        address: SocketAddr,
+        router: Router,
+        stopped: CancellationToken,
+    ) -> anyhow::Result<Server> {
         let listener = TcpListener::bind(address)
             .await
             .map_err(|e| anyhow::anyhow!("cannot listen at {address}: {e}; is another one running there?"))?;
@@ -186,7 +201,12 @@ impl Server {
                 };
                 match accepted {
                     Ok((stream, _)) if !door.is_away() => {
-                        tokio::spawn(connection(stream, router.clone(), door.hung_up.subscribe(), stopped.clone()));
+                        tokio::spawn(connection(
+                            stream,
+                            router.clone(),
+                            door.hung_up.subscribe(),
+                            stopped.clone(),
+                        ));
                     }
                     Ok(_) => {}
                     // Too many open files, mostly: it passes.
@@ -221,7 +241,12 @@ impl Gate {
     }
 }
 
-async fn connection(stream: TcpStream, router: Router, mut hung_up: watch::Receiver<u64>, stopped: CancellationToken) {
+async fn connection(
+    stream: TcpStream,
+    router: Router,
+    mut hung_up: watch::Receiver<u64>,
+    stopped: CancellationToken,
+) {
     let _ = stream.set_nodelay(true);
     let service = hyper::service::service_fn(move |request: hyper::Request<hyper::body::Incoming>| {
         let mut router = router.clone();
@@ -236,8 +261,9 @@ async fn connection(stream: TcpStream, router: Router, mut hung_up: watch::Recei
             Ok(response)
         }
     });
-    let serving =
-        hyper::server::conn::http1::Builder::new().timer(TokioTimer::new()).serve_connection(TokioIo::new(stream), service);
+    let serving = hyper::server::conn::http1::Builder::new()
+        .timer(TokioTimer::new())
+        .serve_connection(TokioIo::new(stream), service);
     tokio::select! {
         _ = serving => (),
         _ = hung_up.changed() => (),

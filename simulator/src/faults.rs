@@ -132,7 +132,13 @@ pub struct Rule {
 impl Rule {
     /// For each call of a command.
     pub fn every(system: &str, command: &str, fault: Fault) -> Rule {
-        Rule { system: system.to_owned(), command: command.to_owned(), calls: Calls::Every, at_most: None, fault }
+        Rule {
+            system: system.to_owned(),
+            command: command.to_owned(),
+            calls: Calls::Every,
+            at_most: None,
+            fault,
+        }
     }
 
     /// For the next call of a command that is not yet counted: the first, if there was none.
@@ -240,9 +246,12 @@ fn like(pattern: &str, text: &str) -> bool {
     match pattern.split_once('*') {
         None => pattern == text,
         Some((head, rest)) => text.strip_prefix(head).is_some_and(|tail| {
-            rest.is_empty() || tail.char_indices().map(|(i, _)| i).chain([tail.len()]).any(|i| {
-                tail.get(i..).is_some_and(|tail| like(rest, tail))
-            })
+            rest.is_empty()
+                || tail
+                    .char_indices()
+                    .map(|(i, _)| i)
+                    .chain([tail.len()])
+                    .any(|i| tail.get(i..).is_some_and(|tail| like(rest, tail)))
         }),
     }
 }
@@ -250,7 +259,14 @@ fn like(pattern: &str, text: &str) -> bool {
 /// A number from 0 to 1 that is the same for the same call.
 fn dice(seed: u64, system: &str, command: &str, n: u64, rule: usize) -> f64 {
     let mut hash = 0xcbf2_9ce4_8422_2325_u64 ^ seed;
-    for byte in system.bytes().chain([0]).chain(command.bytes()).chain([0]).chain(n.to_le_bytes()).chain(rule.to_le_bytes()) {
+    for byte in system
+        .bytes()
+        .chain([0])
+        .chain(command.bytes())
+        .chain([0])
+        .chain(n.to_le_bytes())
+        .chain(rule.to_le_bytes())
+    {
         hash = (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
     }
     // The last round of splitmix64: FNV alone leaves the high bits of short inputs alike.

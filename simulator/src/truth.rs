@@ -90,7 +90,8 @@ impl Truth {
         self.world.look(|state| {
             let on = state.vms.values().filter(|vm| vm.power == Power::On);
             on.map(|vm| {
-                let networks: Vec<_> = vm.nics.iter().filter_map(|nic| state.networks.get(&nic.network)).collect();
+                let networks: Vec<_> =
+                    vm.nics.iter().filter_map(|nic| state.networks.get(&nic.network)).collect();
                 Running {
                     vm: vm.id,
                     name: vm.name.clone(),
@@ -104,11 +105,20 @@ impl Truth {
 
     /// What there is with a tag: `vm …`, `volume …`, `snapshot …`, `vm snapshot …`, `network …`. Without a value: any.
     pub fn tagged(&self, key: &str, value: Option<&str>) -> Vec<String> {
-        let has = |tags: &BTreeMap<String, String>| tags.get(key).is_some_and(|v| value.is_none_or(|wish| wish == v));
+        let has = |tags: &BTreeMap<String, String>| {
+            tags.get(key).is_some_and(|v| value.is_none_or(|wish| wish == v))
+        };
         self.world.look(|state| {
-            let vms = state.vms.values().filter(|x| x.removed.is_none() && has(&x.tags)).map(|x| format!("vm {}", x.id));
-            let volumes =
-                state.volumes.values().filter(|x| x.removed.is_none() && has(&x.tags)).map(|x| format!("volume {}", x.id));
+            let vms = state
+                .vms
+                .values()
+                .filter(|x| x.removed.is_none() && has(&x.tags))
+                .map(|x| format!("vm {}", x.id));
+            let volumes = state
+                .volumes
+                .values()
+                .filter(|x| x.removed.is_none() && has(&x.tags))
+                .map(|x| format!("volume {}", x.id));
             let snapshots = state
                 .snapshots
                 .values()
@@ -119,7 +129,8 @@ impl Truth {
                 .values()
                 .filter(|x| x.removed.is_none() && has(&x.tags))
                 .map(|x| format!("vm snapshot {}", x.id));
-            let networks = state.networks.values().filter(|x| has(&x.tags)).map(|x| format!("network {}", x.id));
+            let networks =
+                state.networks.values().filter(|x| has(&x.tags)).map(|x| format!("network {}", x.id));
             vms.chain(volumes).chain(snapshots).chain(vm_snapshots).chain(networks).collect()
         })
     }
@@ -184,7 +195,9 @@ impl Truth {
 
     /// The failover of a source is final: from now on nothing may bring its disks back.
     pub fn commit(&self, source: &str) {
-        self.world.change(Cause::new("control", "commit", source), |state| state.committed.insert(source.to_owned()));
+        self.world.change(Cause::new("control", "commit", source), |state| {
+            state.committed.insert(source.to_owned())
+        });
     }
 
     /// No signature of any account is good any more.
@@ -226,7 +239,10 @@ pub fn router(truth: Truth) -> Router {
     let world = truth.world.clone();
     Router::new()
         .route("/truth", get(|Shared(truth): Shared<Truth>| async move { ok(&truth.told()) }))
-        .route("/state", get(|Shared(truth): Shared<Truth>| async move { ok(&truth.world.look(|state| json!(state))) }))
+        .route(
+            "/state",
+            get(|Shared(truth): Shared<Truth>| async move { ok(&truth.world.look(|state| json!(state))) }),
+        )
         .route("/faults", get(get_faults).post(post_fault).delete(delete_faults))
         .route("/settings", get(get_settings).patch(patch_settings))
         .route("/restart/{system}", post(post_restart))
@@ -315,7 +331,11 @@ struct Disk {
     disk: u32,
 }
 
-async fn post_write(Shared(truth): Shared<Truth>, Path(id): Path<String>, Query(disk): Query<Disk>) -> Response {
+async fn post_write(
+    Shared(truth): Shared<Truth>,
+    Path(id): Path<String>,
+    Query(disk): Query<Disk>,
+) -> Response {
     match truth.write(&id, disk.disk) {
         Some(version) => ok(&json!({ "version": version })),
         None => bad("there is no such disk, or its machine is off"),

@@ -22,15 +22,26 @@ enum How {
     /// It changes something, and answers when that is done.
     Changes(fn(&World, &Asked) -> Result<Value, Refusal>),
     /// It is a job. `shows` is the state of what it is about while it runs.
-    Job { makes: bool, shows: &'static str, begin: fn(&mut State, &Asked) -> Result<Begun, Refusal>, run: fn(Job) -> Run },
+    Job {
+        makes: bool,
+        shows: &'static str,
+        begin: fn(&mut State, &Asked) -> Result<Begun, Refusal>,
+        run: fn(Job) -> Run,
+    },
 }
 
 macro_rules! job {
     ($name:literal, makes $shows:literal, $begin:path, $run:path) => {
-        Command { name: $name, how: How::Job { makes: true, shows: $shows, begin: $begin, run: |job| Box::pin($run(job)) } }
+        Command {
+            name: $name,
+            how: How::Job { makes: true, shows: $shows, begin: $begin, run: |job| Box::pin($run(job)) },
+        }
     };
     ($name:literal, $shows:literal, $begin:path, $run:path) => {
-        Command { name: $name, how: How::Job { makes: false, shows: $shows, begin: $begin, run: |job| Box::pin($run(job)) } }
+        Command {
+            name: $name,
+            how: How::Job { makes: false, shows: $shows, begin: $begin, run: |job| Box::pin($run(job)) },
+        }
     };
 }
 
@@ -133,12 +144,20 @@ impl Asked {
         if self.account.root_admin || !matches!(refusal.code, 530 | 533 | 534) {
             return refusal;
         }
-        Refusal { text: "Internal error executing command, please contact your system administrator".to_owned(), ..refusal }
+        Refusal {
+            text: "Internal error executing command, please contact your system administrator".to_owned(),
+            ..refusal
+        }
     }
 }
 
 /// See [`super::perform`].
-pub async fn perform(world: &World, by: &str, command: &str, params: &[(&str, &str)]) -> Result<Value, Refusal> {
+pub async fn perform(
+    world: &World,
+    by: &str,
+    command: &str,
+    params: &[(&str, &str)],
+) -> Result<Value, Refusal> {
     let account = world.look(|state| state.accounts.first().cloned());
     let account = account
         .filter(|account| !account.expired)
@@ -147,17 +166,30 @@ pub async fn perform(world: &World, by: &str, command: &str, params: &[(&str, &s
     let (before, after) = (
         matches!(
             fault,
-            Some(Fault::Refused { .. } | Fault::Dropped | Fault::TooMany { .. } | Fault::Html { .. } | Fault::ErrorWith200)
+            Some(
+                Fault::Refused { .. }
+                    | Fault::Dropped
+                    | Fault::TooMany { .. }
+                    | Fault::Html { .. }
+                    | Fault::ErrorWith200
+            )
         ),
         matches!(
             fault,
-            Some(Fault::DoneThenRefused { .. } | Fault::DoneThenDropped | Fault::DoneThenSilent | Fault::Reset | Fault::Empty)
+            Some(
+                Fault::DoneThenRefused { .. }
+                    | Fault::DoneThenDropped
+                    | Fault::DoneThenSilent
+                    | Fault::Reset
+                    | Fault::Empty
+            )
         ),
     );
     if before {
         return Err(Refusal::internal("CloudStack did not answer, and did nothing"));
     }
-    let asked = Asked { command: command.to_owned(), params: Params::of(params), account, by: by.to_owned(), fault };
+    let asked =
+        Asked { command: command.to_owned(), params: Params::of(params), account, by: by.to_owned(), fault };
     let told = answer(world, asked)?;
     if after {
         return Err(Refusal::internal("CloudStack did it, and its answer was lost"));
@@ -169,7 +201,9 @@ pub async fn perform(world: &World, by: &str, command: &str, params: &[(&str, &s
         Some(row) => {
             let text = match &row.result {
                 Some(Value::String(text)) => text.clone(),
-                Some(result) => result.get("errortext").and_then(Value::as_str).unwrap_or_default().to_owned(),
+                Some(result) => {
+                    result.get("errortext").and_then(Value::as_str).unwrap_or_default().to_owned()
+                }
                 None => String::new(),
             };
             Err(Refusal::code(row.code, text))

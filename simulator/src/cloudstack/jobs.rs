@@ -104,7 +104,10 @@ pub fn submit(
     let (id, begun) = world.change(asked.cause(), |state| {
         let switches = &state.settings.cloudstack;
         if switches.maintenance {
-            return Err(Refusal::code(503, "Maintenance or shutdown has been initiated: no new jobs are accepted"));
+            return Err(Refusal::code(
+                503,
+                "Maintenance or shutdown has been initiated: no new jobs are accepted",
+            ));
         }
         let wish = asked.params.get("customjobid").filter(|_| switches.custom_job_ids).map(str::to_owned);
         // What makes something makes it before the job's id is looked at: a repeated id leaves one more row.
@@ -137,7 +140,9 @@ fn new_id(state: &State, wish: Option<String>) -> Result<Uuid, Refusal> {
         .filter(|id: &Uuid| id.to_string() == wish)
         .ok_or_else(|| Refusal::param(format!("Invalid UUID for customjobid: {wish}")))?;
     match state.cloudstack.jobs.get(&id) {
-        Some(row) if row.status == 0 => Err(Refusal::param(format!("AsyncJob with custom id {id} already exists"))),
+        Some(row) if row.status == 0 => {
+            Err(Refusal::param(format!("AsyncJob with custom id {id} already exists")))
+        }
         // The row of a job that is over does not count for the check, but it does for the unique index.
         Some(_) => Err(duplicate(id)),
         None if state.cloudstack.used_job_ids.contains(&id) => Err(duplicate(id)),
@@ -281,7 +286,8 @@ fn cancel(state: &mut State, job: Uuid) {
 /// The management server begins anew: it knows nothing of what was under way.
 pub fn cancel_all(state: &mut State) {
     state.cloudstack.life += 1;
-    let pending: Vec<Uuid> = state.cloudstack.jobs.values().filter(|row| row.status == 0).map(|row| row.id).collect();
+    let pending: Vec<Uuid> =
+        state.cloudstack.jobs.values().filter(|row| row.status == 0).map(|row| row.id).collect();
     for job in pending {
         cancel(state, job);
     }
@@ -294,7 +300,9 @@ fn settle(state: &mut State, instance: Option<(String, Uuid)>, tidy: bool) {
     let Some((_, id)) = instance.filter(|_| tidy) else { return };
     if let Some(volume) = state.volumes.get_mut(&id) {
         volume.state = match volume.state {
-            VolumeState::Attaching | VolumeState::Snapshotting | VolumeState::RevertSnapshotting => VolumeState::Ready,
+            VolumeState::Attaching | VolumeState::Snapshotting | VolumeState::RevertSnapshotting => {
+                VolumeState::Ready
+            }
             VolumeState::Creating => VolumeState::Allocated,
             other => other,
         };
@@ -330,7 +338,8 @@ fn settle(state: &mut State, instance: Option<(String, Uuid)>, tidy: bool) {
 
 /// Jobs that have been over for long are no rows any more.
 fn purge(state: &mut State) {
-    let minutes: f64 = state.configurations.get("job.expire.minutes").and_then(|n| n.parse().ok()).unwrap_or(1440.0);
+    let minutes: f64 =
+        state.configurations.get("job.expire.minutes").and_then(|n| n.parse().ok()).unwrap_or(1440.0);
     let pace = if state.settings.pace > 0.0 { state.settings.pace } else { 1.0 };
     let kept = TimeDelta::milliseconds((minutes * 60_000.0 * pace) as i64);
     let now = Utc::now();

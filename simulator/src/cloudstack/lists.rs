@@ -41,14 +41,20 @@ fn page(asked: &Asked, state: &State, name: &str, found: Vec<Value>) -> Result<V
     if found.is_empty() {
         return Ok(json!({}));
     }
-    let most = state.configurations.get("default.page.size").and_then(|n| n.parse().ok()).unwrap_or(500_usize);
+    let most =
+        state.configurations.get("default.page.size").and_then(|n| n.parse().ok()).unwrap_or(500_usize);
     let size = asked.params.number("pagesize")?.map(|n| usize::try_from(n).unwrap_or(usize::MAX));
     if size.is_some_and(|size| size > most) {
-        return Err(Refusal::code(431, format!("Page size can not exceed max allowed page size value: {most}")));
+        return Err(Refusal::code(
+            431,
+            format!("Page size can not exceed max allowed page size value: {most}"),
+        ));
     }
     let number = match (asked.params.number("page")?, size) {
         (Some(number), Some(_)) => usize::try_from(number.max(1)).unwrap_or(usize::MAX),
-        (Some(_), None) => return Err(Refusal::code(431, "\"page\" parameter has to be used with \"pagesize\"")),
+        (Some(_), None) => {
+            return Err(Refusal::code(431, "\"page\" parameter has to be used with \"pagesize\""));
+        }
         (None, _) => 1,
     };
     let size = size.unwrap_or(most);
@@ -72,7 +78,8 @@ impl Narrow {
         let mut ids = params.ids("ids")?;
         ids.extend(params.id("id")?);
         let all = asked.account.root_admin && (params.flag("listall", false) || !ids.is_empty());
-        let account = if all { params.get("account").map(str::to_owned) } else { Some(asked.account.name.clone()) };
+        let account =
+            if all { params.get("account").map(str::to_owned) } else { Some(asked.account.name.clone()) };
         Ok(Narrow { ids, tags: params.pairs("tags"), account })
     }
 
@@ -91,7 +98,9 @@ fn fits(params: &Params, name: &str, is: &str) -> bool {
 }
 
 fn part(params: &Params, name: &str, of: &[&str]) -> bool {
-    params.get(name).is_none_or(|wish| of.iter().any(|text| text.to_lowercase().contains(&wish.to_lowercase())))
+    params
+        .get(name)
+        .is_none_or(|wish| of.iter().any(|text| text.to_lowercase().contains(&wish.to_lowercase())))
 }
 
 /// `listVirtualMachines`
@@ -142,7 +151,8 @@ pub fn snapshots(state: &State, asked: &Asked) -> Result<Value> {
     let (narrow, params) = (Narrow::new(asked)?, &asked.params);
     let volume = params.id("volumeid")?;
     let found = state.snapshots.values().filter(|snapshot| {
-        let account = state.volumes.get(&snapshot.volume).map(|volume| volume.account.as_str()).unwrap_or_default();
+        let account =
+            state.volumes.get(&snapshot.volume).map(|volume| volume.account.as_str()).unwrap_or_default();
         // What LINSTOR took, CloudStack knows nothing of.
         snapshot.removed.is_none()
             && snapshot.by == crate::world::things::SnapshotBy::CloudStack
@@ -202,9 +212,17 @@ pub fn tags(state: &State, asked: &Asked) -> Result<Value> {
         }
     };
     state.vms.values().filter(|x| x.removed.is_none()).for_each(|x| add("UserVm", x.id, &x.account, &x.tags));
-    state.volumes.values().filter(|x| x.removed.is_none()).for_each(|x| add("Volume", x.id, &x.account, &x.tags));
+    state
+        .volumes
+        .values()
+        .filter(|x| x.removed.is_none())
+        .for_each(|x| add("Volume", x.id, &x.account, &x.tags));
     state.snapshots.values().filter(|x| x.removed.is_none()).for_each(|x| add("Snapshot", x.id, "", &x.tags));
-    state.vm_snapshots.values().filter(|x| x.removed.is_none()).for_each(|x| add("VMSnapshot", x.id, "", &x.tags));
+    state
+        .vm_snapshots
+        .values()
+        .filter(|x| x.removed.is_none())
+        .for_each(|x| add("VMSnapshot", x.id, "", &x.tags));
     state.networks.values().for_each(|x| add("Network", x.id, "", &x.tags));
     page(asked, state, "tag", found)
 }
@@ -249,7 +267,10 @@ pub fn disk_offerings(state: &State, asked: &Asked) -> Result<Value> {
 /// `listHosts`, for root admins.
 pub fn hosts(state: &State, asked: &Asked) -> Result<Value> {
     if !asked.account.root_admin {
-        return Err(Refusal::code(401, "The given command:listHosts does not exist or it is not available for user"));
+        return Err(Refusal::code(
+            401,
+            "The given command:listHosts does not exist or it is not available for user",
+        ));
     }
     page(asked, state, "host", state.hosts.iter().map(|host| show::host(state, host)).collect())
 }
@@ -280,7 +301,9 @@ pub fn configurations(state: &State, asked: &Asked) -> Result<Value> {
     let found = state.configurations.iter().filter(|(name, _)| {
         params.get("name").is_none_or(|wish| wish == name.as_str()) && part(params, "keyword", &[name])
     });
-    let told = found.map(|(name, value)| json!({ "name": name, "value": value, "category": "Advanced", "isdynamic": true }));
+    let told = found.map(
+        |(name, value)| json!({ "name": name, "value": value, "category": "Advanced", "isdynamic": true }),
+    );
     page(asked, state, "configuration", told.collect())
 }
 

@@ -26,19 +26,27 @@ pub fn wanted(state: &State, params: &Params, zone: Uuid) -> Result<Vec<Wanted>>
     let mut wanted = Vec::new();
     for (index, network) in params.ids("networkids")?.into_iter().enumerate() {
         let only_first = |name: &str| params.get(name).filter(|_| index == 0).map(str::to_owned);
-        wanted.push(Wanted { network, ip: only_first("ipaddress"), mac: only_first("macaddress"), default: index == 0 });
+        wanted.push(Wanted {
+            network,
+            ip: only_first("ipaddress"),
+            mac: only_first("macaddress"),
+            default: index == 0,
+        });
     }
     for (index, one) in params.numbered("iptonetworklist") {
         if params.get("networkids").is_some() {
             return Err(Refusal::param("networkids and iptonetworklist can't be specified at the same time"));
         }
         let network = one.get("networkid").and_then(|id| id.parse().ok());
-        let network = network.ok_or_else(|| Refusal::param(format!("No networkid in iptonetworklist[{index}]")))?;
+        let network =
+            network.ok_or_else(|| Refusal::param(format!("No networkid in iptonetworklist[{index}]")))?;
         let (ip, mac) = (one.get("ip").cloned(), one.get("mac").cloned());
         wanted.push(Wanted { network, ip, mac, default: wanted.is_empty() });
     }
     if wanted.is_empty() {
-        return Err(Refusal::param("No network is given, and the zone has no default network for the account"));
+        return Err(Refusal::param(
+            "No network is given, and the zone has no default network for the account",
+        ));
     }
     for wish in &wanted {
         check_network(state, wish.network, zone)?;
@@ -50,9 +58,15 @@ pub fn wanted(state: &State, params: &Params, zone: Uuid) -> Result<Vec<Wanted>>
 }
 
 fn check_network(state: &State, id: Uuid, zone: Uuid) -> Result<()> {
-    let network = state.networks.get(&id).ok_or_else(|| Refusal::code(431, format!("Unable to find network by id {id}")))?;
+    let network = state
+        .networks
+        .get(&id)
+        .ok_or_else(|| Refusal::code(431, format!("Unable to find network by id {id}")))?;
     if !matches!(network.state.as_str(), "Implemented" | "Allocated" | "Setup") {
-        return Err(Refusal::param(format!("Network {} is in state {} and cannot be used", network.name, network.state)));
+        return Err(Refusal::param(format!(
+            "Network {} is in state {} and cannot be used",
+            network.name, network.state
+        )));
     }
     if network.zone != zone {
         return Err(Refusal::param(format!("Network {} is not in the zone of the VM", network.name)));
@@ -62,22 +76,29 @@ fn check_network(state: &State, id: Uuid, zone: Uuid) -> Result<()> {
 
 /// An interface as it was asked for, with what was not asked for made up. An L2 network gives no address.
 pub fn new_nic(state: &State, wish: Wanted) -> Result<Nic> {
-    let network = state.networks.get(&wish.network).ok_or_else(|| Refusal::internal("the network is gone"))?;
+    let network =
+        state.networks.get(&wish.network).ok_or_else(|| Refusal::internal("the network is gone"))?;
     let taken = |ip: &str| {
         let alive = state.vms.values().filter(|vm| vm.removed.is_none());
         alive.flat_map(|vm| &vm.nics).any(|nic| nic.network == wish.network && nic.ip.as_deref() == Some(ip))
     };
-    let ip = match (&network.prefix, wish.ip) {
-        (None, _) => None,
-        (Some(prefix), Some(ip)) if !ip.starts_with(prefix.as_str()) || taken(&ip) => {
-            return Err(Refusal::code(533, format!("Unable to acquire the address {ip} in network {}", network.name)));
-        }
-        (Some(_), Some(ip)) => Some(ip),
-        (Some(prefix), None) => {
-            let free = (10..250).map(|host| format!("{prefix}{host}")).find(|ip| !taken(ip));
-            Some(free.ok_or_else(|| Refusal::code(533, format!("Network {} has no free address", network.name)))?)
-        }
-    };
+    let ip =
+        match (&network.prefix, wish.ip) {
+            (None, _) => None,
+            (Some(prefix), Some(ip)) if !ip.starts_with(prefix.as_str()) || taken(&ip) => {
+                return Err(Refusal::code(
+                    533,
+                    format!("Unable to acquire the address {ip} in network {}", network.name),
+                ));
+            }
+            (Some(_), Some(ip)) => Some(ip),
+            (Some(prefix), None) => {
+                let free = (10..250).map(|host| format!("{prefix}{host}")).find(|ip| !taken(ip));
+                Some(free.ok_or_else(|| {
+                    Refusal::code(533, format!("Network {} has no free address", network.name))
+                })?)
+            }
+        };
     let id = Uuid::new_v4();
     let mac = wish.mac.unwrap_or_else(|| {
         let [a, b, c, ..] = id.into_bytes();
@@ -102,7 +123,9 @@ async fn change(
     let vm = job.asked.params.need_id("virtualmachineid")?;
     job.rows(|state| match state.vm(vm)?.state {
         VmState::Running | VmState::Stopped => Ok(()),
-        other => Err(Refusal::param(format!("NICs can be changed for VMs that are Running or Stopped only, this one is {other:?}"))),
+        other => Err(Refusal::param(format!(
+            "NICs can be changed for VMs that are Running or Stopped only, this one is {other:?}"
+        ))),
     })?;
     job.pause(job.world.look(|state| state.settings.cloudstack.other_ms)).await;
     job.effect(|state| {
@@ -124,7 +147,8 @@ pub async fn add(job: Job) -> std::result::Result<Value, End> {
             return Err(Refusal::param(format!("A NIC already exists for VM {vm} in network {network}")));
         }
         let text = |name: &str| params.get(name).map(str::to_owned);
-        let wish = Wanted { network, ip: text("ipaddress"), mac: text("macaddress"), default: row.nics.is_empty() };
+        let wish =
+            Wanted { network, ip: text("ipaddress"), mac: text("macaddress"), default: row.nics.is_empty() };
         let nic = new_nic(state, wish)?;
         state.vm_mut(vm)?.nics.push(nic);
         Ok(())
@@ -140,7 +164,9 @@ pub async fn remove(job: Job) -> std::result::Result<Value, End> {
         match nics.iter().find(|nic| nic.id == id) {
             None => return Err(Refusal::param(format!("Unable to find NIC {id} of VM {vm}"))),
             Some(nic) if nic.default => {
-                return Err(Refusal::param(format!("Unable to remove NIC from VM {vm}: it is the default NIC")));
+                return Err(Refusal::param(format!(
+                    "Unable to remove NIC from VM {vm}: it is the default NIC"
+                )));
             }
             Some(_) => nics.retain(|nic| nic.id != id),
         }

@@ -57,7 +57,14 @@ impl Asked {
         if self.account.root_admin || self.account.name == owner {
             return Ok(());
         }
-        Err(Refusal { code: 531, cs: 4365, text: format!("Account {} does not have permission to operate with resource of {owner}", self.account.name) })
+        Err(Refusal {
+            code: 531,
+            cs: 4365,
+            text: format!(
+                "Account {} does not have permission to operate with resource of {owner}",
+                self.account.name
+            ),
+        })
     }
 
     /// What was deleted is there again after a while.
@@ -116,14 +123,22 @@ impl Params {
     /// A number that may be there.
     pub fn number(&self, name: &str) -> Result<Option<u64>, Refusal> {
         let wrong = |value| {
-            Refusal::code(431, format!("Unable to execute API command due to invalid value. Invalid parameter {name} value={value}"))
+            Refusal::code(
+                431,
+                format!(
+                    "Unable to execute API command due to invalid value. Invalid parameter {name} value={value}"
+                ),
+            )
         };
         self.get(name).map(|value| value.parse().map_err(|_| wrong(value))).transpose()
     }
 
     /// `tags[0].key=…&tags[0].value=…`. A key alone has no value.
     pub fn pairs(&self, name: &str) -> BTreeMap<String, Option<String>> {
-        self.numbered(name).into_values().filter_map(|mut one| Some((one.remove("key")?, one.remove("value")))).collect()
+        self.numbered(name)
+            .into_values()
+            .filter_map(|mut one| Some((one.remove("key")?, one.remove("value"))))
+            .collect()
     }
 
     /// `details[0].cpunumber=…&details[0].memory=…`, as names and values.
@@ -179,18 +194,23 @@ async fn handle(world: World, raw: String, post: bool) -> Response<Body> {
         None => "errorresponse".to_owned(),
     };
     let strings = world.look(|state| state.settings.cloudstack.numbers_as_strings);
-    answer(fault, |code, text| refused(&key, &Refusal::code(code, text)), async |fault| {
-        let told = let_in(&world, &sent, params, command.clone(), post, fault).and_then(|asked| commands::answer(&world, asked));
-        match told {
-            Ok(mut body) => {
-                if strings {
-                    to_strings(&mut body);
+    answer(
+        fault,
+        |code, text| refused(&key, &Refusal::code(code, text)),
+        async |fault| {
+            let told = let_in(&world, &sent, params, command.clone(), post, fault)
+                .and_then(|asked| commands::answer(&world, asked));
+            match told {
+                Ok(mut body) => {
+                    if strings {
+                        to_strings(&mut body);
+                    }
+                    Answer::json(200, &json!({ &key: body }))
                 }
-                Answer::json(200, &json!({ &key: body }))
+                Err(refusal) => refused(&key, &refusal),
             }
-            Err(refusal) => refused(&key, &refusal),
-        }
-    })
+        },
+    )
     .await
 }
 
@@ -225,7 +245,11 @@ fn let_in(
     if fault == Some(Fault::CredentialsExpire) {
         let key = params.get("apikey").unwrap_or_default();
         world.change(Cause::new("cloudstack", "credentials expire", key), |state| {
-            state.accounts.iter_mut().filter(|account| account.key == key).for_each(|account| account.expired = true);
+            state
+                .accounts
+                .iter_mut()
+                .filter(|account| account.key == key)
+                .for_each(|account| account.expired = true);
         });
     }
     let (account, enforced) = world.look(|state| {
@@ -241,13 +265,17 @@ fn let_in(
     let v3 = params.get("signatureversion") == Some("3");
     if v3 {
         let expires = params.get("expires").ok_or_else(stranger)?;
-        let until = DateTime::parse_from_str(expires, "%Y-%m-%dT%H:%M:%S%z").map_err(|_| stranger())?.to_utc();
+        let until =
+            DateTime::parse_from_str(expires, "%Y-%m-%dT%H:%M:%S%z").map_err(|_| stranger())?.to_utc();
         if until < Utc::now() || (enforced && until > Utc::now() + TimeDelta::minutes(15)) {
             return Err(stranger());
         }
     }
     let Some(found) = commands::find(&command) else {
-        return Err(Refusal::code(401, format!("The given command:{command} does not exist or it is not available for user")));
+        return Err(Refusal::code(
+            401,
+            format!("The given command:{command} does not exist or it is not available for user"),
+        ));
     };
     if enforced && (!v3 || (!post && !found.only_reads())) {
         return Err(stranger());
@@ -282,10 +310,13 @@ const JAVA: &AsciiSet = &NON_ALPHANUMERIC.remove(b'.').remove(b'-').remove(b'*')
 
 /// The signature: names sorted as they are, values encoded as Java does it, all of it in lower case, HMAC-SHA1, base64.
 pub fn sign(sent: &[(String, String)], secret: &str) -> String {
-    let mut sorted: Vec<_> = sent.iter().filter(|(name, _)| !name.eq_ignore_ascii_case("signature")).collect();
+    let mut sorted: Vec<_> =
+        sent.iter().filter(|(name, _)| !name.eq_ignore_ascii_case("signature")).collect();
     sorted.sort();
-    let text: Vec<String> =
-        sorted.iter().map(|(name, value)| format!("{name}={}", utf8_percent_encode(value, JAVA)).to_lowercase()).collect();
+    let text: Vec<String> = sorted
+        .iter()
+        .map(|(name, value)| format!("{name}={}", utf8_percent_encode(value, JAVA)).to_lowercase())
+        .collect();
     let key = ring::hmac::Key::new(ring::hmac::HMAC_SHA1_FOR_LEGACY_USE_ONLY, secret.as_bytes());
     base64(ring::hmac::sign(&key, text.join("&").as_bytes()).as_ref())
 }
@@ -294,7 +325,8 @@ fn base64(bytes: &[u8]) -> String {
     const LETTERS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
     let mut text = String::new();
     for chunk in bytes.chunks(3) {
-        let bits = chunk.iter().chain([&0, &0]).take(3).fold(0_usize, |bits, byte| bits << 8 | usize::from(*byte));
+        let bits =
+            chunk.iter().chain([&0, &0]).take(3).fold(0_usize, |bits, byte| bits << 8 | usize::from(*byte));
         for place in 0..4 {
             let letter = LETTERS.get(bits >> (18 - 6 * place) & 63).copied().unwrap_or(b'=');
             text.push(if place <= chunk.len() { char::from(letter) } else { '=' });
@@ -312,9 +344,24 @@ fn decoded(text: &str) -> String {
 mod tests {
     use super::*;
 
+    /// From the test suites of two clients that work with the real thing.
+    #[test]
+    fn the_signatures_that_others_published_are_ours() {
+        let signed = |params: &[(&str, &str)]| {
+            let fixed = [("apiKey", "foo"), ("response", "json"), ("command", "listVirtualMachines")];
+            let sent =
+                fixed.iter().chain(params).map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
+            sign(&sent.collect::<Vec<_>>(), "bar")
+        };
+        assert_eq!(signed(&[("listall", "true")]), "B0d6hBsZTcFVCiioSxzwKA9Pke8=");
+        assert_eq!(signed(&[("listall", "1"), ("unicode_param", "éèààû")]), "gABU/KFJKD3FLAgKDuxQoryu4sA=");
+    }
+
     #[test]
     fn base64_pads() {
-        for (plain, encoded) in [("", ""), ("f", "Zg=="), ("fo", "Zm8="), ("foo", "Zm9v"), ("foobar", "Zm9vYmFy")] {
+        for (plain, encoded) in
+            [("", ""), ("f", "Zg=="), ("fo", "Zm8="), ("foo", "Zm9v"), ("foobar", "Zm9vYmFy")]
+        {
             assert_eq!(base64(plain.as_bytes()), encoded);
         }
     }
@@ -328,7 +375,13 @@ mod tests {
             ("details[0].cpuNumber", "2"),
             ("details[0].memory", "512"),
         ]);
-        assert_eq!(params.pairs("tags"), BTreeMap::from([("a".into(), Some("1".into())), ("b".into(), None)]));
-        assert_eq!(params.details("details"), BTreeMap::from([("cpunumber".into(), "2".into()), ("memory".into(), "512".into())]));
+        assert_eq!(
+            params.pairs("tags"),
+            BTreeMap::from([("a".into(), Some("1".into())), ("b".into(), None)])
+        );
+        assert_eq!(
+            params.details("details"),
+            BTreeMap::from([("cpunumber".into(), "2".into()), ("memory".into(), "512".into())])
+        );
     }
 }

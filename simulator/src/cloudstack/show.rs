@@ -92,7 +92,10 @@ pub fn vm(state: &State, vm: &Vm) -> Value {
         put(&mut map, "hostname", Some(host.name.clone()));
         put(&mut map, "hostcontrolstate", Some(if host.state == "Up" { "Enabled" } else { "Offline" }));
     }
-    let root = state.volumes.values().find(|volume| volume.attached.is_some_and(|at| at.vm == vm.id && at.device == 0));
+    let root = state
+        .volumes
+        .values()
+        .find(|volume| volume.attached.is_some_and(|at| at.vm == vm.id && at.device == 0));
     put(&mut map, "rootdeviceid", root.map(|_| 0));
     put_job(&mut map, state, vm.id);
     Value::Object(map)

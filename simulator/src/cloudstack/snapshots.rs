@@ -32,8 +32,15 @@ pub fn begin_create(state: &mut State, asked: &Asked) -> Result<Begun> {
     }
     check_quota(state, asked, "snapshot", "snapshot")?;
     state.may_snapshot(volume)?;
-    let tags = asked.params.pairs("tags").into_iter().map(|(key, value)| (key, value.unwrap_or_default())).collect();
-    let made_up = || format!("{}_{}", state.volumes.get(&volume).map_or("volume", |v| &v.name), Utc::now().format("%Y%m%d%H%M%S"));
+    let tags =
+        asked.params.pairs("tags").into_iter().map(|(key, value)| (key, value.unwrap_or_default())).collect();
+    let made_up = || {
+        format!(
+            "{}_{}",
+            state.volumes.get(&volume).map_or("volume", |v| &v.name),
+            Utc::now().format("%Y%m%d%H%M%S")
+        )
+    };
     let name = asked.params.get("name").map_or_else(made_up, str::to_owned);
     let id = state.new_snapshot(volume, &name, SnapshotBy::CloudStack, tags)?;
     let line = state.volume(volume)?.attached.map(|at| at.vm);
@@ -111,7 +118,9 @@ pub async fn delete(job: Job) -> Ended {
     let id = instance(&job);
     job.rows(|state| match state.snapshot(id)?.state.as_str() {
         "BackedUp" | "Error" | "Allocated" => Ok(()),
-        other => Err(Refusal::param(format!("Can't delete snapshotshot {id} due to it is in {other} Status"))),
+        other => {
+            Err(Refusal::param(format!("Can't delete snapshotshot {id} due to it is in {other} Status")))
+        }
     })?;
     job.pause(job.world.look(|state| state.settings.cloudstack.other_ms)).await;
     let before = job.world.look(|state| state.snapshots.get(&id).cloned());
@@ -135,7 +144,9 @@ pub fn begin_create_of_vm(state: &mut State, asked: &Asked) -> Result<Begun> {
     asked.may_use_vm(state, vm)?;
     let row = state.vm(vm)?;
     if !matches!(row.state, VmState::Running | VmState::Stopped) {
-        return Err(Refusal::param(format!("Creating Instance Snapshot failed due to VM: {vm} is not in the running or Stopped state")));
+        return Err(Refusal::param(format!(
+            "Creating Instance Snapshot failed due to VM: {vm} is not in the running or Stopped state"
+        )));
     }
     let runs = row.state == VmState::Running;
     let memory = asked.params.flag("snapshotmemory", false);
@@ -143,18 +154,27 @@ pub fn begin_create_of_vm(state: &mut State, asked: &Asked) -> Result<Begun> {
         return Err(Refusal::param("Can not snapshot memory when VM is not in Running state"));
     }
     if memory {
-        return Err(Refusal::param("KVM VM snapshots with memory are only supported for volumes of QCOW2 on file storage"));
+        return Err(Refusal::param(
+            "KVM VM snapshots with memory are only supported for volumes of QCOW2 on file storage",
+        ));
     }
     if runs && !state.configured("kvm.vmstoragesnapshot.enabled") {
-        return Err(Refusal::param("Creating a snapshot of a running KVM Instance without memory is not supported"));
+        return Err(Refusal::param(
+            "Creating a snapshot of a running KVM Instance without memory is not supported",
+        ));
     }
     let volumes = state.attached_to(vm);
     let ready = |id: &Uuid| state.volumes.get(id).is_some_and(|volume| volume.state == VolumeState::Ready);
     if volumes.is_empty() || !volumes.iter().all(ready) {
-        return Err(Refusal::param("The volume of the VM is not in Ready state: the VM cannot be snapshotted"));
+        return Err(Refusal::param(
+            "The volume of the VM is not in Ready state: the VM cannot be snapshotted",
+        ));
     }
-    if state.snapshots.values().any(|s| s.removed.is_none() && volumes.contains(&s.volume) && is_under_way(s)) {
-        return Err(Refusal::param("There is other active volume snapshot tasks on the instance, please try again later"));
+    if state.snapshots.values().any(|s| s.removed.is_none() && volumes.contains(&s.volume) && is_under_way(s))
+    {
+        return Err(Refusal::param(
+            "There is other active volume snapshot tasks on the instance, please try again later",
+        ));
     }
     let made_up = || format!("snapshot-{}", Utc::now().format("%Y%m%d%H%M%S%3f"));
     let display_name = asked.params.get("name").map_or_else(made_up, str::to_owned);
@@ -166,7 +186,9 @@ pub fn begin_create_of_vm(state: &mut State, asked: &Asked) -> Result<Begun> {
     }
     let most = state.configurations.get("vmsnapshot.max").and_then(|n| n.parse().ok()).unwrap_or(10);
     if state.vm_snapshots.values().filter(|s| s.vm == vm && s.removed.is_none()).count() >= most {
-        return Err(Refusal::internal(format!("Creating Instance Snapshot failed due to a VM can just have : {most} VM snapshots")));
+        return Err(Refusal::internal(format!(
+            "Creating Instance Snapshot failed due to a VM can just have : {most} VM snapshots"
+        )));
     }
     let id = Uuid::new_v4();
     state.applied("createVMSnapshot", format!("{vm} {display_name}"));
@@ -202,7 +224,8 @@ pub async fn create_of_vm(job: Job) -> Ended {
     job.pause(job.world.look(|state| state.settings.cloudstack.snapshot_ms)).await;
     job.effect(|state| {
         let volumes = state.attached_to(state.vm_snapshot(id)?.vm);
-        let contents = volumes.iter().filter_map(|id| Some((*id, state.volumes.get(id)?.content.clone()))).collect();
+        let contents =
+            volumes.iter().filter_map(|id| Some((*id, state.volumes.get(id)?.content.clone()))).collect();
         state.vm_snapshot_mut(id)?.contents = contents;
         Ok(())
     })

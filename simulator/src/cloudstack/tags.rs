@@ -24,7 +24,9 @@ pub fn of<'a>(state: &'a mut State, kind: &str, id: Uuid) -> Result<&'a mut BTre
         "vmsnapshot" => &mut state.vm_snapshot_mut(id)?.tags,
         "network" => {
             let network = state.networks.get_mut(&id);
-            &mut network.ok_or_else(|| Refusal::code(431, format!("Unable to find resource by id {id}")))?.tags
+            &mut network
+                .ok_or_else(|| Refusal::code(431, format!("Unable to find resource by id {id}")))?
+                .tags
         }
         other => return Err(Refusal::param(format!("Invalid resource type {other}"))),
     })
@@ -38,7 +40,10 @@ pub fn begin(state: &mut State, asked: &Asked) -> Result<Begun> {
         of(state, kind, id)?;
     }
     if asked.command == "createTags" && asked.params.pairs("tags").is_empty() {
-        return Err(Refusal::code(431, "Unable to execute API command createtags due to missing parameter tags"));
+        return Err(Refusal::code(
+            431,
+            "Unable to execute API command createtags due to missing parameter tags",
+        ));
     }
     Ok(Begun::default())
 }
@@ -47,7 +52,8 @@ pub fn begin(state: &mut State, asked: &Asked) -> Result<Begun> {
 pub async fn create(job: Job) -> std::result::Result<Value, End> {
     job.effect(|state| {
         let params = &job.asked.params;
-        let (kind, ids, tags) = (params.need("resourcetype")?, params.ids("resourceids")?, params.pairs("tags"));
+        let (kind, ids, tags) =
+            (params.need("resourcetype")?, params.ids("resourceids")?, params.pairs("tags"));
         for id in &ids {
             let there = of(state, kind, *id)?;
             if let Some(key) = tags.keys().find(|key| there.contains_key(*key)) {
@@ -69,11 +75,13 @@ pub async fn create(job: Job) -> std::result::Result<Value, End> {
 pub async fn delete(job: Job) -> std::result::Result<Value, End> {
     job.effect(|state| {
         let params = &job.asked.params;
-        let (kind, ids, tags) = (params.need("resourcetype")?, params.ids("resourceids")?, params.pairs("tags"));
+        let (kind, ids, tags) =
+            (params.need("resourcetype")?, params.ids("resourceids")?, params.pairs("tags"));
         let mut gone = 0;
         for id in ids {
             of(state, kind, id)?.retain(|key, value| {
-                let named = tags.is_empty() || tags.get(key).is_some_and(|wish| wish.as_ref().is_none_or(|wish| wish == value));
+                let named = tags.is_empty()
+                    || tags.get(key).is_some_and(|wish| wish.as_ref().is_none_or(|wish| wish == value));
                 gone += usize::from(named);
                 !named
             });

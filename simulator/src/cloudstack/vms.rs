@@ -23,10 +23,14 @@ pub fn begin_deploy(state: &mut State, asked: &Asked) -> Result<Begun> {
     let zone = fixture(&state.zones, params.need_id("zoneid")?, "zoneid")?;
     let enabled = zone.more.get("allocationstate").and_then(Value::as_str) != Some("Disabled");
     if !enabled && !asked.account.root_admin {
-        return Err(Refusal::code(531, format!("Cannot perform this operation, Zone is currently disabled: {}", zone.name)));
+        return Err(Refusal::code(
+            531,
+            format!("Cannot perform this operation, Zone is currently disabled: {}", zone.name),
+        ));
     }
     let zone = zone.id;
-    let offering = fixture(&state.service_offerings, params.need_id("serviceofferingid")?, "serviceofferingid")?;
+    let offering =
+        fixture(&state.service_offerings, params.need_id("serviceofferingid")?, "serviceofferingid")?;
     let (cpus, memory_mb) = size_of(offering, &params.details("details"))?;
     let offering = offering.id;
     let template = fixture(&state.templates, params.need_id("templateid")?, "templateid")?;
@@ -49,7 +53,9 @@ pub fn begin_deploy(state: &mut State, asked: &Asked) -> Result<Begun> {
         Some(_) if !asked.account.root_admin => {
             return Err(Refusal::code(531, "Only Root Admin is allowed to use the parameter customid"));
         }
-        Some(id) if state.vms.contains_key(&id) => return Err(Refusal::param(format!("UserVm with custom id {id} already exists"))),
+        Some(id) if state.vms.contains_key(&id) => {
+            return Err(Refusal::param(format!("UserVm with custom id {id} already exists")));
+        }
         Some(id) => id,
     };
     let name = params.get("name").map_or_else(|| format!("VM-{id}"), str::to_owned);
@@ -88,7 +94,10 @@ pub fn begin_deploy(state: &mut State, asked: &Asked) -> Result<Begun> {
     let volume_name = format!("ROOT-{}", state.vms.len());
     blank(state, &volume_name, root_size, asked, zone, Some((id, 0)))?;
     if let Some(disk) = params.id("diskofferingid")? {
-        let gb = fixture(&state.disk_offerings, disk, "diskofferingid")?.more.get("disksize").and_then(Value::as_u64);
+        let gb = fixture(&state.disk_offerings, disk, "diskofferingid")?
+            .more
+            .get("disksize")
+            .and_then(Value::as_u64);
         let gb = params.number("size")?.or(gb).unwrap_or(1).max(1);
         blank(state, &format!("DATA-{}", state.vms.len()), gb << 30, asked, zone, Some((id, 1)))?;
     }
@@ -122,11 +131,14 @@ fn fixture<'a>(all: &'a [Fixture], id: Uuid, name: &str) -> Result<&'a Fixture> 
 
 fn size_of(offering: &Fixture, details: &BTreeMap<String, String>) -> Result<(u32, u32)> {
     let sent = |name: &str| details.get(name).and_then(|value| value.parse::<u32>().ok());
-    let fixed = |name: &str| offering.more.get(name).and_then(Value::as_u64).and_then(|n| u32::try_from(n).ok());
+    let fixed =
+        |name: &str| offering.more.get(name).and_then(Value::as_u64).and_then(|n| u32::try_from(n).ok());
     if offering.more.get("iscustomized").and_then(Value::as_bool) == Some(true) {
         let need = |name: &str| {
             sent(name).filter(|n| *n > 0).ok_or_else(|| {
-                Refusal::param(format!("Invalid {name} value, specify a value between 1 and 2147483647: the offering is dynamic"))
+                Refusal::param(format!(
+                    "Invalid {name} value, specify a value between 1 and 2147483647: the offering is dynamic"
+                ))
             })
         };
         return Ok((need("cpunumber")?, need("memory")?));
@@ -154,7 +166,9 @@ fn check_name(name: &str) -> Result<()> {
 
 /// Unique in a network's domain, and nowhere else: two L2 networks have none.
 fn check_name_is_free(state: &State, name: &str, wanted: &[nics::Wanted]) -> Result<()> {
-    let domain_of = |network: Uuid| state.networks.get(&network).map(|n| n.domain.as_str()).filter(|domain| !domain.is_empty());
+    let domain_of = |network: Uuid| {
+        state.networks.get(&network).map(|n| n.domain.as_str()).filter(|domain| !domain.is_empty())
+    };
     for wish in wanted {
         let Some(domain) = domain_of(wish.network) else { continue };
         let taken = state.vms.values().any(|vm| {
@@ -188,7 +202,10 @@ pub fn check_quota(state: &State, asked: &Asked, limit: &str, word: &str) -> Res
     if has as u64 >= *most {
         return Err(Refusal::code(
             535,
-            format!("Maximum amount of resources of Type = '{word}' for Account Name = {name} in Domain Id = {} is exceeded: Account Resource Limit = {most}", account.domain),
+            format!(
+                "Maximum amount of resources of Type = '{word}' for Account Name = {name} in Domain Id = {} is exceeded: Account Resource Limit = {most}",
+                account.domain
+            ),
         ));
     }
     Ok(())
@@ -199,15 +216,17 @@ pub async fn deploy(job: Job) -> std::result::Result<Value, End> {
     let id = the_vm(&job);
     job.pause(job.world.look(|state| state.settings.cloudstack.other_ms)).await;
     if job.asked.params.flag("startvm", true) {
-        let started = power_up(&job, id).await;
-        if let Err(End::Refused(refusal)) = started {
-            job.rows(|state| {
-                state.vm_mut(id)?.state = VmState::Error;
-                Ok(())
-            })?;
-            return Err(refusal.into());
+        match power_up(&job, id).await {
+            Ok(()) => {}
+            Err(End::Refused(refusal)) => {
+                job.rows(|state| {
+                    state.vm_mut(id)?.state = VmState::Error;
+                    Ok(())
+                })?;
+                return Err(refusal.into());
+            }
+            Err(gone) => return Err(gone),
         }
-        started?;
     } else {
         job.effect(|_| Ok(())).await?;
     }
@@ -236,8 +255,13 @@ pub async fn start(job: Job) -> std::result::Result<Value, End> {
         let vm = state.vm(id)?;
         match vm.state {
             VmState::Stopped => Ok(()),
-            VmState::Running => Err(Refusal::param(format!("The virtual machine {} is already running", vm.name))),
-            other => Err(Refusal::param(format!("The virtual machine {} cannot be started in state {other:?}", vm.name))),
+            VmState::Running => {
+                Err(Refusal::param(format!("The virtual machine {} is already running", vm.name)))
+            }
+            other => Err(Refusal::param(format!(
+                "The virtual machine {} cannot be started in state {other:?}",
+                vm.name
+            ))),
         }
     })?;
     power_up(&job, id).await?;
@@ -280,11 +304,21 @@ fn is_up(state: &mut State, id: Uuid) -> Result<()> {
 fn room_for(state: &State, vm: Uuid) -> Result<Uuid> {
     let wanted = u64::from(state.vm(vm)?.memory_mb);
     let used = |host: Uuid| -> u64 {
-        state.vms.values().filter(|vm| vm.power == Power::On && vm.host == Some(host)).map(|vm| u64::from(vm.memory_mb)).sum()
+        state
+            .vms
+            .values()
+            .filter(|vm| vm.power == Power::On && vm.host == Some(host))
+            .map(|vm| u64::from(vm.memory_mb))
+            .sum()
     };
     let fits = state.hosts.iter().find(|host| host.state == "Up" && used(host.id) + wanted <= host.memory_mb);
     fits.map(|host| host.id).ok_or_else(|| {
-        Refusal::code(533, format!("Unable to create a deployment for VM instance {vm}: InsufficientServerCapacityException"))
+        Refusal::code(
+            533,
+            format!(
+                "Unable to create a deployment for VM instance {vm}: InsufficientServerCapacityException"
+            ),
+        )
     })
 }
 
@@ -296,7 +330,11 @@ pub async fn stop(job: Job) -> std::result::Result<Value, End> {
     match now {
         VmState::Stopped => return shown(&job, id),
         VmState::Running => {}
-        other => return Err(Refusal::param(format!("The virtual machine cannot be stopped in state {other:?}")).into()),
+        other => {
+            return Err(
+                Refusal::param(format!("The virtual machine cannot be stopped in state {other:?}")).into()
+            );
+        }
     }
     power_down(&job, id, forced).await?;
     shown(&job, id)
@@ -319,7 +357,11 @@ async fn power_down(job: &Job, id: Uuid, forced: bool) -> std::result::Result<()
         })
         .await?;
     } else if !reachable && !forced {
-        return Err(Refusal::code(534, "Unable to stop the VM: its host is not reachable (AgentUnavailableException)").into());
+        return Err(Refusal::code(
+            534,
+            "Unable to stop the VM: its host is not reachable (AgentUnavailableException)",
+        )
+        .into());
     }
     // Otherwise the rows say Stopped, and the guest runs on: two of it are one start away.
     job.rows(|state| {
@@ -345,7 +387,10 @@ pub fn begin_destroy(state: &mut State, asked: &Asked) -> Result<Begun> {
         state.asked_to_destroy_volume(volume);
     }
     asked.may_use_vm(state, id)?;
-    if asked.params.flag("expunge", false) && !asked.account.root_admin && !state.configured("allow.user.expunge.recover.vm") {
+    if asked.params.flag("expunge", false)
+        && !asked.account.root_admin
+        && !state.configured("allow.user.expunge.recover.vm")
+    {
         return Err(Refusal::code(531, "Parameter expunge can be passed by Admin only"));
     }
     Ok(Begun { instance: Some(("VirtualMachine", id)), line: Some(id), id: None })
@@ -370,7 +415,8 @@ pub async fn destroy(job: Job) -> std::result::Result<Value, End> {
         lose(&job, id, with).await?;
     } else {
         let world = job.world.clone();
-        let seconds = world.look(|state| state.configurations.get("expunge.delay").and_then(|n| n.parse().ok()));
+        let seconds =
+            world.look(|state| state.configurations.get("expunge.delay").and_then(|n| n.parse().ok()));
         let cause = job.asked.cause();
         job.world.spawn(async move {
             world.pause(Duration::from_secs(seconds.unwrap_or(86_400)).max(Duration::from_secs(1))).await;
@@ -397,7 +443,9 @@ pub async fn expunge(job: Job) -> std::result::Result<Value, End> {
     let id = the_vm(&job);
     job.rows(|state| match state.vm(id)?.state {
         VmState::Destroyed | VmState::Expunging | VmState::Error => Ok(()),
-        other => Err(Refusal::param(format!("Please destroy vm with specified id before expunging it: it is {other:?}"))),
+        other => Err(Refusal::param(format!(
+            "Please destroy vm with specified id before expunging it: it is {other:?}"
+        ))),
     })?;
     job.pause(job.world.look(|state| state.settings.cloudstack.other_ms)).await;
     lose(&job, id, Vec::new()).await?;

@@ -5,8 +5,8 @@ use uuid::Uuid;
 
 use super::jobs::{Begun, End, Job};
 use super::request::Asked;
-use super::vms::{blank, check_quota};
 use super::show;
+use super::vms::{blank, check_quota};
 use crate::faults::Fault;
 use crate::world::moves::Refusal;
 use crate::world::things::{Power, VolumeState};
@@ -47,7 +47,8 @@ pub async fn attach(job: Job) -> Ended {
         let runs = state.vm(vm)?.power == Power::On;
         let row = state.volume_mut(volume)?;
         // What is only a row gets its storage now.
-        row.state = if row.state == VolumeState::Allocated { VolumeState::Creating } else { VolumeState::Attaching };
+        row.state =
+            if row.state == VolumeState::Allocated { VolumeState::Creating } else { VolumeState::Attaching };
         Ok((slot, runs))
     })?;
     job.pause(job.world.look(|state| state.settings.cloudstack.attach_ms)).await;
@@ -74,7 +75,9 @@ pub fn begin_detach(state: &mut State, asked: &Asked) -> Result<Begun> {
         (Some(volume), None, None) => volume,
         (None, Some(vm), Some(device)) => {
             state.asked_to_move(None, Some(vm), Some(device));
-            let at = |id: &Uuid| state.volumes.get(id).and_then(|v| v.attached).is_some_and(|at| at.device == device);
+            let at = |id: &Uuid| {
+                state.volumes.get(id).and_then(|v| v.attached).is_some_and(|at| at.device == device)
+            };
             state.attached_to(vm).into_iter().find(at).ok_or_else(|| {
                 Refusal::param(format!("No volume is attached to VM {vm} at device {device}"))
             })?
@@ -139,7 +142,10 @@ pub fn begin_create(state: &mut State, asked: &Asked) -> Result<Begun> {
     } else {
         let zone = params.need_id("zoneid")?;
         if !state.zones.iter().any(|one| one.id == zone) {
-            return Err(Refusal::code(431, format!("Invalid parameter zoneid value={zone}: entity does not exist")));
+            return Err(Refusal::code(
+                431,
+                format!("Invalid parameter zoneid value={zone}: entity does not exist"),
+            ));
         }
         let offering = params.need_id("diskofferingid")?;
         let offering = state.disk_offerings.iter().find(|one| one.id == offering);
@@ -151,7 +157,9 @@ pub fn begin_create(state: &mut State, asked: &Asked) -> Result<Begun> {
             }
             (Some(gb), None) => gb,
             (None, Some(gb)) if gb > 0 => gb,
-            (None, _) => return Err(Refusal::param("Disk size must be larger than 0: the disk offering has none")),
+            (None, _) => {
+                return Err(Refusal::param("Disk size must be larger than 0: the disk offering has none"));
+            }
         };
         blank(state, &name, gb << 30, asked, zone, None)?
     };
@@ -217,16 +225,17 @@ pub async fn destroy(job: Job) -> Ended {
     let id = the_volume(&job);
     job.rows(|state| state.may_delete(id))?;
     job.pause(job.world.look(|state| state.settings.cloudstack.other_ms)).await;
-    let told = job.effect(|state| {
-        let row = state.volume_mut(id)?;
-        row.state = VolumeState::Destroy;
-        let told = json!({ "volume": show::volume(state, state.volume(id)?) });
-        if job.asked.params.flag("expunge", false) {
-            state.lose_volume(id);
-        }
-        state.applied("destroyVolume", id);
-        Ok(told)
-    })
-    .await?;
+    let told = job
+        .effect(|state| {
+            let row = state.volume_mut(id)?;
+            row.state = VolumeState::Destroy;
+            let told = json!({ "volume": show::volume(state, state.volume(id)?) });
+            if job.asked.params.flag("expunge", false) {
+                state.lose_volume(id);
+            }
+            state.applied("destroyVolume", id);
+            Ok(told)
+        })
+        .await?;
     Ok(told)
 }

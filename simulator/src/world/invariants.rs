@@ -20,7 +20,10 @@ pub fn look(state: &mut State) {
     };
     for volume in state.volumes.values().filter(|volume| volume.replica_of.is_some()) {
         if volume.plugged.len() > 1 {
-            find("I1", format!("the protected volume {} hangs at {} VMs at once", volume.id, volume.plugged.len()));
+            find(
+                "I1",
+                format!("the protected volume {} hangs at {} VMs at once", volume.id, volume.plugged.len()),
+            );
         }
     }
     // One pass over the volumes: this runs after every change, also in an estate of thousands.
@@ -38,7 +41,10 @@ pub fn look(state: &mut State) {
         let source_on = state.sources.get(source).is_some_and(|source| source.power == Power::On);
         for vm in holders.iter().filter_map(|id| state.vms.get(id)) {
             if source_on && vm.power == Power::On && in_production(state, vm) {
-                find("I3", format!("{source} and {} are both on, and {} is in a production network", vm.id, vm.name));
+                find(
+                    "I3",
+                    format!("{source} and {} are both on, and {} is in a production network", vm.id, vm.name),
+                );
             }
         }
     }
@@ -75,7 +81,8 @@ fn time_adrift(state: &mut State) {
 impl State {
     /// Records that an invariant does not hold.
     pub fn broke(&mut self, invariant: &str, what: String) {
-        let violation = Violation { invariant: invariant.to_owned(), what, cause: self.cause.clone(), at: Utc::now() };
+        let violation =
+            Violation { invariant: invariant.to_owned(), what, cause: self.cause.clone(), at: Utc::now() };
         tracing::warn!(invariant, cause = ?violation.cause, "{}", violation.what);
         self.violations.push(violation);
     }
@@ -92,7 +99,10 @@ impl State {
     pub fn asked_to_destroy_vm(&mut self, vm: Uuid) {
         let held: Vec<Uuid> = [self.attached_to(vm), self.plugged_in(vm)].concat();
         if let Some(volume) = held.into_iter().find(|volume| self.is_protected(*volume)) {
-            self.broke("I2", format!("a call asks to destroy the VM {vm}, which holds the protected volume {volume}"));
+            self.broke(
+                "I2",
+                format!("a call asks to destroy the VM {vm}, which holds the protected volume {volume}"),
+            );
         }
         if vm == self.oma {
             self.broke("I2", format!("a call asks to destroy the OMA {vm}"));
@@ -115,7 +125,11 @@ impl State {
 
     /// I13: a call snapshots, reverts, detaches or deletes the OMA's own root, whatever the answer will be.
     pub fn asked_about_oma_root(&mut self, volume: Uuid) {
-        let is_it = self.volumes.get(&volume).and_then(|v| v.attached).is_some_and(|at| at.vm == self.oma && at.device == 0);
+        let is_it = self
+            .volumes
+            .get(&volume)
+            .and_then(|v| v.attached)
+            .is_some_and(|at| at.vm == self.oma && at.device == 0);
         if is_it {
             self.broke("I13", format!("a call addresses the root volume {volume} of the OMA"));
         }
@@ -127,7 +141,10 @@ impl State {
         let Some(source) = row.replica_of.as_ref().map(|disk| disk.source.clone()) else { return };
         let away = row.attached.is_some_and(|at| at.vm != self.oma);
         if away && self.committed.contains(&source) {
-            self.broke("I16", format!("the failover of {source} is committed, and a call detaches its volume {volume}"));
+            self.broke(
+                "I16",
+                format!("the failover of {source} is committed, and a call detaches its volume {volume}"),
+            );
         }
     }
 
@@ -139,21 +156,32 @@ impl State {
     pub(super) fn before_replication(&mut self, disk: &DiskRef, replica: Uuid, finally: bool) {
         let on = self.sources.get(&disk.source).is_some_and(|source| source.power == Power::On);
         if finally && on {
-            self.broke("I5", format!("the final sync of {} {} while its source is on", disk.source, disk.key));
+            self.broke(
+                "I5",
+                format!("the final sync of {} {} while its source is on", disk.source, disk.key),
+            );
         }
         let Some(volume) = self.volumes.get(&replica) else { return };
         let (at_oma, clean) = (volume.plugged.contains(&self.oma), is_clean(volume));
         if !at_oma {
-            self.broke("I5", format!("{} {} is replicated to {replica}, which is not at the OMA", disk.source, disk.key));
+            self.broke(
+                "I5",
+                format!("{} {} is replicated to {replica}, which is not at the OMA", disk.source, disk.key),
+            );
         }
         if !clean {
-            self.broke("I6", format!("{} {} is replicated to {replica}, which others wrote to", disk.source, disk.key));
+            self.broke(
+                "I6",
+                format!("{} {} is replicated to {replica}, which others wrote to", disk.source, disk.key),
+            );
         }
     }
 
     /// I15: the first write of anybody but replication to a set of disks, of which only some can be brought back.
     pub(crate) fn before_foreign_write(&mut self, volume: Uuid) {
-        let Some(disk) = self.volumes.get(&volume).and_then(|volume| volume.replica_of.clone()) else { return };
+        let Some(disk) = self.volumes.get(&volume).and_then(|volume| volume.replica_of.clone()) else {
+            return;
+        };
         let set: Vec<&Volume> =
             self.replicas_of(&disk.source).iter().filter_map(|id| self.volumes.get(id)).collect();
         if !set.iter().all(|volume| is_clean(volume)) {
@@ -161,7 +189,14 @@ impl State {
         }
         let safe = set.iter().filter(|volume| self.has_clean_copy(volume.id, None)).count();
         if safe > 0 && safe < set.len() {
-            self.broke("I15", format!("of the {} disks of {} only {safe} have a snapshot at the first write", set.len(), disk.source));
+            self.broke(
+                "I15",
+                format!(
+                    "of the {} disks of {} only {safe} have a snapshot at the first write",
+                    set.len(),
+                    disk.source
+                ),
+            );
         }
     }
 
@@ -179,7 +214,10 @@ impl State {
             let all = self.replicas_of(&source);
             let here = all.iter().filter(|id| held.contains(id)).count();
             if here < all.len() {
-                self.broke("I15", format!("the VM {vm} runs with {here} of the {} disks of {source}", all.len()));
+                self.broke(
+                    "I15",
+                    format!("the VM {vm} runs with {here} of the {} disks of {source}", all.len()),
+                );
             }
         }
     }
@@ -190,9 +228,15 @@ impl State {
         let Some(volume) = self.volumes.get(&row.volume).filter(|v| v.removed.is_none()) else { return };
         let Some(disk) = &volume.replica_of else { return };
         let needed = !is_clean(volume) && is_clean_content(&row.content);
-        if needed && !self.has_clean_copy(volume.id, Some(snapshot)) && !self.committed.contains(&disk.source) {
+        if needed && !self.has_clean_copy(volume.id, Some(snapshot)) && !self.committed.contains(&disk.source)
+        {
             let id = volume.id;
-            self.broke("I7", format!("the last clean copy {snapshot} of {id} is deleted, and the volume is not what it was"));
+            self.broke(
+                "I7",
+                format!(
+                    "the last clean copy {snapshot} of {id} is deleted, and the volume is not what it was"
+                ),
+            );
         }
     }
 
@@ -205,12 +249,19 @@ impl State {
             .filter(|(_, content)| is_clean_content(content))
             .filter_map(|(id, _)| self.volumes.get(id))
             .filter(|volume| volume.removed.is_none() && !is_clean(volume))
-            .filter(|volume| volume.replica_of.as_ref().is_some_and(|disk| !self.committed.contains(&disk.source)))
+            .filter(|volume| {
+                volume.replica_of.as_ref().is_some_and(|disk| !self.committed.contains(&disk.source))
+            })
             .filter(|volume| !self.has_clean_copy(volume.id, Some(snapshot)))
             .map(|volume| volume.id)
             .collect();
         for id in lost {
-            self.broke("I7", format!("the last clean copy {snapshot} of {id} is deleted, and the volume is not what it was"));
+            self.broke(
+                "I7",
+                format!(
+                    "the last clean copy {snapshot} of {id} is deleted, and the volume is not what it was"
+                ),
+            );
         }
     }
 

@@ -53,7 +53,11 @@ impl std::error::Error for Refusal {}
 type Result<T> = std::result::Result<T, Refusal>;
 
 fn unknown(what: &str, id: Uuid) -> Refusal {
-    Refusal { code: 431, cs: 9999, text: format!("Unable to find {what} with id={id}: the entity does not exist") }
+    Refusal {
+        code: 431,
+        cs: 9999,
+        text: format!("Unable to find {what} with id={id}: the entity does not exist"),
+    }
 }
 
 /// Finding things. What was removed is not found.
@@ -75,17 +79,26 @@ impl State {
 
     /// A volume, to change.
     pub fn volume_mut(&mut self, id: Uuid) -> Result<&mut Volume> {
-        self.volumes.get_mut(&id).filter(|volume| volume.removed.is_none()).ok_or_else(|| unknown("volume", id))
+        self.volumes
+            .get_mut(&id)
+            .filter(|volume| volume.removed.is_none())
+            .ok_or_else(|| unknown("volume", id))
     }
 
     /// A snapshot of a volume.
     pub fn snapshot(&self, id: Uuid) -> Result<&Snapshot> {
-        self.snapshots.get(&id).filter(|snapshot| snapshot.removed.is_none()).ok_or_else(|| unknown("snapshot", id))
+        self.snapshots
+            .get(&id)
+            .filter(|snapshot| snapshot.removed.is_none())
+            .ok_or_else(|| unknown("snapshot", id))
     }
 
     /// A snapshot of a volume, to change.
     pub fn snapshot_mut(&mut self, id: Uuid) -> Result<&mut Snapshot> {
-        self.snapshots.get_mut(&id).filter(|snapshot| snapshot.removed.is_none()).ok_or_else(|| unknown("snapshot", id))
+        self.snapshots
+            .get_mut(&id)
+            .filter(|snapshot| snapshot.removed.is_none())
+            .ok_or_else(|| unknown("snapshot", id))
     }
 
     /// A snapshot of a VM.
@@ -95,7 +108,10 @@ impl State {
 
     /// A snapshot of a VM, to change.
     pub fn vm_snapshot_mut(&mut self, id: Uuid) -> Result<&mut VmSnapshot> {
-        self.vm_snapshots.get_mut(&id).filter(|s| s.removed.is_none()).ok_or_else(|| unknown("VM snapshot", id))
+        self.vm_snapshots
+            .get_mut(&id)
+            .filter(|s| s.removed.is_none())
+            .ok_or_else(|| unknown("VM snapshot", id))
     }
 
     /// The volumes that CloudStack says hang at a VM.
@@ -178,7 +194,9 @@ impl State {
             return Err(Refusal::param("Please specify a VM that is in the same zone as the volume."));
         }
         if self.has_vm_snapshot(vm) {
-            return Err(Refusal::param("Unable to attach volume, please specify a VM that does not have VM snapshots"));
+            return Err(Refusal::param(
+                "Unable to attach volume, please specify a VM that does not have VM snapshots",
+            ));
         }
         let taken: BTreeSet<u32> = self.slots(vm);
         match device {
@@ -199,21 +217,25 @@ impl State {
                     )));
                 }
                 match wish {
-                    Some(device) if taken.contains(&device) => Err(Refusal::internal(format!(
-                        "deviceId {device} is used by vm {vm}"
-                    ))),
+                    Some(device) if taken.contains(&device) => {
+                        Err(Refusal::internal(format!("deviceId {device} is used by vm {vm}")))
+                    }
                     Some(device) => Ok(device),
                     // 3 is kept for the CD-ROM.
-                    None => (1..).find(|slot| *slot != 3 && !taken.contains(slot)).ok_or_else(|| {
-                        Refusal::internal("there is no free device id")
-                    }),
+                    None => (1..)
+                        .find(|slot| *slot != 3 && !taken.contains(slot))
+                        .ok_or_else(|| Refusal::internal("there is no free device id")),
                 }
             }
         }
     }
 
     fn slots(&self, vm: Uuid) -> BTreeSet<u32> {
-        let attached = self.volumes.values().filter(|volume| volume.removed.is_none()).filter_map(|volume| volume.attached);
+        let attached = self
+            .volumes
+            .values()
+            .filter(|volume| volume.removed.is_none())
+            .filter_map(|volume| volume.attached);
         attached.filter(|at| at.vm == vm).map(|at| at.device).collect()
     }
 
@@ -228,10 +250,14 @@ impl State {
             return Err(Refusal::param("Please specify a VM that is either running or stopped."));
         }
         if row.root && machine.state != VmState::Stopped {
-            return Err(Refusal::param("Please specify a VM that is stopped: a root volume cannot be detached from a running VM."));
+            return Err(Refusal::param(
+                "Please specify a VM that is stopped: a root volume cannot be detached from a running VM.",
+            ));
         }
         if self.has_vm_snapshot(at.vm) {
-            return Err(Refusal::param("Unable to detach volume, please specify a VM that does not have VM snapshots"));
+            return Err(Refusal::param(
+                "Unable to detach volume, please specify a VM that does not have VM snapshots",
+            ));
         }
         Ok(at.vm)
     }
@@ -283,7 +309,9 @@ impl State {
             return Err(Refusal::param("Please specify a volume that is not attached to any VM."));
         }
         if self.snapshots.values().any(|s| s.volume == volume && s.removed.is_none() && is_under_way(s)) {
-            return Err(Refusal::param("There are pending snapshots for this volume, please try again later."));
+            return Err(Refusal::param(
+                "There are pending snapshots for this volume, please try again later.",
+            ));
         }
         Ok(())
     }
@@ -316,7 +344,10 @@ impl State {
     /// The machine runs: it gets what CloudStack's rows say, and its guest writes to all of it.
     pub fn power_on(&mut self, vm: Uuid) -> Result<()> {
         let rows: BTreeSet<Uuid> = self.attached_to(vm).into_iter().collect();
-        if !rows.iter().any(|id| self.volumes.get(id).is_some_and(|v| v.attached.is_some_and(|at| at.device == 0))) {
+        if !rows
+            .iter()
+            .any(|id| self.volumes.get(id).is_some_and(|v| v.attached.is_some_and(|at| at.device == 0)))
+        {
             return Err(Refusal::internal(format!("Unable to start VM {vm}: it has no ROOT volume")));
         }
         for volume in self.volumes.values_mut() {
@@ -404,7 +435,11 @@ impl State {
             ));
         }
         let neighbours = self.attached_to(at.vm);
-        if self.snapshots.values().any(|s| s.removed.is_none() && neighbours.contains(&s.volume) && is_under_way(s)) {
+        if self
+            .snapshots
+            .values()
+            .any(|s| s.removed.is_none() && neighbours.contains(&s.volume) && is_under_way(s))
+        {
             return Err(Refusal::param(
                 "There is other active snapshot tasks on the instance to which the volume is attached, please try again later.",
             ));
@@ -413,7 +448,13 @@ impl State {
     }
 
     /// A row for a snapshot that is to be taken.
-    pub fn new_snapshot(&mut self, volume: Uuid, name: &str, by: SnapshotBy, tags: BTreeMap<String, String>) -> Result<Uuid> {
+    pub fn new_snapshot(
+        &mut self,
+        volume: Uuid,
+        name: &str,
+        by: SnapshotBy,
+        tags: BTreeMap<String, String>,
+    ) -> Result<Uuid> {
         let id = Uuid::new_v4();
         let row = self.volume(volume)?;
         let snapshot = Snapshot {
@@ -452,7 +493,10 @@ impl State {
     pub fn may_revert(&self, snapshot: Uuid) -> Result<Uuid> {
         let row = self.snapshot(snapshot)?;
         if row.state != "BackedUp" {
-            return Err(Refusal::param(format!("Snapshot id: {snapshot} is not in a state to revert to: {}", row.state)));
+            return Err(Refusal::param(format!(
+                "Snapshot id: {snapshot} is not in a state to revert to: {}",
+                row.state
+            )));
         }
         let volume = self.volume(row.volume)?;
         if volume.state != VolumeState::Ready {
@@ -460,10 +504,14 @@ impl State {
         }
         if let Some(at) = volume.attached {
             if self.vm(at.vm)?.state != VmState::Stopped {
-                return Err(Refusal::param("The VM the specified disk is attached to is not in the shutdown state."));
+                return Err(Refusal::param(
+                    "The VM the specified disk is attached to is not in the shutdown state.",
+                ));
             }
             if self.has_vm_snapshot(at.vm) {
-                return Err(Refusal::param("The VM of the volume has VM snapshots: the volume cannot be reverted."));
+                return Err(Refusal::param(
+                    "The VM of the volume has VM snapshots: the volume cannot be reverted.",
+                ));
             }
         }
         Ok(row.volume)
@@ -523,8 +571,10 @@ impl State {
 
     /// The source goes on or off.
     pub fn source_power(&mut self, source: &str, power: Power) -> Result<()> {
-        let machine =
-            self.sources.get_mut(source).ok_or_else(|| Refusal::param(format!("there is no source {source}")))?;
+        let machine = self
+            .sources
+            .get_mut(source)
+            .ok_or_else(|| Refusal::param(format!("there is no source {source}")))?;
         machine.going_down = None;
         if machine.power != power {
             machine.power = power;

@@ -1,0 +1,12 @@
+//! The simulator is what it says: over real HTTP, against clients that nobody here wrote, killed and started again.
+
+mod client;
+mod faults;
+mod invariants;
+mod jobs;
+mod program;
+mod python;
+mod requests;
+mod rules;
+mod speed;
+mod systems;
