@@ -12,16 +12,18 @@
 //! Like the real one, nothing here refuses a second conversion or two at once: nbdkit takes no lock. It is recorded, as what must
 //! never happen. Whether a run is still at work is asked of its process, not of it: killed is killed.
 
+use axum::Router;
+use axum::body::Body;
 use axum::extract::{Path, State as Shared};
-use axum::http::StatusCode;
-use axum::response::{IntoResponse as _, Response};
+use axum::http::Response;
 use axum::routing::{get, post};
-use axum::{Json, Router};
+use bytes::Bytes;
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use uuid::Uuid;
 
+use crate::answer::Answer;
 use crate::world::{Cause, State, World};
 
 /// What is remembered of conversions.
@@ -346,28 +348,33 @@ fn names(volumes: &[Uuid]) -> String {
     volumes.iter().map(Uuid::to_string).collect::<Vec<_>>().join(" ")
 }
 
-async fn list(Shared(world): Shared<World>) -> Json<serde_json::Value> {
-    Json(world.look(|state| {
+async fn list(Shared(world): Shared<World>) -> Response<Body> {
+    let told = world.look(|state| {
         let runs = state.conversion.runs.iter().map(|run| json!({"run": run, "at_work": run.at_work()}));
         json!({"runs": runs.collect::<Vec<_>>(), "orders": state.conversion.orders})
-    }))
+    });
+    Answer::json(200, &told).response()
 }
 
-async fn order(Shared(world): Shared<World>, Json(order): Json<Order>) -> StatusCode {
-    befall(&world, order.volume, order.misfortune, order.times);
-    StatusCode::NO_CONTENT
-}
-
-async fn open_call(Shared(world): Shared<World>, Json(call): Json<Open>) -> Response {
-    match open(&world, call) {
-        Ok(opened) => Json(opened).into_response(),
-        Err(why) => (StatusCode::GONE, why).into_response(),
+async fn order(Shared(world): Shared<World>, body: Bytes) -> Response<Body> {
+    match serde_json::from_slice::<Order>(&body) {
+        Ok(order) => {
+            befall(&world, order.volume, order.misfortune, order.times);
+            Answer::json(200, &json!({"ordered": true})).response()
+        }
+        Err(why) => Answer::text(400, format!("this is no order: {why}")).response(),
     }
 }
 
-async fn step_call(Shared(world): Shared<World>, Path((run, what)): Path<(Uuid, String)>) -> Response {
-    match step(&world, run, &what) {
-        Ok(()) => StatusCode::NO_CONTENT.into_response(),
-        Err(why) => (StatusCode::GONE, why).into_response(),
-    }
+async fn open_call(Shared(world): Shared<World>, body: Bytes) -> Response<Body> {
+    let opened =
+        serde_json::from_slice(&body).map_err(|why| why.to_string()).and_then(|call| open(&world, call));
+    opened.map_or_else(|why| Answer::text(410, why), |opened| Answer::json(200, &json!(opened))).response()
+}
+
+async fn step_call(Shared(world): Shared<World>, Path((run, what)): Path<(Uuid, String)>) -> Response<Body> {
+    let stepped = step(&world, run, &what);
+    stepped
+        .map_or_else(|why| Answer::text(410, why), |()| Answer::json(200, &json!({"noted": what})))
+        .response()
 }

@@ -185,6 +185,9 @@ fn wrong(status: u16, text: &str) -> Answer {
     Answer::text(status, format!("{text}\n"))
 }
 
+/// No, and why: the status and the text.
+type Refused = (u16, String);
+
 /// vCenter's name, a user and a password: they travel in every call.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
@@ -201,7 +204,7 @@ impl Credentials {
     }
 
     /// 400 when something is missing, and what vCenter says when something is wrong.
-    fn check(&self, state: &State) -> Result<(), (u16, String)> {
+    fn check(&self, state: &State) -> Result<(), Refused> {
         if self.vcenter.is_empty() || self.username.is_empty() || self.password.is_empty() {
             return Err((400, "Missing required fields: vcenter, username, password".to_owned()));
         }
@@ -220,7 +223,7 @@ impl Credentials {
 }
 
 /// A source by its instance id.
-fn find<'a>(state: &'a State, id: &str) -> Result<&'a Source, (u16, String)> {
+fn find<'a>(state: &'a State, id: &str) -> Result<&'a Source, Refused> {
     state.sources.get(id).ok_or_else(|| (404, format!("VM not found: {id}")))
 }
 

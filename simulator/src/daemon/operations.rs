@@ -113,8 +113,12 @@ pub fn create(world: &World, call: &Call, fault: Option<Fault>) -> Answer {
     begin(world, "create", "", None, request, fault, move |work| async move {
         let zone = if zone.is_empty() { work.world.look(first_zone) } else { zone };
         let gib = (size >> 30).max(1).to_string();
-        let params =
-            [("name", name.as_str()), ("size", &gib), ("diskofferingid", &offering), ("zoneid", &zone)];
+        let params = [
+            ("name", name.as_str()),
+            ("size", gib.as_str()),
+            ("diskofferingid", offering.as_str()),
+            ("zoneid", zone.as_str()),
+        ];
         let made = work.cloudstack("create volume", "createVolume", &params).await?;
         let id =
             made.pointer("/volume/id").or_else(|| made.get("id")).and_then(Value::as_str).unwrap_or_default();
@@ -134,7 +138,7 @@ pub fn attach(world: &World, call: &Call, as_root: bool, fault: Option<Fault>) -
     }
     let (about, at) = (volume.clone(), vm.clone());
     begin(world, "attach", &about, Some(&at), asked, fault, move |work| async move {
-        let mut params = vec![("id", volume.as_str()), ("virtualmachineid", &vm)];
+        let mut params = vec![("id", volume.as_str()), ("virtualmachineid", vm.as_str())];
         if as_root {
             params.push(("deviceid", "0"));
         }
@@ -225,7 +229,7 @@ fn begin<W, F>(
 ) -> Answer
 where
     W: FnOnce(Work) -> F + Send + 'static,
-    F: Future<Output = Outcome> + Send,
+    F: Future<Output = Outcome> + Send + 'static,
 {
     let now = Utc::now();
     let operation = Operation {

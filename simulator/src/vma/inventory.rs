@@ -4,7 +4,7 @@ use chrono::Utc;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
-use super::{Credentials, find, power_word, wrong};
+use super::{Credentials, Refused, find, power_word, wrong};
 use crate::answer::Answer;
 use crate::rest::Call;
 use crate::world::World;
@@ -21,7 +21,7 @@ struct Discover {
 
 pub fn discover(world: &World, call: &Call) -> Answer {
     let Ok(request) = call.json::<Discover>() else { return wrong(400, "Invalid JSON") };
-    let found = world.look(|state| {
+    let found = world.look(|state| -> Result<Value, Refused> {
         request.credentials.check(state)?;
         let vcenter = &state.vma.vcenter;
         if request.datacenter != vcenter.datacenter {
@@ -72,12 +72,12 @@ fn nic_shape(nic: &SourceNic) -> Value {
 
 pub fn cbt_status(world: &World, call: &Call) -> Answer {
     let path = call.arg(0);
-    let told = world.look(|state| {
+    let told = world.look(|state| -> Result<Value, Refused> {
         Credentials::asked(call).check(state)?;
         let source = by_path(state.sources.values(), path).ok_or_else(|| (500, format!("VM not found: {path}")))?;
         Ok(json!({"enabled": true, "vm_name": source.name, "power_state": power_word(source), "vm_path": source.path}))
     });
-    told.map_or_else(|(status, text): (u16, String)| wrong(status, &text), |body| Answer::json(200, &body))
+    told.map_or_else(|(status, text)| wrong(status, &text), |body| Answer::json(200, &body))
 }
 
 /// A source by its path in the inventory.
@@ -97,7 +97,7 @@ struct SpecChanges {
 /// Errors are said with a 200 here.
 pub fn spec_changes(world: &World, call: &Call) -> Answer {
     let Ok(request) = call.json::<SpecChanges>() else { return wrong(400, "Invalid JSON") };
-    let now = world.look(|state| {
+    let now = world.look(|state| -> Result<Value, String> {
         request.credentials.check(state).map_err(|(_, why)| why)?;
         let source = by_path(state.sources.values(), &request.vm_path)
             .ok_or(format!("VM not found: {}", request.vm_path))?;

@@ -6,7 +6,7 @@ use chrono::{DateTime, TimeDelta, Utc};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::{Credentials, find, power_word, wrong};
+use super::{Credentials, Refused, find, power_word, wrong};
 use crate::answer::Answer;
 use crate::faults::Fault;
 use crate::rest::Call;
@@ -35,7 +35,7 @@ pub async fn off(world: &World, call: &Call, fault: Option<Fault>) -> Answer {
     let id = call.arg(0);
     let begun = Utc::now();
     let cause = Cause::new("vma", call.command("/api/v1"), id);
-    let decided = world.change(cause.clone(), |state| {
+    let decided = world.change(cause.clone(), |state| -> Result<_, Refused> {
         request.credentials.check(state)?;
         let source = find(state, id)?;
         let before = power_word(source);
@@ -80,7 +80,7 @@ pub async fn on(world: &World, call: &Call) -> Answer {
     let id = call.arg(0);
     let begun = Utc::now();
     let cause = Cause::new("vma", call.command("/api/v1"), id);
-    let found = world.look(|state| {
+    let found = world.look(|state| -> Result<_, Refused> {
         request.credentials.check(state)?;
         find(state, id).map(power_word)
     });
@@ -100,12 +100,12 @@ pub async fn on(world: &World, call: &Call) -> Answer {
 
 pub fn state(world: &World, call: &Call) -> Answer {
     let id = call.arg(0);
-    let told = world.look(|state| {
+    let told = world.look(|state| -> Result<Value, Refused> {
         Credentials::asked(call).check(state)?;
         let source = find(state, id)?;
         Ok(json!({"vm_id": id, "power_state": power_word(source), "tools_status": tools(source), "timestamp": Utc::now()}))
     });
-    told.map_or_else(|(status, text): (u16, String)| wrong(status, &text), |body| Answer::json(200, &body))
+    told.map_or_else(|(status, text)| wrong(status, &text), |body| Answer::json(200, &body))
 }
 
 fn response(

@@ -11,7 +11,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use uuid::Uuid;
 
-use super::{Credentials, inventory, wrong};
+use super::{Credentials, Refused, inventory, wrong};
 use crate::answer::Answer;
 use crate::daemon;
 use crate::faults::Fault;
@@ -90,7 +90,7 @@ pub fn start(world: &World, call: &Call, fault: Option<Fault>) -> Answer {
     if request.job_id.is_empty() || request.vm_paths.is_empty() {
         return wrong(400, "job_id and vm_paths are required");
     }
-    let planned = world.look(|state| {
+    let planned = world.look(|state| -> Result<Job, Refused> {
         request.credentials.check(state)?;
         let path = request.vm_paths.first().map_or("", String::as_str);
         let source = inventory::by_path(state.sources.values(), path)
@@ -118,7 +118,7 @@ pub fn start(world: &World, call: &Call, fault: Option<Fault>) -> Answer {
 /// What the real one was to have, and has not: the last sync, which says that it is.
 pub fn start_final(world: &World, call: &Call, fault: Option<Fault>) -> Answer {
     let Ok(request) = call.json::<Final>() else { return wrong(400, "Invalid JSON") };
-    let planned = world.look(|state| {
+    let planned = world.look(|state| -> Result<Job, Refused> {
         let source = super::find(state, &request.vm_id)?;
         let disks =
             source.disks.iter().map(|disk| (disk.key, format!("migration-vol-{}", disk.replica))).collect();
@@ -167,7 +167,7 @@ fn plan(state: &State, id: &str, source: &Source, targets: Vec<(u32, String)>, f
 /// A second job of one name takes the row of the first; both copy.
 fn begin(world: &World, job: Job, fault: Option<Fault>) {
     let copy =
-        Copy { world: world.clone(), job: job.clone(), cause: Cause::new("vma", "replication", &job.id) };
+        Copying { world: world.clone(), job: job.clone(), cause: Cause::new("vma", "replication", &job.id) };
     world.change(Cause::new("vma", "POST /replicate", &job.id), |state| {
         state.applied("replication job", &job.id);
         state.vma.jobs.insert(job.id.clone(), job);
@@ -178,13 +178,13 @@ fn begin(world: &World, job: Job, fault: Option<Fault>) {
     });
 }
 
-struct Copy {
+struct Copying {
     world: World,
     job: Job,
     cause: Cause,
 }
 
-impl Copy {
+impl Copying {
     async fn run(&self, fault: Option<Fault>) -> Result<(), String> {
         self.is_at("Preparing", "EnableCBT");
         self.is_at("Snapshotting", "Snapshot");

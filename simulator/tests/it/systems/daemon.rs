@@ -22,7 +22,10 @@ impl Site {
     /// The operation as it is when it is over.
     async fn ended(&self, operation: &str) -> Value {
         let id: Uuid = operation.parse().unwrap();
-        self.until("the operation ends", |state| state.daemon.operations.iter().any(|row| row.id == id && row.ended())).await;
+        self.until("the operation ends", |state| {
+            state.daemon.operations.iter().any(|row| row.id == id && row.ended())
+        })
+        .await;
         self.daemon(&format!("GET /operations/{operation}"), None).await.is(200)
     }
 
@@ -55,7 +58,17 @@ async fn a_volume_is_made_attached_exported_detached_and_deleted() {
     let made = site.done("POST /volumes", Some(body)).await;
     assert_eq!(
         keys(&made),
-        ["completed_at", "created_at", "id", "request", "response", "status", "type", "updated_at", "volume_id"]
+        [
+            "completed_at",
+            "created_at",
+            "id",
+            "request",
+            "response",
+            "status",
+            "type",
+            "updated_at",
+            "volume_id"
+        ]
     );
     assert_eq!(made["volume_id"], "", "of a create the row never learns it");
     let volume: Uuid = made["response"]["volume_id"].as_str().unwrap().parse().unwrap();
@@ -72,9 +85,24 @@ async fn a_volume_is_made_attached_exported_detached_and_deleted() {
     assert_eq!(
         keys(&mapping),
         [
-            "cloudstack_device_id", "cloudstack_state", "created_at", "device_path", "id", "last_sync", "linux_state",
-            "operation_mode", "persistent_device_name", "requires_device_correlation", "size", "snapshot_status", "symlink_path",
-            "updated_at", "vm_context_id", "vm_id", "volume_id_numeric", "volume_uuid"
+            "cloudstack_device_id",
+            "cloudstack_state",
+            "created_at",
+            "device_path",
+            "id",
+            "last_sync",
+            "linux_state",
+            "operation_mode",
+            "persistent_device_name",
+            "requires_device_correlation",
+            "size",
+            "snapshot_status",
+            "symlink_path",
+            "updated_at",
+            "vm_context_id",
+            "vm_id",
+            "volume_id_numeric",
+            "volume_uuid"
         ]
     );
     assert_eq!((&mapping["operation_mode"], &mapping["linux_state"]), (&json!("oma"), &json!("detected")));
@@ -107,12 +135,20 @@ async fn a_root_is_attached_at_device_0_and_has_a_placeholder_for_a_path() {
     site.done(&format!("POST /volumes/{volume}/detach"), None).await;
     let attached = site.done(&format!("POST /volumes/{volume}/attach-root"), to(destination())).await;
     assert_eq!(attached["type"], "attach");
-    assert_eq!((&attached["request"]["device_id"], &attached["request"]["attach_as"]), (&json!(0), &json!("root")));
+    assert_eq!(
+        (&attached["request"]["device_id"], &attached["request"]["attach_as"]),
+        (&json!(0), &json!("root"))
+    );
     assert_eq!(attached["response"]["device_path"], format!("remote-vm-root-{}", destination()));
-    let (root, device) = site.world().look(|state| (state.volumes[&volume].root, state.volumes[&volume].attached.unwrap().device));
+    let (root, device) = site
+        .world()
+        .look(|state| (state.volumes[&volume].root, state.volumes[&volume].attached.unwrap().device));
     assert_eq!((root, device), (true, 0));
     let mapping = site.daemon(&format!("GET /volumes/{volume}/device"), None).await.is(200);
-    assert_eq!((&mapping["operation_mode"], &mapping["size"], &mapping["linux_state"]), (&json!("failover"), &json!(0), &json!("n/a")));
+    assert_eq!(
+        (&mapping["operation_mode"], &mapping["size"], &mapping["linux_state"]),
+        (&json!("failover"), &json!(0), &json!("n/a"))
+    );
 }
 
 #[tokio::test]
@@ -244,14 +280,24 @@ async fn snapshots_hang_on_the_row_of_a_mapping_and_go_with_it() {
     assert_eq!(
         keys(&told["snapshots"][0]),
         [
-            "device_path", "operation_mode", "snapshot_created_at", "snapshot_id", "snapshot_status", "vm_context_id",
+            "device_path",
+            "operation_mode",
+            "snapshot_created_at",
+            "snapshot_id",
+            "snapshot_status",
+            "vm_context_id",
             "volume_uuid"
         ]
     );
     assert_eq!(told["snapshots"][0]["snapshot_status"], "ready");
-    site.daemon(&format!("PUT /snapshots/{volume}"), Some(json!({"snapshot_status": "failed"}))).await.is(200);
+    site.daemon(&format!("PUT /snapshots/{volume}"), Some(json!({"snapshot_status": "failed"})))
+        .await
+        .is(200);
     let mapping = site.daemon(&format!("GET /volumes/{volume}/device"), None).await.is(200);
-    assert_eq!((&mapping["snapshot_status"], &mapping["ossea_snapshot_id"]), (&json!("failed"), &json!("s-1")));
+    assert_eq!(
+        (&mapping["snapshot_status"], &mapping["ossea_snapshot_id"]),
+        (&json!("failed"), &json!("s-1"))
+    );
     site.daemon("POST /snapshots/track", Some(json!({"volume_uuid": volume}))).await.is(400);
     let cleared = site.daemon("DELETE /snapshots/vm/ctx-1", None).await.is(200);
     assert_eq!(cleared["snapshots_cleared"], 1);
@@ -275,7 +321,17 @@ async fn exports_are_listed_in_an_object_made_deleted_and_counted() {
     let made = site.daemon("POST /exports", Some(body)).await.is(201);
     assert_eq!(
         keys(&made),
-        ["created_at", "device_path", "export_name", "id", "metadata", "port", "status", "updated_at", "volume_id"]
+        [
+            "created_at",
+            "device_path",
+            "export_name",
+            "id",
+            "metadata",
+            "port",
+            "status",
+            "updated_at",
+            "volume_id"
+        ]
     );
     assert_eq!(site.daemon("GET /exports?vm_name=web-01", None).await.is(200)["count"], 1);
     // A volume that leaves behind the daemon's back leaves its mapping and its export: nothing is an orphan for the daemon.
@@ -294,7 +350,8 @@ async fn the_cleanup_of_a_test_failover_brings_one_volume_home_and_its_mapping_s
     let volume = replica("web-01", 2000);
     site.done(&format!("POST /volumes/{volume}/detach"), None).await;
     site.done(&format!("POST /volumes/{volume}/attach-root"), to(destination())).await;
-    let body = json!({"test_vm_id": destination(), "volume_id": volume, "oma_vm_id": site.oma(), "delete_vm": true});
+    let body =
+        json!({"test_vm_id": destination(), "volume_id": volume, "oma_vm_id": site.oma(), "delete_vm": true});
     let cleaned = site.done("POST /cleanup/test-failover", Some(body)).await;
     assert_eq!(
         keys(&cleaned["response"]),
@@ -302,7 +359,10 @@ async fn the_cleanup_of_a_test_failover_brings_one_volume_home_and_its_mapping_s
     );
     assert_eq!(site.holders(volume), [site.oma()].into());
     let mapping = site.daemon(&format!("GET /volumes/{volume}/device"), None).await.is(200);
-    assert_eq!(mapping["operation_mode"], "failover", "the old row was not taken away, so the new one was refused");
+    assert_eq!(
+        mapping["operation_mode"], "failover",
+        "the old row was not taken away, so the new one was refused"
+    );
     assert!(site.world().look(|state| state.vms[&destination()].removed.is_some()));
     assert!(site.broken().is_empty(), "{:?}", site.truth().violations());
 }

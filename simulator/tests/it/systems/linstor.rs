@@ -34,7 +34,11 @@ const SNAPSHOT: u64 = 0x0C_0000;
 
 impl Site {
     async fn snapshot(&self, volume: Uuid, name: &str) -> Told {
-        self.linstor(&format!("POST /resource-definitions/{}/snapshots", resource(volume)), Some(json!({"name": name}))).await
+        self.linstor(
+            &format!("POST /resource-definitions/{}/snapshots", resource(volume)),
+            Some(json!({"name": name})),
+        )
+        .await
     }
 
     async fn rollback(&self, volume: Uuid, name: &str) -> Told {
@@ -43,16 +47,20 @@ impl Site {
     }
 
     async fn remove(&self, volume: Uuid, name: &str) -> Told {
-        self.linstor(&format!("DELETE /resource-definitions/{}/snapshots/{name}", resource(volume)), None).await
+        self.linstor(&format!("DELETE /resource-definitions/{}/snapshots/{name}", resource(volume)), None)
+            .await
     }
 
     async fn shown(&self, volume: Uuid) -> Vec<Value> {
-        let told = self.linstor(&format!("GET /view/snapshots?resources={}", resource(volume)), None).await.is(200);
+        let told =
+            self.linstor(&format!("GET /view/snapshots?resources={}", resource(volume)), None).await.is(200);
         told.as_array().unwrap().clone()
     }
 
     async fn leaves_the_oma(&self, volume: Uuid) {
-        cloudstack::perform(self.world(), "test", "detachVolume", &[("id", &volume.to_string())]).await.unwrap();
+        cloudstack::perform(self.world(), "test", "detachVolume", &[("id", &volume.to_string())])
+            .await
+            .unwrap();
     }
 
     fn writes(&self, volume: Uuid, what: &str) {
@@ -76,7 +84,10 @@ async fn a_snapshot_is_taken_shown_gone_back_to_and_deleted() {
         keys(&shown[0]),
         ["flags", "name", "nodes", "props", "resource_name", "snapshots", "uuid", "volume_definitions"]
     );
-    assert_eq!(keys(&shown[0]["snapshots"][0]), ["create_timestamp", "flags", "node_name", "snapshot_name", "uuid"]);
+    assert_eq!(
+        keys(&shown[0]["snapshots"][0]),
+        ["create_timestamp", "flags", "node_name", "snapshot_name", "uuid"]
+    );
     assert_eq!((&shown[0]["name"], &shown[0]["flags"]), (&json!("before"), &json!(["SUCCESSFUL"])));
     assert_eq!(shown[0]["nodes"].as_array().unwrap().len(), 2);
     assert_eq!(shown[0]["volume_definitions"][0]["size_kib"], 40 << 20);
@@ -111,7 +122,10 @@ async fn a_name_is_taken_once_and_must_be_one() {
     let refused = if some.status == 500 { some } else { other };
     assert_eq!(entries(&refused), [("error", 1, SNAPSHOT, 514)]);
     assert!(refused.json()[0]["ret_code"].as_i64().unwrap() < 0, "errors are negative");
-    assert_eq!(keys(&refused.json()[0]), ["cause", "correction", "created_at", "message", "obj_refs", "ret_code"]);
+    assert_eq!(
+        keys(&refused.json()[0]),
+        ["cause", "correction", "created_at", "message", "obj_refs", "ret_code"]
+    );
     assert_eq!(site.truth().effect("snapshot"), 1);
     for bad in ["", "1st", "with space", "x"] {
         assert_eq!(entries(&site.snapshot(volume, bad).await), [("error", 1, SNAPSHOT, 218)], "{bad:?}");
@@ -126,24 +140,38 @@ async fn nothing_goes_back_while_anybody_uses_it() {
     let site = Site::small().await;
     let volume = replica("web-01", 2000);
     site.snapshot(volume, "before").await;
-    let resources = site.linstor(&format!("GET /view/resources?resources={}", resource(volume)), None).await.is(200);
-    let in_use: Vec<bool> =
-        resources.as_array().unwrap().iter().map(|place| place["state"]["in_use"].as_bool().unwrap()).collect();
+    let resources =
+        site.linstor(&format!("GET /view/resources?resources={}", resource(volume)), None).await.is(200);
+    let in_use: Vec<bool> = resources
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|place| place["state"]["in_use"].as_bool().unwrap())
+        .collect();
     assert_eq!(in_use.iter().filter(|used| **used).count(), 1, "the OMA has it");
     let refused = site.rollback(volume, "before").await;
     assert_eq!((refused.status, entries(&refused)), (500, vec![("error", 2, SNAPSHOT, 997)]));
     site.leaves_the_oma(volume).await;
-    let free = site.linstor(&format!("GET /resource-definitions/{}/resources", resource(volume)), None).await.is(200);
+    let free = site
+        .linstor(&format!("GET /resource-definitions/{}/resources", resource(volume)), None)
+        .await
+        .is(200);
     assert!(free.as_array().unwrap().iter().all(|place| place["state"]["in_use"] == false));
     assert_eq!(site.rollback(volume, "before").await.status, 200);
 }
 
 #[tokio::test]
 async fn a_node_that_fails_spoils_a_snapshot_and_only_the_last_entry_says_so() {
-    let site = Site::with(|state| state.settings.linstor.failing_nodes = ["kvm-01", "kvm-02", "kvm-03"].map(str::to_owned).into()).await;
+    let site = Site::with(|state| {
+        state.settings.linstor.failing_nodes = ["kvm-01", "kvm-02", "kvm-03"].map(str::to_owned).into()
+    })
+    .await;
     let volume = replica("web-01", 2000);
     // One node of the two.
-    let nodes = site.linstor(&format!("GET /resource-definitions/{}/resources", resource(volume)), None).await.is(200);
+    let nodes = site
+        .linstor(&format!("GET /resource-definitions/{}/resources", resource(volume)), None)
+        .await
+        .is(200);
     let first = nodes[0]["node_name"].as_str().unwrap().to_owned();
     let second = nodes[1]["node_name"].as_str().unwrap().to_owned();
     site.truth().set(|settings| settings.linstor.failing_nodes = [second.clone()].into());
@@ -153,16 +181,27 @@ async fn a_node_that_fails_spoils_a_snapshot_and_only_the_last_entry_says_so() {
     assert_eq!(kinds, ["success", "info", "info", "info", "error"]);
     let shown = site.shown(volume).await;
     assert_eq!(shown[0]["flags"], json!(["FAILED_DEPLOYMENT"]));
-    let failed: Vec<&Value> =
-        shown[0]["snapshots"].as_array().unwrap().iter().filter(|place| place["flags"] != json!([])).collect();
+    let failed: Vec<&Value> = shown[0]["snapshots"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .filter(|place| place["flags"] != json!([]))
+        .collect();
     assert_eq!(failed.len(), 1);
     assert_eq!(failed[0]["node_name"], second);
     let report = told.json()[4]["error_report_ids"][0].as_str().unwrap().to_owned();
     let reports = site.linstor(&format!("GET /error-reports/{report}"), None).await.is(200);
-    assert_eq!((&reports[0]["node_name"], &reports[0]["filename"]), (&json!(second), &json!(format!("ErrorReport-{report}.log"))));
+    assert_eq!(
+        (&reports[0]["node_name"], &reports[0]["filename"]),
+        (&json!(second), &json!(format!("ErrorReport-{report}.log")))
+    );
     site.leaves_the_oma(volume).await;
     assert_eq!(entries(&site.rollback(volume, "half").await)[0].3, 979);
-    assert_eq!(entries(&site.snapshot(volume, "half").await)[0].3, 514, "it is in the way until it is deleted");
+    assert_eq!(
+        entries(&site.snapshot(volume, "half").await)[0].3,
+        514,
+        "it is in the way until it is deleted"
+    );
     site.remove(volume, "half").await;
 
     // A node that is away is left out with a warning, and a rollback waits for it.
@@ -187,7 +226,9 @@ async fn several_snapshots_are_of_one_moment_or_none_is_taken() {
     let told = site.linstor("POST /actions/snapshot/multi", Some(both("set"))).await;
     assert_eq!((told.status, entries(&told).len()), (201, 14));
     for volume in [some, other] {
-        let held = site.world().look(|state| state.snapshots.values().find(|row| row.volume == volume).unwrap().content.clone());
+        let held = site
+            .world()
+            .look(|state| state.snapshots.values().find(|row| row.volume == volume).unwrap().content.clone());
         assert_eq!(held, site.content(volume));
     }
     site.snapshot(other, "taken").await;

@@ -22,7 +22,9 @@ impl Site {
                     "vmware_disk_key": key.to_string()})
             })
             .collect();
-        with(json!({"job_id": job, "vm_paths": [format!("/DatabanxDC/vm/{name}")], "oma_url": "http://oma", "nbd_targets": targets}))
+        with(
+            json!({"job_id": job, "vm_paths": [format!("/DatabanxDC/vm/{name}")], "oma_url": "http://oma", "nbd_targets": targets}),
+        )
     }
 
     async fn replicates(&self, job: &str, name: &str, targets: &[(u32, uuid::Uuid)]) {
@@ -71,16 +73,35 @@ async fn replication_brings_each_disk_to_what_it_was_when_it_began() {
         let version = site.world().look(|state| state.sources[&source("sql-01")].disks[1].version);
         assert!(site.content(replica("sql-01", 2001)).replicated < version);
         site.replicates("job-1", "sql-01", &both()).await;
-        site.until("the copy has its snapshot", |state| !state.sources[&source("sql-01")].snapshots.is_empty()).await;
+        site.until("the copy has its snapshot", |state| {
+            !state.sources[&source("sql-01")].snapshots.is_empty()
+        })
+        .await;
         site.truth().write(&source("sql-01"), 2001).unwrap();
         let (last, seen) = site.over("job-1").await;
         assert_eq!((&last["status"], &last["percentage"]), (&json!(word), &json!(100.0)));
         assert!(seen.is_sorted() && seen.len() > 2, "{seen:?}");
-        assert_eq!(site.content(replica("sql-01", 2001)).replicated, version, "what was written meanwhile is not on it");
+        assert_eq!(
+            site.content(replica("sql-01", 2001)).replicated,
+            version,
+            "what was written meanwhile is not on it"
+        );
         assert!(site.world().look(|state| state.sources[&source("sql-01")].snapshots.is_empty()));
-        for key in ["job_id", "sync_type", "phase", "current_operation", "bytes_transferred", "total_bytes", "throughput",
-            "timing", "vm_info", "phases", "errors", "last_error", "disk_progresses"]
-        {
+        for key in [
+            "job_id",
+            "sync_type",
+            "phase",
+            "current_operation",
+            "bytes_transferred",
+            "total_bytes",
+            "throughput",
+            "timing",
+            "vm_info",
+            "phases",
+            "errors",
+            "last_error",
+            "disk_progresses",
+        ] {
             assert!(!last[key].is_null(), "{key}");
         }
         assert_eq!(last["sync_type"], "incremental");
@@ -115,7 +136,11 @@ async fn a_job_is_known_by_its_export_too_and_forgotten_by_a_restart() {
     site.replicates("job-2", "web-01", &[(2000, replica("web-01", 2000))]).await;
     site.over("job-2").await;
     assert_eq!(site.content(replica("sql-01", 2000)), before);
-    assert_eq!(site.world().look(|state| state.sources[&source("sql-01")].snapshots.len()), 1, "nobody took it away");
+    assert_eq!(
+        site.world().look(|state| state.sources[&source("sql-01")].snapshots.len()),
+        1,
+        "nobody took it away"
+    );
 }
 
 #[tokio::test]
@@ -150,7 +175,10 @@ async fn an_export_that_is_not_there_fails_the_job() {
     assert_eq!(last["status"], "failed");
     assert!(last["errors"][0].as_str().unwrap().contains("no export named"), "{last}");
     let nowhere = site.vma("POST /replicate", Some(site.request("job-2", "nowhere", &[]))).await;
-    assert_eq!((nowhere.status, nowhere.text.as_str()), (500, "Replication failed: VM not found: /DatabanxDC/vm/nowhere\n"));
+    assert_eq!(
+        (nowhere.status, nowhere.text.as_str()),
+        (500, "Replication failed: VM not found: /DatabanxDC/vm/nowhere\n")
+    );
     assert_eq!(site.vma("POST /replicate", Some(json!({}))).await.status, 400);
 }
 
@@ -173,12 +201,18 @@ async fn the_last_sync_of_a_source_that_is_on_is_recorded() {
     assert_eq!(site.broken(), ["I5"]);
     let off = Cause::new("test", "off", "");
     site.world().change(off, |state| state.source_power(&source("web-01"), Power::Off).unwrap());
-    let told = site.vma("POST /sync/final", Some(json!({"job_id": "last", "vm_id": source("web-01")}))).await.is(200);
+    let told = site
+        .vma("POST /sync/final", Some(json!({"job_id": "last", "vm_id": source("web-01")})))
+        .await
+        .is(200);
     assert_eq!(keys(&told), ["estimate_seconds", "job_id", "status"]);
     site.over("last").await;
     assert_eq!(site.broken(), ["I5"]);
     let (had, is) = site.world().look(|state| {
-        (state.sources[&source("web-01")].disks[0].version, state.volumes[&replica("web-01", 2000)].content.replicated)
+        (
+            state.sources[&source("web-01")].disks[0].version,
+            state.volumes[&replica("web-01", 2000)].content.replicated,
+        )
     });
     assert_eq!(had, is);
 }
@@ -186,7 +220,8 @@ async fn the_last_sync_of_a_source_that_is_on_is_recorded() {
 #[tokio::test]
 async fn the_copy_process_pushes_its_own_words_and_a_cleanup_takes_the_snapshots() {
     let site = Site::small().await;
-    let push = json!({"stage": "Transfer", "status": "completed", "bytes_transferred": 10, "total_bytes": 10});
+    let push =
+        json!({"stage": "Transfer", "status": "completed", "bytes_transferred": 10, "total_bytes": 10});
     let told = site.vma("POST /progress/made-up/update", Some(push)).await.is(200);
     assert_eq!(told["status"], "success");
     let made_up = site.progress("made-up").await;
@@ -197,8 +232,12 @@ async fn the_copy_process_pushes_its_own_words_and_a_cleanup_takes_the_snapshots
     site.over("job-1").await;
     let snapshots = |site: &Site| site.world().look(|state| state.sources[&source("web-01")].snapshots.len());
     assert_eq!(snapshots(&site), 1, "a copy that failed leaves its snapshot");
-    assert_eq!(site.vma("POST /cleanup", Some(json!({"job_id": "job-1", "action": "burn"}))).await.status, 400);
-    let told = site.vma("POST /cleanup", Some(json!({"job_id": "job-1", "action": "cleanup_all"}))).await.is(200);
+    assert_eq!(
+        site.vma("POST /cleanup", Some(json!({"job_id": "job-1", "action": "burn"}))).await.status,
+        400
+    );
+    let told =
+        site.vma("POST /cleanup", Some(json!({"job_id": "job-1", "action": "cleanup_all"}))).await.is(200);
     assert_eq!(keys(&told), ["action", "job_id", "status"]);
     assert_eq!(snapshots(&site), 0);
     assert_eq!(site.vma("GET /status/job-1", None).await.is(200)["status"], "completed");

@@ -18,7 +18,8 @@ pub fn with(more: Value) -> Value {
     body
 }
 
-const QUERY: &str = "vcenter=vcenter.example&username=administrator%40vsphere.local&password=pretend-vcenter-password";
+const QUERY: &str =
+    "vcenter=vcenter.example&username=administrator%40vsphere.local&password=pretend-vcenter-password";
 
 impl Site {
     async fn power(&self, name: &str, what: &str, more: Value) -> Value {
@@ -50,7 +51,9 @@ async fn discovery_tells_every_vm_with_its_disks_and_networks() {
     assert_eq!(found["vcenter"], json!({"host": "vcenter.example", "datacenter": "DatabanxDC"}));
     let vm = &found["vms"][0];
     assert_eq!(found["vms"].as_array().unwrap().len(), 1);
-    for key in ["id", "name", "path", "datacenter", "power_state", "guest_os", "memory_mb", "num_cpu", "vmx_version"] {
+    for key in
+        ["id", "name", "path", "datacenter", "power_state", "guest_os", "memory_mb", "num_cpu", "vmx_version"]
+    {
         assert!(!vm[key].is_null(), "{key}");
     }
     assert_eq!((&vm["id"], &vm["power_state"]), (&json!(source("sql-01")), &json!("poweredOn")));
@@ -58,7 +61,15 @@ async fn discovery_tells_every_vm_with_its_disks_and_networks() {
     assert_eq!(
         keys(&vm["disks"][1]),
         [
-            "capacity_bytes", "datastore", "id", "label", "path", "provisioning_type", "size_gb", "unit_number", "vmdk_path"
+            "capacity_bytes",
+            "datastore",
+            "id",
+            "label",
+            "path",
+            "provisioning_type",
+            "size_gb",
+            "unit_number",
+            "vmdk_path"
         ]
     );
     assert_eq!(vm["disks"][1]["id"], "disk-2001");
@@ -108,8 +119,16 @@ async fn a_graceful_power_off_says_success_while_the_guest_is_still_on() {
     assert_eq!(
         keys(&told),
         [
-            "duration_seconds", "message", "new_state", "operation", "previous_state", "shutdown_method", "success", "timestamp",
-            "tools_status", "vm_id"
+            "duration_seconds",
+            "message",
+            "new_state",
+            "operation",
+            "previous_state",
+            "shutdown_method",
+            "success",
+            "timestamp",
+            "tools_status",
+            "vm_id"
         ]
     );
     assert_eq!((&told["success"], &told["shutdown_method"]), (&json!(true), &json!("graceful")));
@@ -119,9 +138,15 @@ async fn a_graceful_power_off_says_success_while_the_guest_is_still_on() {
     site.until("the guest is down", |state| !is_on(state, "sql-01")).await;
     let state = site.power_state("sql-01").await;
     assert_eq!(keys(&state), ["power_state", "timestamp", "tools_status", "vm_id"]);
-    assert_eq!((&state["power_state"], &state["tools_status"]), (&json!("poweredOff"), &json!("toolsNotRunning")));
+    assert_eq!(
+        (&state["power_state"], &state["tools_status"]),
+        (&json!("poweredOff"), &json!("toolsNotRunning"))
+    );
     let after = site.world().look(|state| versions(state, "sql-01"));
-    assert!(before.iter().zip(&after).all(|(before, after)| after > before), "the guest wrote as it went down");
+    assert!(
+        before.iter().zip(&after).all(|(before, after)| after > before),
+        "the guest wrote as it went down"
+    );
     let again = site.power("sql-01", "off", json!({})).await;
     assert_eq!((&again["success"], &again["shutdown_method"]), (&json!(true), &json!("already-off")));
 }
@@ -145,9 +170,12 @@ async fn a_guest_at_a_prompt_never_goes_down_by_itself_and_goes_down_by_force() 
 
 #[tokio::test]
 async fn without_tools_a_power_off_is_a_hard_one_at_once() {
-    for (tools, method) in
-        [("toolsNotInstalled", "forced"), ("toolsNotRunning", "forced"), ("toolsOld", "graceful"), ("toolsOk", "graceful")]
-    {
+    for (tools, method) in [
+        ("toolsNotInstalled", "forced"),
+        ("toolsNotRunning", "forced"),
+        ("toolsOld", "graceful"),
+        ("toolsOk", "graceful"),
+    ] {
         let site = Site::with(|state| {
             state.settings.vma.shutdown_ms = 3_000_000;
             state.sources.get_mut(&source("web-01")).unwrap().tools = tools.to_owned();
@@ -161,7 +189,9 @@ async fn without_tools_a_power_off_is_a_hard_one_at_once() {
 
 #[tokio::test]
 async fn a_vm_can_come_back_on_by_itself() {
-    let site = Site::with(|state| _ = state.settings.vma.comes_back_after_ms.insert("web-01".to_owned(), 50_000)).await;
+    let site =
+        Site::with(|state| _ = state.settings.vma.comes_back_after_ms.insert("web-01".to_owned(), 50_000))
+            .await;
     let told = site.power("web-01", "off", json!({"force": true})).await;
     assert_eq!(told["new_state"], "poweredOff");
     site.until("it is back", |state| is_on(state, "web-01")).await;
@@ -179,7 +209,12 @@ async fn a_power_off_can_be_one_in_name_only_and_a_lost_answer_is_an_effect_all_
     site.until("the other one is down", |state| !is_on(state, "db-01")).await;
     assert!(site.is_on("web-01"));
 
-    site.centre.faults().rule(Rule::nth("vma", "POST /vm/{id}/power-off", 3, Fault::DoneThenRefused { status: 500 }));
+    site.centre.faults().rule(Rule::nth(
+        "vma",
+        "POST /vm/{id}/power-off",
+        3,
+        Fault::DoneThenRefused { status: 500 },
+    ));
     let id = source("web-01");
     let lost = site.vma(&format!("POST /vm/{id}/power-off"), Some(with(json!({"force": true})))).await;
     assert_eq!((lost.status, lost.kind.starts_with("text/plain")), (500, true));
@@ -211,13 +246,19 @@ async fn a_source_goes_on_again() {
 #[tokio::test]
 async fn change_tracking_what_changed_health_and_what_is_not_served() {
     let site = Site::small().await;
-    let cbt = site.vma(&format!("GET /vms/%2FDatabanxDC%2Fvm%2Fweb-01/cbt-status?{QUERY}"), None).await.is(200);
+    let cbt =
+        site.vma(&format!("GET /vms/%2FDatabanxDC%2Fvm%2Fweb-01/cbt-status?{QUERY}"), None).await.is(200);
     assert_eq!(keys(&cbt), ["enabled", "power_state", "vm_name", "vm_path"]);
     assert_eq!((&cbt["enabled"], &cbt["vm_name"]), (&json!(true), &json!("web-01")));
 
-    let discovered = site.vma("POST /discover", Some(with(json!({"datacenter": "DatabanxDC", "filter": "web-01"})))).await;
+    let discovered =
+        site.vma("POST /discover", Some(with(json!({"datacenter": "DatabanxDC", "filter": "web-01"})))).await;
     let stored = discovered.is(200)["vms"][0].clone();
-    let ask = |stored: &Value| with(json!({"datacenter": "DatabanxDC", "vm_path": "/DatabanxDC/vm/web-01", "stored_vm_info": stored}));
+    let ask = |stored: &Value| {
+        with(
+            json!({"datacenter": "DatabanxDC", "vm_path": "/DatabanxDC/vm/web-01", "stored_vm_info": stored}),
+        )
+    };
     let same = site.vma("POST /vm-spec-changes", Some(ask(&stored))).await.is(200);
     assert_eq!((&same["has_changes"], &same["status"]), (&json!(false), &json!("success")));
     let mut older = stored.clone();
