@@ -52,8 +52,8 @@ impl Answer {
 
     /// As it goes out.
     pub fn response(self) -> Response<Body> {
-        let length = self.body.len() as u64;
-        self.response_with(Body::from(self.body.clone()), Some(length))
+        let (body, length) = (self.body.clone(), self.body.len() as u64);
+        self.response_with(Body::from(body), Some(length))
     }
 
     fn response_with(self, body: Body, length: Option<u64>) -> Response<Body> {
@@ -93,6 +93,7 @@ where
     let Some(fault) = fault else { return effect(None).await.response() };
     match fault {
         Fault::Refused { status } => error(status, "something went wrong, and nothing was done").response(),
+        // As releases before 4.20 say it; CloudStack's own throttle here says it with brackets, as later ones do.
         Fault::TooMany { ms } => error(
             429,
             &format!("The given user has reached his/her account api limit, please retry after {ms} ms."),

@@ -12,9 +12,6 @@ use crate::world::moves::Refusal;
 
 type Result<T> = std::result::Result<T, Refusal>;
 
-/// The kinds of things that have tags, as CloudStack calls them.
-pub const KINDS: &[&str] = &["UserVm", "Volume", "Snapshot", "VMSnapshot", "Network"];
-
 /// The tags of a thing that is there.
 pub fn of<'a>(state: &'a mut State, kind: &str, id: Uuid) -> Result<&'a mut BTreeMap<String, String>> {
     Ok(match kind.to_lowercase().as_str() {

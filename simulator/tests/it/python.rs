@@ -28,22 +28,25 @@ pub fn python() -> Option<PathBuf> {
 
 fn make() -> Result<PathBuf, String> {
     let wanted = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/python/requirements.txt");
-    let place = Path::new(env!("CARGO_TARGET_TMPDIR")).join("simulator-clients");
-    let (python, made) = (place.join("bin/python"), place.join("requirements.txt"));
-    if std::fs::read(&made).ok() == std::fs::read(&wanted).ok() && python.exists() {
-        return Ok(python);
+    let tmp = Path::new(env!("CARGO_TARGET_TMPDIR"));
+    let place = tmp.join("simulator-clients");
+    let is_made = || std::fs::read(place.join("requirements.txt")).ok() == std::fs::read(&wanted).ok();
+    if is_made() {
+        return Ok(place.join("bin/python"));
     }
-    let _ = std::fs::remove_dir_all(&place);
+    // Made beside it and put in its place whole: another test run may be at it too.
+    let beside = tmp.join(format!("simulator-clients-{}", std::process::id()));
+    let _ = std::fs::remove_dir_all(&beside);
     let run = |program: &Path, args: &[&str], wrong: &str| match Command::new(program).args(args).output() {
         Ok(ran) if ran.status.success() => Ok(()),
-        Ok(ran) => Err(format!("{wrong}: {}", String::from_utf8_lossy(&ran.stderr))),
+        Ok(ran) => {
+            let said = [ran.stdout, ran.stderr].concat();
+            Err(format!("{wrong}: {}", String::from_utf8_lossy(&said)))
+        }
         Err(error) => Err(format!("{wrong}: {error}")),
     };
-    run(
-        Path::new("python3"),
-        &["-m", "venv", &place.to_string_lossy()],
-        "python3 cannot make a venv (package python3-venv)",
-    )?;
+    let venv = ["-m", "venv", &beside.to_string_lossy()];
+    run(Path::new("python3"), &venv, "python3 cannot make a venv (package python3-venv)")?;
     let pip = [
         "-m",
         "pip",
@@ -55,10 +58,22 @@ fn make() -> Result<PathBuf, String> {
         "--timeout",
         "20",
     ];
-    let args = [&pip[..], &["-r", &wanted.to_string_lossy()]].concat();
-    run(&python, &args, "the clients could not be installed")?;
-    std::fs::copy(&wanted, &made).map_err(|error| error.to_string())?;
-    Ok(python)
+    let listed = wanted.to_string_lossy();
+    let args = [&pip[..], &["-r", &listed]].concat();
+    run(&beside.join("bin/python"), &args, "the clients could not be installed")?;
+    std::fs::copy(&wanted, beside.join("requirements.txt")).map_err(|error| error.to_string())?;
+    if !is_made() {
+        let _ = std::fs::remove_dir_all(&place);
+    }
+    if std::fs::rename(&beside, &place).is_err() {
+        // Another one was faster.
+        let _ = std::fs::remove_dir_all(&beside);
+    }
+    if is_made() {
+        Ok(place.join("bin/python"))
+    } else {
+        Err(format!("{} could not be put in place", place.display()))
+    }
 }
 
 /// Runs a script of `tests/python` with this as its argument.
