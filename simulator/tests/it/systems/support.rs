@@ -106,7 +106,6 @@ impl Site {
     }
 
     /// Waits until something is so; a test that waits for what never comes fails.
-    #[track_caller]
     pub async fn until(&self, what: &str, so: impl FnMut(&State) -> bool) {
         let waited = tokio::time::timeout(Duration::from_secs(30), self.world().until(so)).await;
         assert!(waited.is_ok(), "in half a minute it never was so: {what}");
