@@ -5,7 +5,9 @@ use std::time::Duration;
 use backstay_simulator::cloudstack;
 use backstay_simulator::faults::{Fault, Rule};
 use backstay_simulator::truth::System;
-use backstay_simulator::world::estate::{GIB, id, replica};
+use backstay_simulator::world::State;
+use backstay_simulator::world::estate::{self, GIB, id, replica};
+use backstay_simulator::{Datacentre, Start};
 use serde_json::{Value, json};
 use uuid::Uuid;
 
@@ -228,6 +230,50 @@ async fn the_second_data_disk_of_a_destination_collides_with_the_first_and_is_at
         let rows = site.daemon(&format!("GET /vms/{}/volumes", destination()), None).await.is(200);
         assert_eq!(rows.as_array().unwrap().len(), if collide { 2 } else { 3 });
     }
+}
+
+#[tokio::test]
+async fn a_volume_that_left_behind_its_back_cannot_be_recorded_again() {
+    let site = Site::small().await;
+    let volume = replica("web-01", 2000);
+    cloudstack::perform(site.world(), "test", "detachVolume", &[("id", &volume.to_string())]).await.unwrap();
+    let mapping = site.daemon(&format!("GET /volumes/{volume}/device"), None).await.is(200);
+    assert_eq!(mapping["vm_id"], site.oma().to_string(), "it is there as far as the daemon knows");
+    let error = site.fails(&format!("POST /volumes/{volume}/attach"), to(site.oma())).await;
+    assert!(error.contains("Duplicate entry") && error.contains("unique_volume_uuid"), "{error}");
+    assert_eq!(site.holders(volume), [site.oma()].into());
+}
+
+/// As the whole data centre is killed: what was under way is in the file, and nobody is at it any more.
+#[tokio::test]
+async fn an_operation_of_a_killed_process_is_executing_in_the_next_one() {
+    let place = tempfile::tempdir().unwrap();
+    let start = || {
+        let mut state = estate::small();
+        state.settings.pace = 0.001;
+        state.settings.cloudstack.attach_ms = 1_000_000_000;
+        Start { file: Some(place.path().join("world.json")), ..Start::with(state) }
+    };
+    let first =
+        Site { centre: Datacentre::start(start()).await.unwrap(), devices: tempfile::tempdir().unwrap() };
+    let call = format!("POST /volumes/{}/detach", replica("web-01", 2000));
+    let operation = first.begins(&call, None).await;
+    let id: Uuid = operation.parse().unwrap();
+    let executing = move |state: &State| {
+        state.daemon.operations.iter().any(|row| row.id == id && row.status == "executing")
+            && !state.cloudstack.jobs.is_empty()
+    };
+    first.until("CloudStack is at it", executing).await;
+    drop(first);
+    let next =
+        Site { centre: Datacentre::start(start()).await.unwrap(), devices: tempfile::tempdir().unwrap() };
+    let dead = next.daemon(&format!("GET /operations/{operation}"), None).await.is(200);
+    assert_eq!(dead["status"], "executing");
+    assert_eq!(
+        next.world().look(|state| state.daemon.mappings.len()),
+        14,
+        "it did not look around a second time"
+    );
 }
 
 #[tokio::test]
