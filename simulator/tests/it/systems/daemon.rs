@@ -409,6 +409,10 @@ async fn the_cleanup_of_a_test_failover_brings_one_volume_home_and_its_mapping_s
         mapping["operation_mode"], "failover",
         "the old row was not taken away, so the new one was refused"
     );
+    let rows = site.world().look(|state| {
+        state.daemon.mappings.iter().filter(|row| row.volume_uuid == volume.to_string()).count()
+    });
+    assert_eq!(rows, 1);
     assert!(site.world().look(|state| state.vms[&destination()].removed.is_some()));
     assert!(site.broken().is_empty(), "{:?}", site.truth().violations());
 }

@@ -315,6 +315,21 @@ async fn a_device_that_is_not_there_or_goes_away_is_an_error() {
 }
 
 #[tokio::test]
+async fn a_device_that_goes_away_in_the_middle_leaves_half_a_conversion() {
+    let site = Site::small().await;
+    let (volume, oma) = (replica("web-01", 2000), site.oma());
+    // Slow: four and a half seconds in all, of which nearly two are spent writing.
+    site.befalls(Misfortune::Slow);
+    let device = site.device(volume);
+    let mut converting = begun(&["-i", "disk", device.to_str().unwrap()]);
+    site.is_writing().await;
+    site.world().change(Cause::new("test", "unplug", ""), |state| state.unplug(volume, oma));
+    let ended = tokio::task::spawn_blocking(move || converting.wait().unwrap()).await.unwrap();
+    assert_eq!(ended.code(), Some(1));
+    assert!(site.content(volume).half_converted && site.written(volume).is_empty());
+}
+
+#[tokio::test]
 async fn an_older_one_does_not_know_every_option() {
     let ran = |version: &str, arguments: &[&str]| {
         program().env("PRETEND_VIRT_V2V_VERSION", version).args(arguments).output().unwrap()
