@@ -287,6 +287,7 @@ pub async fn delete_of_vm(job: Job) -> Ended {
         "Ready" | "Expunging" | "Error" => Ok(()),
         other => Err(Refusal::param(format!("Can't delete the VM snapshot {id} in state {other}"))),
     })?;
+    let before = job.world.look(|state| state.vm_snapshots.get(&id).cloned());
     vm_snapshot_is(&job, id, "Expunging")?;
     job.pause(job.world.look(|state| state.settings.cloudstack.other_ms)).await;
     job.effect(|state| {
@@ -298,5 +299,10 @@ pub async fn delete_of_vm(job: Job) -> Ended {
         Ok(())
     })
     .await?;
+    if let (Some(Fault::Reappears { ms }), Some(row)) = (&job.asked.fault, before) {
+        job.asked.reappear(&job.world, *ms, move |state| {
+            state.vm_snapshots.insert(id, row);
+        });
+    }
     Ok(json!({ "success": true }))
 }

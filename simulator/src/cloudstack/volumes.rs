@@ -225,6 +225,7 @@ pub async fn destroy(job: Job) -> Ended {
     let id = the_volume(&job);
     job.rows(|state| state.may_delete(id))?;
     job.pause(job.world.look(|state| state.settings.cloudstack.other_ms)).await;
+    let before = job.world.look(|state| state.volumes.get(&id).cloned());
     let told = job
         .effect(|state| {
             let row = state.volume_mut(id)?;
@@ -237,5 +238,10 @@ pub async fn destroy(job: Job) -> Ended {
             Ok(told)
         })
         .await?;
+    if let (Some(Fault::Reappears { ms }), Some(row)) = (&job.asked.fault, before) {
+        job.asked.reappear(&job.world, *ms, move |state| {
+            state.volumes.insert(id, row);
+        });
+    }
     Ok(told)
 }

@@ -187,7 +187,7 @@ async fn what_was_deleted_is_there_again() {
         .as_str()
         .unwrap()
         .to_owned();
-    for command in ["deleteSnapshot", "expungeVirtualMachine", "destroyVirtualMachine", "deleteVolume"] {
+    for command in ["deleteSnapshot", "destroyVirtualMachine", "deleteVolume"] {
         site.site.faults().rule(Rule::every("cloudstack", command, Fault::Reappears { ms: 150 }).once());
     }
     site.cloud.job("deleteSnapshot", &[("id", &kept)]).await.unwrap();
@@ -201,6 +201,37 @@ async fn what_was_deleted_is_there_again() {
     assert_eq!(site.cloud.ok("listSnapshots", &[("id", &kept)]).await["count"], 1);
     assert_eq!(site.cloud.ok("listVolumes", &[("id", &root)]).await["count"], 1);
     assert_eq!(site.cloud.ok("listVirtualMachines", &[("id", &vm)]).await["count"], 1);
+}
+
+#[tokio::test]
+async fn what_was_destroyed_or_expunged_is_there_again_too() {
+    let site = site(|_| ()).await;
+    let vm = site.deploy("ghost", true).await;
+    let other = site.deploy("other", false).await;
+    let listed = site.cloud.ok("listVolumes", &[("virtualmachineid", &other)]).await;
+    let root = listed["volume"][0]["id"].as_str().unwrap().to_owned();
+    site.cloud.job("detachVolume", &[("id", &root)]).await.unwrap();
+    site.move_to(web(), &vm, Some("0")).await;
+    let told = site.cloud.job("createVMSnapshot", &[("virtualmachineid", &vm)]).await.unwrap();
+    let whole = told["vmsnapshot"]["id"].as_str().unwrap().to_owned();
+    for command in ["destroyVolume", "deleteVMSnapshot", "expungeVirtualMachine"] {
+        site.site.faults().rule(Rule::every("cloudstack", command, Fault::Reappears { ms: 200 }).once());
+    }
+    site.cloud.job("deleteVMSnapshot", &[("vmsnapshotid", &whole)]).await.unwrap();
+    assert_eq!(site.cloud.ok("listVMSnapshot", &[("virtualmachineid", &vm)]).await, json!({}));
+    site.cloud.job("destroyVolume", &[("id", &root), ("expunge", "true")]).await.unwrap();
+    assert_eq!(site.cloud.ok("listVolumes", &[("id", &root)]).await, json!({}));
+    site.cloud.job("destroyVirtualMachine", &[("id", &other)]).await.unwrap();
+    site.cloud.job("expungeVirtualMachine", &[("id", &other)]).await.unwrap();
+    assert_eq!(site.cloud.ok("listVirtualMachines", &[("id", &other)]).await, json!({}));
+    let world = site.site.world();
+    let (root, whole, other): (Uuid, Uuid, Uuid) =
+        (root.parse().unwrap(), whole.parse().unwrap(), other.parse().unwrap());
+    world
+        .until(|state| {
+            state.volume(root).is_ok() && state.vm_snapshot(whole).is_ok() && state.vm(other).is_ok()
+        })
+        .await;
 }
 
 #[tokio::test]
