@@ -36,6 +36,7 @@ mod reference;
 pub mod remote;
 pub mod secrets;
 mod signal;
+pub mod site;
 pub mod v2v;
 pub mod vma;
 

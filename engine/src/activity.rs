@@ -161,7 +161,7 @@ pub struct Context {
     pub(crate) generation: u32,
     pub(crate) attempt: u32,
     pub(crate) key: Uuid,
-    pub(crate) checkpoint: Option<Json>,
+    pub(crate) checkpoint: std::sync::Mutex<Option<Json>>,
     pub(crate) undone: Option<Undone>,
     pub(crate) filled: Vec<Filled>,
     pub(crate) traceparent: Option<String>,
@@ -254,9 +254,10 @@ impl Context {
         self.deadline
     }
 
-    /// What an attempt of this step saved last.
+    /// What an attempt of this step saved last, this one included.
     pub fn saved<T: DeserializeOwned>(&self) -> Result<Option<T>, Failure> {
-        match &self.checkpoint {
+        let saved = self.checkpoint.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone();
+        match saved {
             None => Ok(None),
             Some(text) => serde_json::from_str(text.as_str()).map(Some).map_err(|error| {
                 Failure::permanent("checkpoint", format!("what was saved cannot be read back: {error}"))
@@ -274,13 +275,15 @@ impl Context {
             run: self.run,
             course: self.course,
             attempt: (self.generation, self.attempt),
-            value,
+            value: value.clone(),
             done,
         };
         let gone =
             || Failure::retryable("node_stopped", "the node stopped before the checkpoint was durable");
         self.node.send(message).map_err(|_| gone())?;
-        durable.await.map_err(|_| gone())
+        durable.await.map_err(|_| gone())?;
+        *self.checkpoint.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Some(value);
+        Ok(())
     }
 
     /// Something outside that this step makes, moves or removes. Say so before it is made, and what became of it:

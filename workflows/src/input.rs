@@ -44,6 +44,13 @@ impl Inputs {
         Self::of(schema, node, "input_schema", problems)
     }
 
+    /// What a type of Rust takes.
+    pub(crate) fn of_type<T: schemars::JsonSchema>() -> Option<Self> {
+        let schema = schemars::schema_for!(T).to_value();
+        let validator = validator(&schema).ok()?;
+        Some(Self { schema, validator })
+    }
+
     /// A workflow that takes nothing.
     pub(crate) fn none() -> Option<Self> {
         let schema = json!({ "type": "object", "properties": {}, "additionalProperties": false });

@@ -18,6 +18,7 @@
 mod document;
 mod expand;
 mod expression;
+pub mod failover;
 mod fill;
 mod input;
 pub mod limits;

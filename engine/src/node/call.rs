@@ -167,7 +167,7 @@ fn prepare<'a>(
         generation: course.generation,
         attempt: course.attempts,
         key: key(id.direction, course.generation),
-        checkpoint: course.checkpoint.clone(),
+        checkpoint: std::sync::Mutex::new(course.checkpoint.clone()),
         undone,
         filled: filled(work),
         traceparent: None,

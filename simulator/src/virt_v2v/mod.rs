@@ -11,7 +11,7 @@ use std::io::{BufRead as _, Write as _};
 use std::process::{Command, ExitCode};
 use std::time::{Duration, Instant};
 
-use backstay_simulator::conversion::{Device, Guest, Misfortune, Open, Opened, Process};
+use crate::conversion::{Device, Guest, Misfortune, Open, Opened, Process};
 use command_line::{Input, Options, Root, Task};
 
 /// The version that it pretends to be.
@@ -20,7 +20,8 @@ const VERSION: &str = "PRETEND_VIRT_V2V_VERSION";
 /// Set for the child that does the work, when it is to do it in a child.
 const CHILD: &str = "PRETEND_VIRT_V2V_CHILD";
 
-fn main() -> ExitCode {
+/// The program.
+pub fn main() -> ExitCode {
     let version = std::env::var(VERSION).unwrap_or_else(|_| "2.8.1".to_owned());
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let options = match command_line::parse(&arguments, &version) {

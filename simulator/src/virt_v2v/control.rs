@@ -4,7 +4,7 @@ use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
 use std::time::Duration;
 
-use backstay_simulator::conversion::{Open, Opened};
+use crate::conversion::{Open, Opened};
 use uuid::Uuid;
 
 /// Tells that volumes are open, and hears what is on them.

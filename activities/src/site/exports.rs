@@ -1,0 +1,155 @@
+//! The exports: the way by which replication writes to volumes of the appliance.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use backstay_engine::machine::plan::Effect;
+use backstay_engine::{Activity, Context, Failure, Probe};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::{DIRTY_TAG, Site};
+use crate::daemon::CreateExport;
+
+pub(super) struct CloseExports(pub Arc<Site>);
+pub(super) struct OpenExports(pub Arc<Site>);
+
+/// The disks of one machine.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Exported {
+    /// The source machine's id.
+    source: String,
+    /// Its name.
+    name: String,
+    /// Its disks.
+    disks: Vec<Disk>,
+}
+
+/// One of them.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Disk {
+    /// Its volume.
+    volume: String,
+    /// Its place among the machine's disks, from 0.
+    number: i64,
+}
+
+/// What became of them.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub(super) struct Exports {
+    /// The volumes that replication can reach.
+    open: Vec<String>,
+    /// Those that it cannot.
+    closed: Vec<String>,
+}
+
+impl Site {
+    async fn exports(&self, exported: &Exported) -> Result<Exports, Failure> {
+        let mut exports = Exports { open: Vec::new(), closed: Vec::new() };
+        for disk in &exported.disks {
+            let found = self.daemon.export(&disk.volume).await?;
+            let to = if found.is_some() { &mut exports.open } else { &mut exports.closed };
+            to.push(disk.volume.clone());
+        }
+        Ok(exports)
+    }
+}
+
+#[async_trait]
+impl Activity for CloseExports {
+    const NAME: &'static str = "close-exports";
+    type Input = Exported;
+    type Output = Exports;
+
+    fn effect(&self) -> Effect {
+        self.0.effect()
+    }
+
+    fn pool(&self) -> Option<String> {
+        Some(super::DAEMON_POOL.into())
+    }
+
+    async fn run(&self, context: &Context, exported: Exported) -> Result<Exports, Failure> {
+        for disk in &exported.disks {
+            if self.0.daemon.export(&disk.volume).await?.is_some() {
+                let resource = context.resource("closed export", &disk.volume);
+                resource.planned().await?;
+                self.0.daemon.delete_export(&disk.volume).await?;
+                resource.present(serde_json::json!({ "volume": disk.volume })).await?;
+            }
+        }
+        let exports = self.0.exports(&exported).await?;
+        if exports.open.is_empty() {
+            return Ok(exports);
+        }
+        let message = format!("the exports of {} are open still", exports.open.join(", "));
+        Err(Failure::retryable("exports_open", message))
+    }
+
+    async fn probe(&self, _: &Context, exported: Exported) -> Result<Probe<Exports>, Failure> {
+        let exports = self.0.exports(&exported).await?;
+        Ok(match (exports.open.is_empty(), exports.closed.is_empty()) {
+            (true, _) => Probe::Present(exports),
+            (false, true) => Probe::Absent,
+            (false, false) => Probe::Partial,
+        })
+    }
+}
+
+#[async_trait]
+impl Activity for OpenExports {
+    const NAME: &'static str = "open-exports";
+    type Input = Exported;
+    type Output = Exports;
+
+    fn effect(&self) -> Effect {
+        self.0.effect()
+    }
+
+    fn pool(&self) -> Option<String> {
+        Some(super::DAEMON_POOL.into())
+    }
+
+    async fn run(&self, context: &Context, exported: Exported) -> Result<Exports, Failure> {
+        let site = &self.0;
+        let mut exports = Exports { open: Vec::new(), closed: Vec::new() };
+        for disk in &exported.disks {
+            let volume = site.volume(&disk.volume).await?;
+            if volume.virtualmachineid.as_deref() != Some(site.settings.oma.as_str()) {
+                let message = format!("the volume {} is not attached to the appliance", volume.id);
+                return Err(Failure::retryable("not_home", message));
+            }
+            let resource = context.resource("closed export", &disk.volume);
+            // Replication would write into what is no copy of the source any more.
+            if volume.tag(DIRTY_TAG).is_some() {
+                if site.daemon.export(&disk.volume).await?.is_some() {
+                    site.daemon.delete_export(&disk.volume).await?;
+                }
+                resource
+                    .kept("the volume is no copy of its source any more; an operator has to decide")
+                    .await?;
+                exports.closed.push(disk.volume.clone());
+                continue;
+            }
+            if site.daemon.export(&disk.volume).await?.is_none() {
+                let export = CreateExport {
+                    volume: disk.volume.clone(),
+                    vm_name: exported.name.clone(),
+                    vm: exported.source.clone(),
+                    disk_number: disk.number,
+                };
+                site.daemon.create_export(&export).await?;
+                if site.daemon.export(&disk.volume).await?.is_none() {
+                    let message =
+                        format!("the export of the volume {} was made, but it is not there", disk.volume);
+                    return Err(Failure::retryable("export_missing", message));
+                }
+            }
+            resource.gone().await?;
+            exports.open.push(disk.volume.clone());
+        }
+        Ok(exports)
+    }
+}

@@ -1,0 +1,167 @@
+//! The activities that move a machine between two sites: from VMware to CloudStack, and back.
+//!
+//! ```text
+//!   change      the protocol of every change: look, adopt what is at work, call, wait, look again
+//!   guard       what is asked right before a call, whatever the plan says
+//!   source      the machine at VMware: off, on, its last changes copied
+//!   exports     the way by which replication writes
+//!   volumes     from the appliance to the machine, and home
+//!   snapshots   the way back, for all disks of a machine or for none; revert
+//!   virtio      drivers for Windows
+//!   machine     the machine at CloudStack: made, stripped of its blank disk, its cards, unmade
+//!   power       it starts and stops; whether it came up
+//!   validate    everything that can be known before anything is touched
+//! ```
+//!
+//! Each reads the state of the world before it claims success: that a command was answered is not its effect. Volumes go
+//! through the Volume Daemon, which keeps devices and exports, but where a volume is only CloudStack says.
+
+mod change;
+mod exports;
+mod guard;
+mod machine;
+mod power;
+mod snapshots;
+mod source;
+mod validate;
+mod virtio;
+mod volumes;
+
+use std::sync::Arc;
+
+use backstay_engine::machine::plan::Effect;
+use backstay_engine::{Activity, Registry, Span};
+use serde::{Deserialize, Serialize};
+
+use crate::cloudstack::CloudStack;
+use crate::daemon::Daemon;
+use crate::linstor::Linstor;
+use crate::v2v::V2v;
+use crate::vma::Vma;
+
+/// The tag that everything which a run makes carries; its value is the run.
+pub const RUN_TAG: &str = "backstay-run";
+/// The tag of a volume that was written by others than replication, and could not be put back.
+pub const DIRTY_TAG: &str = "backstay-dirty";
+/// The tag of a network in which rehearsals may take place.
+pub const TEST_NETWORK_TAG: &str = "backstay-test-network";
+
+/// The pools in which calls take their turns, one for each system.
+pub const CLOUDSTACK_POOL: &str = "cloudstack";
+/// See [`CLOUDSTACK_POOL`].
+pub const DAEMON_POOL: &str = "volume-daemon";
+/// See [`CLOUDSTACK_POOL`].
+pub const VMA_POOL: &str = "vma";
+/// See [`CLOUDSTACK_POOL`].
+pub const V2V_POOL: &str = "virt-v2v";
+
+/// How the activities go about it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct SiteSettings {
+    /// The appliance, by the id of its machine at CloudStack.
+    pub oma: String,
+    /// After a call was answered, its effect may take so long to show.
+    pub settle: Span,
+    /// After a call was lost, its effect may still come for so long.
+    pub longest_delay: Span,
+    /// A source that is off is looked at again after so long: somebody may have it started again.
+    pub look_twice: Span,
+    /// A revert that failed so often is left to people; the volume comes home all the same.
+    pub reverts: u32,
+    /// The key may choose the ids of what it makes: it is a root administrator's.
+    pub root_admin: bool,
+    /// Where the appliance takes what the VMA copies, as the VMA reaches it.
+    pub nbd_host: String,
+    /// The appliance's own address, as the VMA reaches it.
+    pub oma_url: String,
+}
+
+impl Default for SiteSettings {
+    fn default() -> Self {
+        Self {
+            oma: String::new(),
+            settle: Span::secs(60),
+            longest_delay: Span::secs(30),
+            look_twice: Span::secs(5),
+            reverts: 5,
+            root_admin: false,
+            nbd_host: "127.0.0.1:10809".into(),
+            oma_url: "http://127.0.0.1:8082".into(),
+        }
+    }
+}
+
+/// Both ends, and what is in between.
+pub struct Site {
+    /// Where machines go.
+    pub cloudstack: CloudStack,
+    /// Who moves volumes.
+    pub daemon: Daemon,
+    /// Where machines come from.
+    pub vma: Vma,
+    /// The storage below, where it takes the snapshots.
+    pub linstor: Option<Linstor>,
+    /// The conversion, where this process runs on the appliance.
+    pub v2v: Option<V2v>,
+    /// How.
+    pub settings: SiteSettings,
+}
+
+impl Site {
+    /// What is known of the effect of most: it can be looked at, and a call that was lost may have it for a while yet.
+    fn effect(&self) -> Effect {
+        Effect { probed: true, longest_delay: self.settings.longest_delay, ..Effect::default() }
+    }
+}
+
+/// How activities are added: a test may have each attempt run twice.
+pub trait Adds {
+    /// Adds one.
+    fn add<A>(&self, registry: Registry, activity: A) -> Registry
+    where
+        A: Activity,
+        A::Input: Clone + Sync;
+}
+
+/// As they are.
+#[derive(Clone, Copy, Debug)]
+pub struct Plainly;
+
+impl Adds for Plainly {
+    fn add<A>(&self, registry: Registry, activity: A) -> Registry
+    where
+        A: Activity,
+        A::Input: Clone + Sync,
+    {
+        registry.with(activity)
+    }
+}
+
+/// Adds all of them.
+pub fn register(registry: Registry, site: Site, how: &impl Adds) -> Registry {
+    let site = Arc::new(site);
+    let of = || Arc::clone(&site);
+    let registry = how.add(registry, validate::Validate(of()));
+    let registry = how.add(registry, source::PowerOffSource(of()));
+    let registry = how.add(registry, source::PowerOnSource(of()));
+    let registry = how.add(registry, source::FinalSync(of()));
+    let registry = how.add(registry, exports::CloseExports(of()));
+    let registry = how.add(registry, exports::OpenExports(of()));
+    let registry = how.add(registry, volumes::TakeFromOma(of()));
+    let registry = how.add(registry, volumes::ReturnToOma(of()));
+    let registry = how.add(registry, volumes::AttachVolume(of()));
+    let registry = how.add(registry, volumes::DetachVolume(of()));
+    let registry = how.add(registry, snapshots::TakeSnapshots(of()));
+    let registry = how.add(registry, snapshots::RevertSnapshots(of()));
+    let registry = how.add(registry, snapshots::DropSnapshots(of()));
+    let registry = how.add(registry, virtio::InjectDrivers(of()));
+    let registry = how.add(registry, machine::CreateVm(of()));
+    let registry = how.add(registry, machine::DestroyVm(of()));
+    let registry = how.add(registry, machine::DropBlankRoot(of()));
+    let registry = how.add(registry, machine::RemoveBlankDisk(of()));
+    let registry = how.add(registry, machine::SetNics(of()));
+    let registry = how.add(registry, power::StartVm(of()));
+    let registry = how.add(registry, power::StopVm(of()));
+    how.add(registry, power::CheckBoot(of()))
+}

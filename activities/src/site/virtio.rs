@@ -1,0 +1,188 @@
+//! Drivers for Windows, put into its disks while they are at the appliance.
+//!
+//! A conversion that was cut off leaves disks that nobody can vouch for, and the program itself neither marks what it has
+//! converted nor refuses to do so twice. So what was begun is on record before it begins, and before a second try the
+//! disks go back to their snapshots.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use backstay_engine::machine::plan::Effect;
+use backstay_engine::{Activity, Context, Failure};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::Site;
+use super::change::Saved;
+use super::snapshots::Set;
+use crate::v2v::{Firmware, Format, Guest, GuestDisk};
+
+pub(super) struct InjectDrivers(pub Arc<Site>);
+
+/// The tag of a volume that says how far its conversion is.
+const VIRTIO_TAG: &str = "backstay-virtio";
+
+/// The guest.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Convert {
+    /// Its name.
+    name: String,
+    memory_mb: u32,
+    cpus: u32,
+    /// BIOS or UEFI.
+    boot_type: String,
+    /// Its volumes, which are attached to the appliance, and their snapshots: there has to be a way back before anything is
+    /// written. It starts from the first.
+    snapshots: Set,
+}
+
+/// It was done.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub(super) struct Converted {
+    /// What the program found odd.
+    warnings: Vec<String>,
+    /// Where its words are kept, at the appliance.
+    log: String,
+}
+
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
+struct How {
+    /// It was begun so often.
+    begun: u32,
+    /// It came to its end.
+    done: Option<Converted>,
+    /// The disks are as they were before.
+    clean: bool,
+}
+
+impl InjectDrivers {
+    /// The device of each volume, by the name that says which volume it is: others change when a machine starts anew.
+    async fn devices(&self, context: &Context, volumes: &[String]) -> Result<Vec<PathBuf>, Failure> {
+        let site = &self.0;
+        let mut devices = Vec::new();
+        for id in volumes {
+            let volume = site.volume(id).await?;
+            if volume.virtualmachineid.as_deref() != Some(site.settings.oma.as_str()) {
+                return Err(Failure::permanent(
+                    "not_home",
+                    format!("the volume {id} is not at the appliance"),
+                )
+                .not_applied());
+            }
+            let end = tokio::time::Instant::now() + site.settings.settle.0;
+            let device = loop {
+                if let Some(path) =
+                    site.daemon.device(id).await?.and_then(|device| device.path().map(PathBuf::from))
+                {
+                    break path;
+                }
+                if tokio::time::Instant::now() >= end {
+                    return Err(Failure::retryable("no_device", format!("the volume {id} has no device"))
+                        .not_applied());
+                }
+                site.breathe(context, "waiting for a device").await?;
+            };
+            let short: String = id.chars().filter(|c| *c != '-').take(20).collect();
+            if !device.to_string_lossy().ends_with(&short) {
+                let message = format!(
+                    "the Volume Daemon says that the volume {id} is {}, which does not bear its id: it is not written to",
+                    device.display()
+                );
+                return Err(Failure::permanent("wrong_device", message).not_applied());
+            }
+            devices.push(device);
+        }
+        Ok(devices)
+    }
+
+    /// Takes the disks back to their snapshots: off the appliance, back, and on again.
+    async fn start_over(
+        &self,
+        context: &Context,
+        saved: &mut Saved<How>,
+        input: &Convert,
+    ) -> Result<(), Failure> {
+        let site = &self.0;
+        context.progress(5.0, "an earlier conversion did not come to its end: going back to the snapshots");
+        for volume in &input.snapshots.volumes {
+            saved.begun = None;
+            site.take(context, saved, volume).await?;
+        }
+        for (n, volume) in input.snapshots.volumes.iter().enumerate() {
+            site.put_back(context, &input.snapshots, n, volume).await?;
+        }
+        for volume in &input.snapshots.volumes {
+            saved.begun = None;
+            site.bring_home(context, saved, volume).await?;
+        }
+        saved.more.clean = true;
+        context.save(saved).await
+    }
+
+    async fn note(&self, context: &Context, input: &Convert, word: &str) -> Result<(), Failure> {
+        let Some(first) = input.snapshots.volumes.first() else { return Ok(()) };
+        let value = format!("{}:{word}", context.run());
+        self.0.tag(context, "Volume", first, (&format!("{VIRTIO_TAG}-{word}"), &value)).await
+    }
+}
+
+#[async_trait]
+impl Activity for InjectDrivers {
+    const NAME: &'static str = "inject-drivers";
+    type Input = Convert;
+    type Output = Converted;
+
+    fn effect(&self) -> Effect {
+        Effect { probed: false, ..self.0.effect() }
+    }
+
+    fn pool(&self) -> Option<String> {
+        Some(super::V2V_POOL.into())
+    }
+
+    async fn run(&self, context: &Context, input: Convert) -> Result<Converted, Failure> {
+        let v2v = self.0.v2v.as_ref().ok_or_else(|| {
+            let message = "the conversion is not configured: it runs at the appliance, with v2v.program set";
+            Failure::permanent("no_v2v", message).not_applied()
+        })?;
+        let mut saved: Saved<How> = context.saved()?.unwrap_or_default();
+        if let Some(done) = saved.more.done {
+            return Ok(done);
+        }
+        let devices = self.devices(context, &input.snapshots.volumes).await?;
+        if saved.more.begun > 0 {
+            // It may be at it still: whoever began it may be gone, and the program not.
+            v2v.end_leftovers(&devices).await?;
+            if !saved.more.clean {
+                self.start_over(context, &mut saved, &input).await?;
+            }
+        }
+        self.0.way_back(context, &input.snapshots).await?;
+        let devices = self.devices(context, &input.snapshots.volumes).await?;
+        saved.more.begun += 1;
+        saved.more.clean = false;
+        context.save(&saved).await?;
+        self.note(context, &input, "started").await?;
+        let guest = Guest {
+            name: input.name.clone(),
+            disks: devices.into_iter().map(|device| GuestDisk { device, format: Format::Raw }).collect(),
+            memory_mib: input.memory_mb,
+            vcpus: input.cpus,
+            firmware: if input.boot_type == "UEFI" { Firmware::Uefi } else { Firmware::Bios },
+        };
+        context.progress(20.0, "virt-v2v-in-place is at work on the disks");
+        let label = format!("{}-{}", context.run(), saved.more.begun);
+        let injected = v2v.inject(&guest, &label, context.cancelled()).await?;
+        let done = Converted {
+            warnings: injected.warnings.iter().map(|warning| format!("{warning:?}")).collect(),
+            log: injected.log.display().to_string(),
+        };
+        saved.more.done = Some(done.clone());
+        context.save(&saved).await?;
+        self.note(context, &input, "done").await?;
+        Ok(done)
+    }
+}

@@ -1,0 +1,412 @@
+//! Volumes on their way: from the appliance to the machine, and home.
+//!
+//! ```text
+//!   take-from-oma   OMA -> nowhere        undone by  return-to-oma    nowhere -> OMA
+//!   attach-volume   nowhere -> machine    undone by  detach-volume    machine -> nowhere
+//! ```
+//!
+//! None of them takes a volume from where it does not expect it.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use backstay_engine::machine::plan::Effect;
+use backstay_engine::{Activity, Context, Failure, Probe};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::Site;
+use super::change::{Found, Saved};
+use super::guard::at_work;
+use crate::cloudstack::Volume;
+
+pub(super) struct TakeFromOma(pub Arc<Site>);
+pub(super) struct ReturnToOma(pub Arc<Site>);
+pub(super) struct AttachVolume(pub Arc<Site>);
+pub(super) struct DetachVolume(pub Arc<Site>);
+
+/// One volume.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct One {
+    /// Its id at CloudStack.
+    volume: String,
+    /// It has left the appliance before, and is there only for a while: that it is away is on record already.
+    #[serde(default)]
+    lent: bool,
+}
+
+/// A volume and a machine.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Pair {
+    /// The volume's id at CloudStack.
+    volume: String,
+    /// The machine's. Nothing, in an undo: it was never made.
+    vm: Option<String>,
+    /// The machine starts from it.
+    #[serde(default)]
+    root: bool,
+}
+
+/// Where a volume is.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub(super) struct Place {
+    volume: String,
+    /// The machine; nothing: it is attached nowhere.
+    vm: Option<String>,
+    /// The slot there.
+    device: Option<i64>,
+}
+
+impl Place {
+    fn of(volume: &Volume) -> Self {
+        Self { volume: volume.id.clone(), vm: volume.virtualmachineid.clone(), device: volume.deviceid }
+    }
+}
+
+impl Site {
+    /// What a look at a volume found, if something is at work on it.
+    fn on_its_way<T>(&self, volume: &Volume) -> Option<Found<T>> {
+        if let Some(job) = at_work(volume.jobid.as_ref(), volume.jobstatus) {
+            return Some(Found::AtWork(job));
+        }
+        let state = volume.state.as_deref().unwrap_or("in no known state");
+        (!matches!(state, "Ready" | "Allocated")).then(|| Found::Moving(state.to_owned()))
+    }
+
+    fn at_oma(&self, volume: &Volume) -> bool {
+        volume.virtualmachineid.as_deref() == Some(self.settings.oma.as_str())
+    }
+
+    fn elsewhere(volume: &Volume) -> Failure {
+        let at = volume.vmname.as_deref().or(volume.virtualmachineid.as_deref()).unwrap_or("?");
+        let message =
+            format!("the volume {} is attached to {at}, where it is not expected; it stays there", volume.id);
+        Failure::permanent("volume_elsewhere", message)
+    }
+
+    async fn look_taken(&self, id: &str) -> Result<Found<Place>, Failure> {
+        let volume = self.volume(id).await?;
+        if let Some(found) = self.on_its_way(&volume) {
+            return Ok(found);
+        }
+        match volume.virtualmachineid {
+            None => Ok(Found::Done(Place::of(&volume))),
+            Some(_) if self.at_oma(&volume) => {
+                self.not_of_oma_itself(&volume)?;
+                Ok(Found::Todo)
+            }
+            Some(_) => Err(Self::elsewhere(&volume).not_applied()),
+        }
+    }
+
+    /// Takes a volume from the appliance.
+    pub(super) async fn take<S: Serialize + Sync>(
+        &self,
+        context: &Context,
+        saved: &mut Saved<S>,
+        id: &str,
+    ) -> Result<Place, Failure> {
+        let what = format!("detaching the volume {id} from the appliance");
+        if let Found::Todo = self.look_taken(id).await? {
+            self.no_vm_snapshot(&self.settings.oma).await?;
+        }
+        let call = |_| self.daemon.detach(id);
+        self.bring_about(context, saved, &what, || self.look_taken(id), call).await
+    }
+
+    async fn look_home(&self, id: &str) -> Result<Found<Place>, Failure> {
+        let volume = self.volume(id).await?;
+        if let Some(found) = self.on_its_way(&volume) {
+            return Ok(found);
+        }
+        match volume.virtualmachineid {
+            None => Ok(Found::Todo),
+            Some(_) if self.at_oma(&volume) => Ok(Found::Done(Place::of(&volume))),
+            Some(_) => Err(Self::elsewhere(&volume)),
+        }
+    }
+
+    /// Brings a volume to the appliance, at whatever slot is free.
+    pub(super) async fn bring_home<S: Serialize + Sync>(
+        &self,
+        context: &Context,
+        saved: &mut Saved<S>,
+        id: &str,
+    ) -> Result<Place, Failure> {
+        let what = format!("attaching the volume {id} to the appliance");
+        let oma = self.settings.oma.as_str();
+        if let Found::Todo = self.look_home(id).await? {
+            self.no_vm_snapshot(oma).await?;
+        }
+        let call = |_| self.daemon.attach(id, oma);
+        let place = self.bring_about(context, saved, &what, || self.look_home(id), call).await?;
+        // The daemon gives up on a device that comes late, and then knows nothing of a volume that is attached. Without its
+        // row nothing can be replicated: once more, from the beginning.
+        for _ in 0..2 {
+            if self.knows_device(context, id).await? {
+                return Ok(place);
+            }
+            tracing::warn!(
+                volume = id,
+                "the Volume Daemon does not know a volume of its appliance; attaching it anew"
+            );
+            saved.begun = None;
+            let again = |_| self.daemon.detach(id);
+            self.bring_about(context, saved, &what, || self.look_taken(id), again).await?;
+            saved.begun = None;
+            self.bring_about(context, saved, &what, || self.look_home(id), call).await?;
+        }
+        if self.knows_device(context, id).await? {
+            return Ok(place);
+        }
+        let message = format!(
+            "the volume {id} is attached to the appliance, but the Volume Daemon does not find its device"
+        );
+        Err(Failure::retryable("no_device", message))
+    }
+
+    async fn knows_device(&self, context: &Context, id: &str) -> Result<bool, Failure> {
+        let end = tokio::time::Instant::now() + self.settings.settle.0 / 10;
+        loop {
+            if let Some(device) = self.daemon.device(id).await?
+                && device.path().is_some()
+                && device.vm_id.as_deref().is_none_or(|vm| vm == self.settings.oma)
+            {
+                return Ok(true);
+            }
+            if tokio::time::Instant::now() >= end {
+                return Ok(false);
+            }
+            self.breathe(context, "waiting for a device").await?;
+        }
+    }
+}
+
+fn place<T>(found: Found<T>) -> Probe<T> {
+    match found {
+        Found::Done(it) => Probe::Present(it),
+        Found::Todo => Probe::Absent,
+        Found::AtWork(job) => Probe::Unknown(format!("the job {job} of CloudStack is at work on it")),
+        Found::Moving(state) => Probe::Unknown(format!("it is {state}")),
+    }
+}
+
+#[async_trait]
+impl Activity for TakeFromOma {
+    const NAME: &'static str = "take-from-oma";
+    type Input = One;
+    type Output = Place;
+
+    fn effect(&self) -> Effect {
+        self.0.effect()
+    }
+
+    fn pool(&self) -> Option<String> {
+        Some(super::DAEMON_POOL.into())
+    }
+
+    async fn run(&self, context: &Context, One { volume, lent }: One) -> Result<Place, Failure> {
+        let away = context.resource("volume away from the appliance", &volume);
+        if !lent {
+            away.planned().await?;
+        }
+        let mut saved: Saved = context.saved()?.unwrap_or_default();
+        let place = self.0.take(context, &mut saved, &volume).await?;
+        if !lent {
+            away.present(serde_json::json!({ "volume": volume })).await?;
+        }
+        Ok(place)
+    }
+
+    async fn probe(&self, _: &Context, One { volume, .. }: One) -> Result<Probe<Place>, Failure> {
+        Ok(place(self.0.look_taken(&volume).await?))
+    }
+}
+
+#[async_trait]
+impl Activity for ReturnToOma {
+    const NAME: &'static str = "return-to-oma";
+    type Input = One;
+    type Output = Place;
+
+    fn effect(&self) -> Effect {
+        self.0.effect()
+    }
+
+    fn pool(&self) -> Option<String> {
+        Some(super::DAEMON_POOL.into())
+    }
+
+    async fn run(&self, context: &Context, One { volume, lent }: One) -> Result<Place, Failure> {
+        let mut saved: Saved = context.saved()?.unwrap_or_default();
+        let place = self.0.bring_home(context, &mut saved, &volume).await?;
+        if !lent {
+            context.resource("volume away from the appliance", &volume).gone().await?;
+        }
+        Ok(place)
+    }
+
+    async fn probe(&self, _: &Context, One { volume, .. }: One) -> Result<Probe<Place>, Failure> {
+        Ok(match self.0.look_home(&volume).await? {
+            // Whether the daemon knows its device is for the next attempt to see.
+            Found::Done(_) => Probe::Partial,
+            other => place(other),
+        })
+    }
+}
+
+impl AttachVolume {
+    async fn look(&self, pair: &Pair, vm: &str) -> Result<Found<Place>, Failure> {
+        let site = &self.0;
+        let volume = site.volume(&pair.volume).await?;
+        if let Some(found) = site.on_its_way(&volume) {
+            return Ok(found);
+        }
+        match volume.virtualmachineid.as_deref() {
+            None => Ok(Found::Todo),
+            Some(at) if at == vm => {
+                let is_root = volume.deviceid == Some(0);
+                if is_root == pair.root {
+                    return Ok(Found::Done(Place::of(&volume)));
+                }
+                let message = format!(
+                    "the volume {} is at slot {} of the machine, and should {}be what it starts from",
+                    volume.id,
+                    volume.deviceid.map_or_else(|| "?".into(), |device| device.to_string()),
+                    if pair.root { "" } else { "not " }
+                );
+                Err(Failure::permanent("wrong_slot", message))
+            }
+            Some(_) => Err(Site::elsewhere(&volume).not_applied()),
+        }
+    }
+
+    /// Right before the call.
+    async fn guard(&self, pair: &Pair, vm: &str, mark: &str) -> Result<(), Failure> {
+        let site = &self.0;
+        let Some(machine) = site.cloudstack.vm(vm).await? else {
+            return Err(Failure::permanent(
+                "vm_missing",
+                format!("CloudStack does not know the machine {vm}"),
+            )
+            .not_applied());
+        };
+        site.only_ours(&machine, mark)?;
+        if !machine.is("Stopped") {
+            let state = machine.state.as_deref().unwrap_or("in no known state");
+            let message = format!("the machine {vm} is {state}; its disks are attached while it is stopped");
+            return Err(Failure::retryable("vm_not_stopped", message).not_applied());
+        }
+        site.no_vm_snapshot(vm).await?;
+        if pair.root {
+            let volumes = site.cloudstack.volumes_of(vm).await?;
+            if let Some(other) =
+                volumes.iter().find(|volume| volume.deviceid == Some(0) && volume.id != pair.volume)
+            {
+                let message = format!("the machine {vm} starts from another volume already: {}", other.id);
+                return Err(Failure::permanent("has_root", message).not_applied());
+            }
+        }
+        Ok(())
+    }
+}
+
+#[async_trait]
+impl Activity for AttachVolume {
+    const NAME: &'static str = "attach-volume";
+    type Input = Pair;
+    type Output = Place;
+
+    fn effect(&self) -> Effect {
+        self.0.effect()
+    }
+
+    fn pool(&self) -> Option<String> {
+        Some(super::DAEMON_POOL.into())
+    }
+
+    async fn run(&self, context: &Context, pair: Pair) -> Result<Place, Failure> {
+        let Some(vm) = pair.vm.clone() else {
+            return Err(Failure::permanent("no_vm", "there is no machine to attach it to").not_applied());
+        };
+        let mut saved: Saved = context.saved()?.unwrap_or_default();
+        if let Found::Todo = self.look(&pair, &vm).await? {
+            self.guard(&pair, &vm, &super::guard::mark(context.run())).await?;
+        }
+        let what = format!("attaching the volume {} to the machine {vm}", pair.volume);
+        let call = |_| async {
+            if pair.root {
+                self.0.daemon.attach_root(&pair.volume, &vm).await
+            } else {
+                self.0.daemon.attach(&pair.volume, &vm).await
+            }
+        };
+        self.0.bring_about(context, &mut saved, &what, || self.look(&pair, &vm), call).await
+    }
+
+    async fn probe(&self, _: &Context, pair: Pair) -> Result<Probe<Place>, Failure> {
+        match &pair.vm {
+            Some(vm) => Ok(place(self.look(&pair, vm).await?)),
+            None => Ok(Probe::Absent),
+        }
+    }
+}
+
+impl DetachVolume {
+    async fn look(&self, pair: &Pair) -> Result<Found<Place>, Failure> {
+        let site = &self.0;
+        let volume = site.volume(&pair.volume).await?;
+        if let Some(found) = site.on_its_way(&volume) {
+            return Ok(found);
+        }
+        match volume.virtualmachineid.as_deref() {
+            None => Ok(Found::Done(Place::of(&volume))),
+            // It is home, or never left.
+            Some(_) if site.at_oma(&volume) => Ok(Found::Done(Place::of(&volume))),
+            Some(at) if pair.vm.as_deref() == Some(at) => Ok(Found::Todo),
+            Some(_) => Err(Site::elsewhere(&volume)),
+        }
+    }
+}
+
+#[async_trait]
+impl Activity for DetachVolume {
+    const NAME: &'static str = "detach-volume";
+    type Input = Pair;
+    type Output = Place;
+
+    fn effect(&self) -> Effect {
+        self.0.effect()
+    }
+
+    fn pool(&self) -> Option<String> {
+        Some(super::DAEMON_POOL.into())
+    }
+
+    async fn run(&self, context: &Context, pair: Pair) -> Result<Place, Failure> {
+        let site = &self.0;
+        let mut saved: Saved = context.saved()?.unwrap_or_default();
+        if let Found::Todo = self.look(&pair).await?
+            && let Some(vm) = &pair.vm
+        {
+            let machine = site.cloudstack.vm(vm).await?;
+            if let Some(machine) = machine.filter(|machine| !machine.is("Stopped")) {
+                site.only_ours(&machine, &super::guard::mark(context.run()))?;
+                let state = machine.state.as_deref().unwrap_or("in no known state");
+                let message =
+                    format!("the machine {vm} is {state}; its disks are detached once it is stopped");
+                return Err(Failure::retryable("vm_not_stopped", message).not_applied());
+            }
+            site.no_vm_snapshot(vm).await?;
+        }
+        let what = format!("detaching the volume {} from the machine", pair.volume);
+        let call = |_| site.daemon.detach(&pair.volume);
+        site.bring_about(context, &mut saved, &what, || self.look(&pair), call).await
+    }
+
+    async fn probe(&self, _: &Context, pair: Pair) -> Result<Probe<Place>, Failure> {
+        Ok(place(self.look(&pair).await?))
+    }
+}

@@ -1,0 +1,135 @@
+//! What must be so when a failover is over, however it ended.
+
+use std::collections::BTreeMap;
+
+use backstay_engine::{RunId, Status};
+use backstay_simulator::world::State;
+use backstay_simulator::world::estate;
+use backstay_simulator::world::things::{Content, Power, SnapshotBy, VmState};
+use uuid::Uuid;
+
+use crate::stage::Stage;
+
+/// How things were before.
+pub struct Before {
+    contents: BTreeMap<Uuid, Content>,
+    power: Power,
+}
+
+impl Before {
+    pub fn of(stage: &Stage, name: &str) -> Self {
+        stage.centre.world().look(|state| {
+            let source = &state.sources[&estate::source(name)];
+            let contents = source
+                .disks
+                .iter()
+                .map(|disk| (disk.replica, state.volumes[&disk.replica].content.clone()))
+                .collect();
+            Self { contents, power: source.power }
+        })
+    }
+}
+
+/// Says all that is wrong.
+pub fn judge(
+    stage: &Stage,
+    name: &str,
+    live: bool,
+    before: &Before,
+    run: RunId,
+    status: Status,
+) -> Vec<String> {
+    let mut wrong = Vec::new();
+    for violation in stage.centre.truth().violations() {
+        wrong.push(format!("an invariant was broken: {violation:?}"));
+    }
+    stage.centre.world().look(|state| match status {
+        Status::Succeeded | Status::Committed => moved(state, name, live, run, &mut wrong),
+        Status::RolledBack => home(state, name, before, run, &mut wrong),
+        other => wrong.push(format!("it is {}", other.as_str())),
+    });
+    wrong
+}
+
+fn copies(state: &State, run: RunId) -> Vec<(Uuid, VmState)> {
+    let mark = format!("backstay-run-{run}");
+    let ours = state.vms.values().filter(|vm| vm.removed.is_none() && vm.group.as_deref() == Some(&mark));
+    ours.map(|vm| (vm.id, vm.state)).collect()
+}
+
+fn moved(state: &State, name: &str, live: bool, run: RunId, wrong: &mut Vec<String>) {
+    let source = &state.sources[&estate::source(name)];
+    let copies = copies(state, run);
+    let [(copy, _)] = copies.as_slice() else {
+        return wrong.push(format!("there are {} machines of this run", copies.len()));
+    };
+    if state.vms[copy].power != Power::On {
+        wrong.push("its copy does not run".into());
+    }
+    for (n, disk) in source.disks.iter().enumerate() {
+        let volume = &state.volumes[&disk.replica];
+        if volume.plugged.iter().collect::<Vec<_>>() != [copy] {
+            wrong.push(format!("disk {n} is at {:?}", volume.plugged));
+        }
+        if volume.attached.is_none_or(|at| (at.device == 0) != (n == 0)) {
+            wrong.push(format!("disk {n} is at the wrong slot: {:?}", volume.attached));
+        }
+        if live && volume.content.replicated != disk.version {
+            let has = volume.content.replicated;
+            wrong.push(format!("disk {n}: a write was lost; it has {has} of {}", disk.version));
+        }
+        if volume.content.mixed || volume.content.half_converted {
+            wrong.push(format!("disk {n} is spoiled: {:?}", volume.content));
+        }
+        let conversions = volume.content.foreign.iter().filter(|write| write.starts_with("virtio")).count();
+        if n == 0 && conversions != usize::from(source.windows) {
+            wrong.push(format!("disk {n} was converted {conversions} times"));
+        }
+    }
+    if live != (source.power == Power::Off) {
+        wrong.push(format!("the source is {:?}", source.power));
+    }
+}
+
+fn home(state: &State, name: &str, before: &Before, run: RunId, wrong: &mut Vec<String>) {
+    let source = &state.sources[&estate::source(name)];
+    for (n, disk) in source.disks.iter().enumerate() {
+        let volume = &state.volumes[&disk.replica];
+        if volume.plugged.iter().collect::<Vec<_>>() != [&state.oma] {
+            wrong.push(format!("disk {n} is at {:?}", volume.plugged));
+        }
+        if volume.attached.is_none_or(|at| at.vm != state.oma) {
+            wrong.push(format!("CloudStack has disk {n} at {:?}", volume.attached));
+        }
+        let was = &before.contents[&disk.replica];
+        let is = &volume.content;
+        // The last changes may have come meanwhile; nothing else may.
+        if !is.foreign.is_empty() || is.mixed || is.half_converted || is.replicated < was.replicated {
+            wrong.push(format!("disk {n} is not as it was: {is:?}, and was {was:?}"));
+        }
+        if !state.daemon.exports.iter().any(|export| export.volume_id == disk.replica.to_string()) {
+            wrong.push(format!("disk {n} has no export: nothing can be replicated to it"));
+        }
+    }
+    for (copy, vm) in copies(state, run) {
+        wrong.push(format!("the machine {copy} is left, {vm:?}"));
+    }
+    let of_run = |tags: &BTreeMap<String, String>| tags.get("backstay-run") == Some(&run.to_string());
+    for snapshot in state.snapshots.values().filter(|one| one.removed.is_none()) {
+        let ours = match snapshot.by {
+            SnapshotBy::CloudStack => of_run(&snapshot.tags),
+            SnapshotBy::Linstor => before.contents.contains_key(&snapshot.volume),
+        };
+        if ours && snapshot.state != "Destroyed" {
+            wrong.push(format!("the snapshot {} is left, {}", snapshot.name, snapshot.state));
+        }
+    }
+    for volume in state.volumes.values().filter(|one| one.removed.is_none() && one.replica_of.is_none()) {
+        if volume.root && volume.attached.is_none() {
+            wrong.push(format!("the blank disk {} is left", volume.name));
+        }
+    }
+    if source.power != before.power {
+        wrong.push(format!("the source is {:?}, and was {:?}", source.power, before.power));
+    }
+}

@@ -1,0 +1,8 @@
+//! Failovers against the pretend data centre: whatever goes wrong, they end as was asked or say truly how they ended.
+
+mod judge;
+mod stage;
+mod storm;
+mod sweep;
+mod twice;
+mod whole;

@@ -1,0 +1,290 @@
+//! Whatever is cut off, and wherever: the end is the one that was asked for, or a true word about how it ended.
+//!
+//! A calm failover tells which points its node passes, and which calls it makes. Then, for some of them (all of them with
+//! `BACKSTAY_SWEEP=full`), the node dies there, or the call goes wrong there.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use backstay_engine::machine::Verb;
+use backstay_engine::{RunId, Status};
+use backstay_simulator::faults::{Fault, Rule};
+use backstay_tests::Deaths;
+
+use crate::judge::{Before, judge};
+use crate::stage::Stage;
+
+/// What is played.
+#[derive(Clone, Copy, Debug)]
+struct Scene {
+    name: &'static str,
+    live: bool,
+    /// It is rolled back once it has succeeded.
+    back: bool,
+}
+
+const SCENES: [Scene; 4] = [
+    Scene { name: "web-01", live: true, back: false },
+    Scene { name: "sql-01", live: false, back: true },
+    Scene { name: "db-01", live: true, back: true },
+    Scene { name: "archive-01", live: false, back: true },
+];
+
+/// What goes wrong.
+#[derive(Clone, Debug)]
+enum Trouble {
+    Nothing,
+    /// The node dies at the n-th passage of a point.
+    Death(Deaths),
+    /// The n-th call of a kind goes wrong.
+    Call(Rule),
+    /// The n-th call of a kind is done, and the node dies before it hears of it.
+    DeathIn(Rule),
+}
+
+struct Played {
+    passed: Vec<(backstay_engine::crash::CrashPoint, u64)>,
+    calls: BTreeMap<String, u64>,
+    happened: bool,
+    wrong: Vec<String>,
+    story: String,
+}
+
+async fn play(scene: Scene, trouble: Trouble) -> anyhow::Result<Played> {
+    let stage = Stage::new().await?;
+    let before = Before::of(&stage, scene.name);
+    let mut config = Stage::config("a");
+    let deaths = match &trouble {
+        Trouble::Death(deaths) => deaths.clone(),
+        _ => Deaths::none(),
+    };
+    config.lease = Duration::from_secs(30);
+    config.crash_hook = Some(deaths.hook());
+    if let Trouble::Call(rule) | Trouble::DeathIn(rule) = &trouble {
+        stage.centre.faults().rule(rule.clone());
+    }
+    let (engine, first) = stage.node(config.clone()).await?;
+    let input = stage.input(scene.name, if scene.live { "live" } else { "test" });
+    let submitted = tokio::time::timeout(Duration::from_secs(20), stage.submit(&engine, &input)).await;
+    // Asked from beside it: the node may die over anything.
+    let beside = stage.beside().await?;
+    let run = match submitted {
+        Ok(Ok(run)) => run,
+        _ => stage.submit(&beside, &input).await?,
+    };
+    let fired = || stage.centre.faults().fired().iter().any(|rule| rule.times > 0);
+    let cut_off = async {
+        match &trouble {
+            Trouble::DeathIn(_) => {
+                while !fired() {
+                    tokio::time::sleep(Duration::from_millis(2)).await;
+                }
+            }
+            _ => first.ended().await,
+        }
+    };
+    let mut over = None;
+    tokio::select! {
+        () = cut_off => {}
+        status = ends(&stage, scene, &beside, run) => over = Some(status?),
+    }
+    let mut second = None;
+    let status = match over {
+        Some(status) => status,
+        None => {
+            first.kill().await;
+            config.crash_hook = None;
+            second = Some(stage.node(config).await?);
+            ends(&stage, scene, &beside, run).await?
+        }
+    };
+    let happened = match &trouble {
+        Trouble::Nothing => true,
+        Trouble::Death(deaths) => deaths.fired(),
+        Trouble::Call(_) | Trouble::DeathIn(_) => fired(),
+    };
+    let calls = stage.centre.faults().calls();
+    let wrong = judge(&stage, scene.name, scene.live, &before, run, status);
+    let story = stage.lab.story(run).await?;
+    drop(second);
+    Ok(Played { passed: deaths.passed(), calls, happened, wrong, story })
+}
+
+/// Sees it to its end; what people have to decide, somebody does.
+async fn ends(
+    stage: &Stage,
+    scene: Scene,
+    engine: &backstay_engine::Engine,
+    run: RunId,
+) -> anyhow::Result<Status> {
+    let mut back = scene.back;
+    for _ in 0..6 {
+        let status = stage.settled(engine, run).await?;
+        match status {
+            Status::Succeeded if back => {
+                back = false;
+                stage.roll_back(engine, run).await?;
+                stage.moves_on(engine, run, Status::Succeeded).await?;
+            }
+            Status::Held => {
+                stage.centre.faults().clear();
+                stage.roll_back(engine, run).await?;
+                stage.moves_on(engine, run, Status::Held).await?;
+            }
+            Status::Stuck => {
+                stage.centre.faults().clear();
+                stage.unplug_what_cloudstack_lost();
+                for step in stage.stuck(engine, run).await? {
+                    let verb = Verb::Retry { step, undo: true, input: None, in_doubt: false };
+                    stage.act(engine, run, verb).await?;
+                }
+                stage.moves_on(engine, run, Status::Stuck).await?;
+            }
+            other => return Ok(other),
+        }
+    }
+    anyhow::bail!("it does not come to an end:\n{}", stage.lab.story(run).await?)
+}
+
+fn full() -> bool {
+    std::env::var("BACKSTAY_SWEEP").is_ok_and(|form| form == "full")
+}
+
+/// Plays it with each trouble, a few at a time.
+async fn all(scene: Scene, troubles: Vec<(String, Trouble)>) -> anyhow::Result<usize> {
+    let (mut happened, mut failures) = (0, Vec::new());
+    let mut tasks = tokio::task::JoinSet::new();
+    let mut left = troubles.into_iter();
+    loop {
+        while tasks.len() < 3
+            && let Some((what, trouble)) = left.next()
+        {
+            tasks.spawn(async move { (what, play(scene, trouble).await) });
+        }
+        let Some(done) = tasks.join_next().await else { break };
+        match done? {
+            (what, Ok(played)) => {
+                happened += usize::from(played.happened);
+                if !played.wrong.is_empty() {
+                    failures.push(format!("{scene:?}, {what}: {:#?}\n{}", played.wrong, played.story));
+                }
+            }
+            (what, Err(error)) => failures.push(format!("{scene:?}, {what}: {error:#}")),
+        }
+    }
+    anyhow::ensure!(
+        failures.is_empty(),
+        "{} of the plays went wrong:\n{}",
+        failures.len(),
+        failures.join("\n\n")
+    );
+    Ok(happened)
+}
+
+/// Some of them, spread over all.
+fn some<T>(all: Vec<T>, about: usize) -> Vec<T> {
+    let each = if full() { 1 } else { (all.len() / about).max(1) };
+    all.into_iter().step_by(each).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_failover_ends_well_wherever_its_node_dies() -> anyhow::Result<()> {
+    for scene in SCENES {
+        let calm = play(scene, Trouble::Nothing).await?;
+        anyhow::ensure!(calm.wrong.is_empty(), "{scene:?}: {:#?}\n{}", calm.wrong, calm.story);
+        let points = some(calm.passed, 10);
+        let troubles = points
+            .into_iter()
+            .map(|(point, nth)| (format!("death at {point} #{nth}"), Trouble::Death(Deaths::at(point, nth))));
+        let troubles: Vec<_> = troubles.collect();
+        let planned = troubles.len();
+        let died = all(scene, troubles).await?;
+        // Batches depend on timing: a passage of the calm run may not come in another one.
+        anyhow::ensure!(died * 2 >= planned, "{scene:?}: only {died} of {planned} deaths");
+    }
+    Ok(())
+}
+
+/// The calls that change something.
+fn changes(calls: &BTreeMap<String, u64>) -> Vec<(String, String, u64)> {
+    let mut found = Vec::new();
+    for (name, count) in calls {
+        let Some((system, command)) = name.split_once(' ') else { continue };
+        let looks = match system {
+            "cloudstack" => command.starts_with("list") || command.starts_with("query"),
+            "vma" => command.starts_with("GET") || command.contains("discover"),
+            _ => command.starts_with("GET"),
+        };
+        if !looks {
+            found.extend((1..=*count).map(|n| (system.to_owned(), command.to_owned(), n)));
+        }
+    }
+    found
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_failover_ends_well_if_its_node_dies_in_any_call() -> anyhow::Result<()> {
+    for scene in SCENES {
+        let calm = play(scene, Trouble::Nothing).await?;
+        let calls = some(changes(&calm.calls), 8);
+        let troubles: Vec<_> = calls
+            .into_iter()
+            .map(|(system, command, n)| {
+                let rule = Rule::nth(&system, &command, n, Fault::DoneThenSilent).once();
+                (format!("death in {system} {command} #{n}"), Trouble::DeathIn(rule))
+            })
+            .collect();
+        let planned = troubles.len();
+        let died = all(scene, troubles).await?;
+        anyhow::ensure!(died * 4 >= planned * 3, "{scene:?}: only {died} of {planned} deaths");
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_failover_ends_well_whatever_goes_wrong_with_a_call() -> anyhow::Result<()> {
+    let faults = [
+        Fault::Refused { status: 500 },
+        Fault::DoneThenRefused { status: 503 },
+        Fault::Dropped,
+        Fault::DoneThenDropped,
+        Fault::Reset,
+        Fault::TooMany { ms: 50 },
+        Fault::Html { status: 502 },
+        Fault::Html { status: 200 },
+        Fault::ErrorWith200,
+        Fault::Empty,
+        Fault::JobLost,
+        Fault::JobCancelledButDone,
+        Fault::JobFails { code: 530 },
+        Fault::Lagging { ms: 300 },
+    ];
+    for scene in SCENES {
+        let calm = play(scene, Trouble::Nothing).await?;
+        let mut troubles = Vec::new();
+        for (place, (system, command, n)) in changes(&calm.calls).into_iter().enumerate() {
+            for (kind, fault) in faults.iter().enumerate() {
+                let of_jobs = matches!(
+                    fault,
+                    Fault::JobLost
+                        | Fault::JobCancelledButDone
+                        | Fault::JobFails { .. }
+                        | Fault::Lagging { .. }
+                );
+                if of_jobs && (system != "cloudstack" || command == "deleteVolume") {
+                    continue;
+                }
+                if !full() && (place * 5 + kind * 3) % 29 != 0 {
+                    continue;
+                }
+                let rule = Rule::nth(&system, &command, n, fault.clone()).once();
+                troubles.push((format!("{fault:?} in {system} {command} #{n}"), Trouble::Call(rule)));
+            }
+        }
+        let planned = troubles.len();
+        let happened = all(scene, troubles).await?;
+        // How often a call is made depends on timing: the last of a kind may not come in another run.
+        anyhow::ensure!(happened * 4 >= planned * 3, "{scene:?}: only {happened} of {planned} faults");
+    }
+    Ok(())
+}

@@ -1,0 +1,309 @@
+//! The steps of a failover, in the order in which they have to be.
+//!
+//! ```text
+//!   validate ─┬─> create-vm ──> drop-blank-root ─────────────────────────────────────────┐
+//!             └─> [source-off ──> final-sync] ──> close-exports ──> release-disk-n ──>   │
+//!                 snapshot ──> [lend-disk-n ──> inject-drivers ──> reclaim-disk-n] ──────┴─> attach-disk-0, 1, …
+//!                                                                    ──> start-vm ──> check-boot
+//! ```
+//!
+//! Read backwards it is the cleanup: the copy stops, its disks are detached, go back to their snapshots and home to the
+//! appliance, replication may write to them again, the copy is destroyed, and the source is as it was.
+//!
+//! Disks leave the appliance before their snapshots are taken, as CloudStack takes none of a disk that is in use unless it is
+//! told to, and reverts none at all.
+
+use std::time::Duration;
+
+use backstay_machine::plan::{Commit, Ending, Output, PlanBuilder, Retry, Span};
+use serde_json::{Value, json};
+
+use super::input::{Failover, Snapshots};
+
+/// The plan.
+pub(super) fn plan(it: &Failover) -> PlanBuilder {
+    let book = Book::of(it);
+    let mut plan = PlanBuilder::new("failover");
+    plan.titled(book.title())
+        .retry(Retry { attempts: Some(8), ..Retry::default() })
+        .undo_retry(Retry::of_undos())
+        .timeout(Span::secs(1800))
+        .settle_within(Span::secs(600))
+        .commit(book.commit());
+
+    let validate = plan
+        .step("validate", "validate-move")
+        .titled("Check everything that can be known before anything is touched")
+        .input(book.validation())
+        .nothing_to_undo("it only looks");
+
+    let vm = plan
+        .step("create-vm", "create-vm")
+        .titled("Create the machine, switched off")
+        .input(book.machine())
+        .after([&validate])
+        .undone_by("destroy-vm", book.machine_unmade())
+        .done();
+    let empty_vm = plan
+        .step("drop-blank-root", "drop-blank-root")
+        .titled("Throw away the blank disk that it came with")
+        .input(json!({ "vm": vm.output("/vm"), "protected": book.volumes }))
+        .after([&vm])
+        .undone_by("remove-blank-disk", json!({ "vm": vm.output("/vm"), "protected": book.volumes }))
+        .done();
+
+    let (source_off, quiet) = if it.is_live() {
+        let (off, synced) = book.take_over(&mut plan, &validate);
+        (Some(off), synced)
+    } else {
+        (None, validate)
+    };
+    let closed = plan
+        .step("close-exports", "close-exports")
+        .titled("Close the way by which replication writes")
+        .input(book.exports())
+        .after([&quiet])
+        .undone_by("open-exports", book.exports())
+        .done();
+    let free: Vec<_> = (0..book.volumes.len()).map(|n| book.release(&mut plan, n, &closed)).collect();
+    let ready = book.prepare_disks(&mut plan, free);
+
+    let mut last = vec![empty_vm];
+    last.extend(ready);
+    for n in 0..book.volumes.len() {
+        let attached = plan
+            .step(format!("attach-disk-{n}"), "attach-volume")
+            .titled(format!("Attach disk {n}{}", if n == 0 { ", which it starts from" } else { "" }))
+            .input(json!({ "volume": book.volume(n), "vm": vm.output("/vm"), "root": n == 0 }))
+            .after(&last)
+            .undone_by("detach-volume", json!({ "volume": book.volume(n), "vm": vm.output("/vm") }))
+            .done();
+        // One after the other: the order in which disks come is the order in which the guest sees them.
+        last = vec![attached];
+    }
+    if it.snapshots == Snapshots::Machine {
+        let set = book.set(Some(vm.output("/vm")));
+        let taken = plan
+            .step("snapshot", "take-snapshots")
+            .titled("Take a snapshot of the machine with its disks")
+            .input(set.clone())
+            .after(&last)
+            .undone_by("revert-snapshots", set)
+            .done();
+        last = vec![taken];
+    }
+
+    let start =
+        plan.step("start-vm", "start-vm").titled("Start the machine").input(book.start(&vm)).after(&last);
+    let start = match &source_off {
+        Some(off) => start.requires(off, "/state", json!("poweredOff")),
+        None => start,
+    };
+    let started = start.undone_by("stop-vm", json!({ "vm": vm.output("/vm") })).done();
+    plan.step("check-boot", "check-boot")
+        .titled("See that it comes up and stays up")
+        .input(json!({ "vm": vm.output("/vm"), "steady": it.steady, "within": it.boot_within }))
+        .after([&started])
+        .timeout(Span::from(it.boot_within.0 + Duration::from_secs(60)))
+        .retry(Retry::fixed(2, Duration::from_secs(5)))
+        .nothing_to_undo("it only looks");
+
+    if it.is_live() && it.snapshots != Snapshots::None {
+        plan.step("drop-snapshots", "drop-snapshots")
+            .titled("Give up the way back")
+            .input(book.set((it.snapshots == Snapshots::Machine).then(|| vm.output("/vm"))))
+            .finalize()
+            .done();
+    }
+    plan
+}
+
+/// What the steps have in common.
+struct Book<'a> {
+    it: &'a Failover,
+    volumes: Vec<&'a str>,
+    host: Value,
+}
+
+impl<'a> Book<'a> {
+    fn of(it: &'a Failover) -> Self {
+        let volumes = it.source.disks.iter().map(|disk| disk.volume.as_str()).collect();
+        // Each rehearsal is a machine of its own: an earlier one may not be quite gone.
+        let host = json!({ "base": it.host_name(), "with_run": !it.is_live() });
+        Self { it, volumes, host }
+    }
+
+    fn title(&self) -> String {
+        let how = if self.it.is_live() { "Fail over" } else { "Rehearse the failover of" };
+        format!("{how} {} to CloudStack", self.it.source.name)
+    }
+
+    fn commit(&self) -> Commit {
+        if self.it.is_live() {
+            let then = self.it.commit_within.map(|_| Ending::RollBack);
+            Commit { within: self.it.commit_within, then, signal: None }
+        } else {
+            Commit { within: Some(self.it.test_for), then: Some(Ending::RollBack), signal: None }
+        }
+    }
+
+    fn volume(&self, n: usize) -> &str {
+        self.volumes.get(n).copied().unwrap_or_default()
+    }
+
+    fn validation(&self) -> Value {
+        let (source, to) = (&self.it.source, &self.it.destination);
+        json!({
+            "source": source.id, "vcenter": source.vcenter,
+            "disks": source.disks.iter().map(|disk| json!({ "volume": disk.volume, "size": disk.size })).collect::<Vec<_>>(),
+            "name": self.host, "zone": to.zone, "offering": to.offering, "template": to.template,
+            "networks": self.networks(), "rehearsal": !self.it.is_live(), "windows": self.it.injects(),
+        })
+    }
+
+    fn networks(&self) -> Vec<&str> {
+        self.it.destination.nics.iter().map(|nic| nic.network.as_str()).collect()
+    }
+
+    fn machine(&self) -> Value {
+        let (source, to) = (&self.it.source, &self.it.destination);
+        let what = if self.it.is_live() { "" } else { " (rehearsal)" };
+        json!({
+            "name": self.host, "display_name": format!("{}{what}", source.name),
+            "zone": to.zone, "offering": to.offering, "template": to.template,
+            "cpus": source.cpus, "memory_mb": source.memory_mb, "boot_type": source.boot_type,
+            "nics": to.nics,
+        })
+    }
+
+    fn machine_unmade(&self) -> Value {
+        let made = backstay_machine::plan::output("/vm");
+        json!({ "vm": made, "name": self.host, "protected": self.volumes })
+    }
+
+    /// Live: the source goes down, and its last changes are copied. The step that proves the first, and the last of both.
+    fn take_over(&self, plan: &mut PlanBuilder, validate: &Output) -> (Output, Output) {
+        let source = &self.it.source;
+        let whom = json!({ "id": source.id, "vcenter": source.vcenter });
+        let off = plan
+            .step("source-off", "power-off-source")
+            .titled("Shut the source down")
+            .input(with(&whom, json!({ "force_after": self.it.force_after })))
+            .after([validate])
+            .undone_by("power-on-source", with(&whom, json!({ "copy": self.host })))
+            .done();
+        if !self.it.final_sync {
+            return (off.clone(), off);
+        }
+        let disks: Vec<_> =
+            source.disks.iter().map(|disk| json!({ "key": disk.key, "volume": disk.volume })).collect();
+        let synced = plan
+            .step("final-sync", "final-sync")
+            .titled("Copy its last changes")
+            .input(with(&whom, json!({ "path": source.path, "disks": disks, "within": self.it.sync_within })))
+            .requires(&off, "/state", json!("poweredOff"))
+            .after([&off])
+            .timeout(Span::from(self.it.sync_within.0 + Duration::from_secs(300)))
+            .nothing_to_undo("the replicas are newer now, and as good");
+        (off, synced)
+    }
+
+    fn exports(&self) -> Value {
+        let disks: Vec<_> = self
+            .volumes
+            .iter()
+            .enumerate()
+            .map(|(n, volume)| json!({ "volume": volume, "number": n }))
+            .collect();
+        json!({ "source": self.it.source.id, "name": self.it.source.name, "disks": disks })
+    }
+
+    fn release(&self, plan: &mut PlanBuilder, n: usize, closed: &Output) -> Output {
+        let volume = json!({ "volume": self.volume(n) });
+        plan.step(format!("release-disk-{n}"), "take-from-oma")
+            .titled(format!("Detach disk {n} from the appliance"))
+            .input(volume.clone())
+            .after([closed])
+            .undone_by("return-to-oma", volume)
+            .undo_retry(patient())
+            .done()
+    }
+
+    fn set(&self, vm: Option<Value>) -> Value {
+        let name = format!("backstay-{}", self.it.host_name());
+        json!({ "provider": self.it.snapshots, "name": name, "volumes": self.volumes, "vm": vm })
+    }
+
+    /// From disks that are attached nowhere to disks that the copy can start from.
+    fn prepare_disks(&self, plan: &mut PlanBuilder, free: Vec<Output>) -> Vec<Output> {
+        if matches!(self.it.snapshots, Snapshots::Machine | Snapshots::None) {
+            return free;
+        }
+        let taken = plan
+            .step("snapshot", "take-snapshots")
+            .titled("Take snapshots of all disks, or of none")
+            .input(self.set(None))
+            .after(&free)
+            .undone_by("revert-snapshots", self.set(None))
+            .undo_retry(patient())
+            .done();
+        if !self.it.injects() {
+            return vec![taken];
+        }
+        let count = self.volumes.len();
+        let lent: Vec<_> = (0..count).map(|n| self.lend(plan, n, &taken)).collect();
+        let source = &self.it.source;
+        let injected = plan
+            .step("inject-drivers", "inject-drivers")
+            .titled("Put the VirtIO drivers into Windows")
+            .input(json!({
+                "name": source.name, "memory_mb": source.memory_mb, "cpus": source.cpus,
+                "boot_type": source.boot_type, "snapshots": self.set(None),
+            }))
+            .after(&lent)
+            .timeout(Span::secs(3 * 3600))
+            .retry(Retry::fixed(2, Duration::from_secs(10)))
+            .nothing_to_undo("the snapshots hold the disks as they were before");
+        (0..count)
+            .map(|n| {
+                plan.step(format!("reclaim-disk-{n}"), "take-from-oma")
+                    .titled(format!("Detach disk {n} from the appliance again"))
+                    .input(json!({ "volume": self.volume(n), "lent": true }))
+                    .after([&injected])
+                    .nothing_to_undo("to take back the lending of a disk is to see that it is detached")
+            })
+            .collect()
+    }
+
+    fn lend(&self, plan: &mut PlanBuilder, n: usize, taken: &Output) -> Output {
+        let volume = json!({ "volume": self.volume(n), "lent": true });
+        plan.step(format!("lend-disk-{n}"), "return-to-oma")
+            .titled(format!("Attach disk {n} to the appliance for its drivers"))
+            .input(volume.clone())
+            .after([taken])
+            .undone_by("take-from-oma", volume)
+            .undo_retry(patient())
+            .done()
+    }
+
+    fn start(&self, vm: &Output) -> Value {
+        let source = &self.it.source;
+        json!({
+            "vm": vm.output("/vm"), "networks": self.networks(), "volumes": self.volumes,
+            "rehearsal": !self.it.is_live(), "source": { "id": source.id, "vcenter": source.vcenter },
+        })
+    }
+}
+
+/// For what must not be given up: a disk that is attached nowhere.
+fn patient() -> Retry {
+    Retry { attempts: Some(100), ..Retry::of_undos() }
+}
+
+fn with(one: &Value, other: Value) -> Value {
+    let mut both = one.clone();
+    if let (Some(both), Value::Object(other)) = (both.as_object_mut(), other) {
+        both.extend(other);
+    }
+    both
+}
