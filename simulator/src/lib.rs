@@ -102,10 +102,16 @@ impl Datacentre {
         linstor::begin(&world);
         let stopped = world.stopped();
         let servers = Arc::new(Servers {
-            cloudstack: Server::start(addresses.cloudstack, cloudstack::router(world.clone()), stopped.clone()).await?,
+            cloudstack: Server::start(
+                addresses.cloudstack,
+                cloudstack::router(world.clone()),
+                stopped.clone(),
+            )
+            .await?,
             daemon: Server::start(addresses.daemon, daemon::router(world.clone()), stopped.clone()).await?,
             vma: Server::start(addresses.vma, vma::router(world.clone()), stopped.clone()).await?,
-            linstor: Server::start(addresses.linstor, linstor::router(world.clone()), stopped.clone()).await?,
+            linstor: Server::start(addresses.linstor, linstor::router(world.clone()), stopped.clone())
+                .await?,
         });
         let truth = Truth::new(world.clone(), servers);
         let control = Server::start(addresses.control, truth::router(truth.clone()), stopped).await?;

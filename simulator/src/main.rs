@@ -56,7 +56,9 @@ struct Options {
 async fn main() -> anyhow::Result<()> {
     tracing_subscriber::fmt()
         .with_writer(std::io::stderr)
-        .with_env_filter(tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "info".into()))
+        .with_env_filter(
+            tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "info".into()),
+        )
         .init();
     let options = Options::parse();
     let mut state = match &options.estate {
@@ -70,8 +72,10 @@ async fn main() -> anyhow::Result<()> {
     }
     let faults: Vec<Rule> = match &options.faults {
         Some(path) => {
-            let text = std::fs::read(path).with_context(|| format!("the faults {} cannot be read", path.display()))?;
-            serde_json::from_slice(&text).with_context(|| format!("{} does not hold rules", path.display()))?
+            let text = std::fs::read(path)
+                .with_context(|| format!("the faults {} cannot be read", path.display()))?;
+            serde_json::from_slice(&text)
+                .with_context(|| format!("{} does not hold rules", path.display()))?
         }
         None => Vec::new(),
     };
@@ -82,7 +86,8 @@ async fn main() -> anyhow::Result<()> {
         linstor: options.linstor,
         control: options.control,
     };
-    let site = Datacentre::start(Start { seed: options.seed, state, file: options.state, faults, addresses }).await?;
+    let site = Datacentre::start(Start { seed: options.seed, state, file: options.state, faults, addresses })
+        .await?;
     println!("CloudStack       {}", site.cloudstack_url());
     println!("Volume Daemon    {}/api/v1", site.daemon_url());
     println!("VMA              {}/api/v1", site.vma_url());

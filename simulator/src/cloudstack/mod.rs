@@ -139,7 +139,8 @@ pub fn begin(world: &World) {
         loop {
             let (pace, ping) = synced.look(|state| (state.settings.pace, state.settings.cloudstack.ping_ms));
             // Even an instant data centre does not spin.
-            tokio::time::sleep(Duration::from_millis(ping).mul_f64(pace).max(Duration::from_millis(20))).await;
+            tokio::time::sleep(Duration::from_millis(ping).mul_f64(pace).max(Duration::from_millis(20)))
+                .await;
             if synced.look(vms::power_differs) {
                 synced.change(Cause::new("cloudstack", "power sync", ""), vms::sync_power);
             }
@@ -154,6 +155,11 @@ pub fn restart(world: &World) {
 
 /// Runs a command for another system of the data centre, as that system's own calls do it: signed by the first account, and
 /// waited for until its job is over. What comes back is the job's result, or what a command without a job answers.
-pub async fn perform(world: &World, by: &str, command: &str, params: &[(&str, &str)]) -> Result<Value, Refusal> {
+pub async fn perform(
+    world: &World,
+    by: &str,
+    command: &str,
+    params: &[(&str, &str)],
+) -> Result<Value, Refusal> {
     commands::perform(world, by, command, params).await
 }

@@ -252,7 +252,10 @@ impl World {
             std::fs::rename(&beside, path)
         });
         if let Err(error) = written {
-            tracing::error!("{} could not be written, a restart will forget this change: {error}", path.display());
+            tracing::error!(
+                "{} could not be written, a restart will forget this change: {error}",
+                path.display()
+            );
         }
     }
 }
