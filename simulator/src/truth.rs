@@ -29,7 +29,7 @@ use crate::answer::Answer;
 use crate::faults::{Fired, Rule};
 use crate::settings::Settings;
 use crate::world::things::{DiskRef, Power};
-use crate::world::{Cause, Violation, World};
+use crate::world::{Cause, State, Violation, World};
 use crate::{cloudstack, daemon, linstor, vma};
 
 /// What is so, and the controls.
@@ -37,6 +37,21 @@ use crate::{cloudstack, daemon, linstor, vma};
 pub struct Truth {
     world: World,
     servers: Arc<Servers>,
+    /// What there was when the program began.
+    was_there: Arc<BTreeSet<Uuid>>,
+}
+
+/// Something that was made since the program began, and is still there: what a leak scan looks for.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Made {
+    /// `vm`, `volume`, `snapshot`, `vm snapshot`.
+    pub kind: &'static str,
+    /// Its id.
+    pub id: Uuid,
+    /// Its name.
+    pub name: String,
+    /// Its tags.
+    pub tags: BTreeMap<String, String>,
 }
 
 /// A VM that runs.
@@ -68,7 +83,8 @@ pub enum System {
 
 impl Truth {
     pub(crate) fn new(world: World, servers: Arc<Servers>) -> Truth {
-        Truth { world, servers }
+        let was_there = world.look(|state| made(state).into_iter().map(|thing| thing.id).collect());
+        Truth { world, servers, was_there: Arc::new(was_there) }
     }
 
     /// The world itself.
@@ -103,36 +119,18 @@ impl Truth {
         })
     }
 
-    /// What there is with a tag: `vm …`, `volume …`, `snapshot …`, `vm snapshot …`, `network …`. Without a value: any.
+    /// What there is with a tag: `vm …`, `volume …`, `snapshot …`, `vm snapshot …`. Without a value: any.
     pub fn tagged(&self, key: &str, value: Option<&str>) -> Vec<String> {
-        let has = |tags: &BTreeMap<String, String>| {
-            tags.get(key).is_some_and(|v| value.is_none_or(|wish| wish == v))
-        };
-        self.world.look(|state| {
-            let vms = state
-                .vms
-                .values()
-                .filter(|x| x.removed.is_none() && has(&x.tags))
-                .map(|x| format!("vm {}", x.id));
-            let volumes = state
-                .volumes
-                .values()
-                .filter(|x| x.removed.is_none() && has(&x.tags))
-                .map(|x| format!("volume {}", x.id));
-            let snapshots = state
-                .snapshots
-                .values()
-                .filter(|x| x.removed.is_none() && has(&x.tags))
-                .map(|x| format!("snapshot {}", x.id));
-            let vm_snapshots = state
-                .vm_snapshots
-                .values()
-                .filter(|x| x.removed.is_none() && has(&x.tags))
-                .map(|x| format!("vm snapshot {}", x.id));
-            let networks =
-                state.networks.values().filter(|x| has(&x.tags)).map(|x| format!("network {}", x.id));
-            vms.chain(volumes).chain(snapshots).chain(vm_snapshots).chain(networks).collect()
-        })
+        let mut things = self.world.look(made);
+        things.retain(|thing| thing.tags.get(key).is_some_and(|is| value.is_none_or(|wish| wish == is)));
+        things.into_iter().map(|thing| format!("{} {}", thing.kind, thing.id)).collect()
+    }
+
+    /// What was made since the program began, and is still there.
+    pub fn made(&self) -> Vec<Made> {
+        let mut things = self.world.look(made);
+        things.retain(|thing| !self.was_there.contains(&thing.id));
+        things
     }
 
     /// How often an effect was applied, to all of its targets together.
@@ -225,6 +223,7 @@ impl Truth {
             "sources": self.world.look(|state| {
                 state.sources.values().map(|s| json!({ "id": s.id, "name": s.name, "power": s.power })).collect::<Vec<_>>()
             }),
+            "made": self.made(),
             "effects": self.effects(),
             "violations": self.violations(),
             "adrift_ms": self.adrift(),
@@ -232,6 +231,22 @@ impl Truth {
             "calls": self.world.faults().calls(),
         })
     }
+}
+
+/// All that is there and could have been made by somebody.
+fn made(state: &State) -> Vec<Made> {
+    let mut things = Vec::new();
+    let mut add = |kind, id, name: &String, tags: &BTreeMap<String, String>, gone: bool| {
+        if !gone {
+            things.push(Made { kind, id, name: name.clone(), tags: tags.clone() });
+        }
+    };
+    state.vms.values().for_each(|x| add("vm", x.id, &x.name, &x.tags, x.removed.is_some()));
+    state.volumes.values().for_each(|x| add("volume", x.id, &x.name, &x.tags, x.removed.is_some()));
+    state.snapshots.values().for_each(|x| add("snapshot", x.id, &x.name, &x.tags, x.removed.is_some()));
+    let vm_snapshots = state.vm_snapshots.values();
+    vm_snapshots.for_each(|x| add("vm snapshot", x.id, &x.display_name, &x.tags, x.removed.is_some()));
+    things
 }
 
 /// The control address.

@@ -289,3 +289,18 @@ async fn i10_every_effect_is_counted_by_its_target() {
     let effects = site.site.truth().effects();
     assert_eq!(effects["detachVolume"][&format!("{} {}", web(), site.oma())], 2);
 }
+
+#[tokio::test]
+async fn i9_what_was_made_and_is_still_there_is_listed() {
+    let site = site(|_| ()).await;
+    assert_eq!(site.site.truth().made(), []);
+    let vm = site.deploy("leak", true).await;
+    site.detach(web()).await;
+    let kept = site.snapshot(web(), "left behind").await;
+    let made = site.site.truth().made();
+    let made: Vec<(&str, &str)> = made.iter().map(|made| (made.kind, made.name.as_str())).collect();
+    assert_eq!(made, [("vm", "leak"), ("snapshot", "left behind")], "and the blank root is gone");
+    site.cloud.job("destroyVirtualMachine", &[("id", &vm), ("expunge", "true")]).await.unwrap();
+    site.cloud.job("deleteSnapshot", &[("id", &kept)]).await.unwrap();
+    assert_eq!(site.site.truth().made(), []);
+}
