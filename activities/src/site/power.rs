@@ -136,7 +136,7 @@ impl StartVm {
         let volumes = site.cloudstack.volumes_of(&input.vm).await?;
         for (n, wanted) in input.volumes.iter().enumerate() {
             let there = volumes.iter().find(|volume| volume.id == *wanted);
-            if !there.is_some_and(|volume| (volume.deviceid == Some(0)) == (n == 0)) {
+            if there.is_none_or(|volume| (volume.deviceid == Some(0)) != (n == 0)) {
                 let message = format!("the volume {wanted} is not where it belongs at the machine {}", vm.id);
                 return Err(Failure::permanent("disks_incomplete", message).not_applied());
             }

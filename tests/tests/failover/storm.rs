@@ -34,7 +34,7 @@ fn weather(share: f64) -> Vec<Rule> {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_storm_of_failovers_leaves_no_orphan_and_nothing_that_runs_twice() -> anyhow::Result<()> {
     let full = std::env::var("BACKSTAY_SWEEP").is_ok_and(|form| form == "full");
-    let (pairs, share) = if full { (100, 0.5) } else { (6, 0.2) };
+    let (pairs, share) = if full { (100, 0.5) } else { (4, 0.2) };
     let stage = Stage::with(estate::of(pairs, 2)).await?;
     let names: Vec<_> =
         (1..=pairs).flat_map(|n| [format!("linux-{n:03}"), format!("windows-{n:03}")]).collect();

@@ -92,6 +92,42 @@ fn the_machine_has_nothing_to_do_io_with() {
 }
 
 #[test]
+fn who_is_above_knows_who_is_below_and_never_the_other_way_round() {
+    let all = metadata();
+    let uses = |package: &str| -> BTreeSet<String> {
+        let found = all["packages"].as_array().unwrap().iter().find(|one| one["name"] == package).unwrap();
+        let named = found["dependencies"].as_array().unwrap().iter().filter(|one| one["kind"].is_null());
+        named.map(|one| one["name"].as_str().unwrap().to_owned()).collect()
+    };
+    let forbidden: [(&str, &[&str]); 5] = [
+        (
+            "backstay-machine",
+            &[
+                "backstay-engine",
+                "backstay-activities",
+                "backstay-workflows",
+                "backstay",
+                "backstay-simulator",
+            ],
+        ),
+        ("backstay-engine", &["backstay-activities", "backstay-workflows", "backstay", "backstay-simulator"]),
+        ("backstay-activities", &["backstay-workflows", "backstay", "backstay-simulator"]),
+        ("backstay-workflows", &["backstay-engine", "backstay-activities", "backstay", "backstay-simulator"]),
+        // A mistake that both shared would hide.
+        (
+            "backstay-simulator",
+            &["backstay-machine", "backstay-engine", "backstay-activities", "backstay-workflows", "backstay"],
+        ),
+    ];
+    for (package, others) in forbidden {
+        let uses = uses(package);
+        for other in others {
+            assert!(!uses.contains(*other), "{package} depends on {other}");
+        }
+    }
+}
+
+#[test]
 fn dependencies_are_licensed_and_kept() {
     const LICENCES: [&str; 15] = [
         "MIT",

@@ -81,7 +81,7 @@ impl Workflow for FailoverWorkflow {
         let plan = runbook::plan(&parsed);
         Ok(Prepared {
             plan: plan.spec().clone(),
-            input: input,
+            input,
             exclusive: Some(format!("vm {}", parsed.context)),
             labels: BTreeMap::from([
                 ("context".to_owned(), parsed.context.clone()),
