@@ -1,21 +1,21 @@
-//! The activities that this program has.
+//! The activities and the workflows that this program has.
 
 use std::sync::Arc;
 
 use backstay_activities::secrets::{NoSecrets, Secrets};
-use backstay_activities::{Builtin, EngineSignals, SendError, Signals, register};
+use backstay_activities::{Builtin, EngineSignals, SendError, Signals, register, site};
 use backstay_engine::{Registry, RunId, Store, async_trait};
-use backstay_workflows::Workflows;
+use backstay_workflows::failover::FailoverWorkflow;
+use backstay_workflows::{Problem, Workflows};
 use serde_json::Value;
 use uuid::Uuid;
 
 use crate::config::Config;
-use crate::demo;
 use crate::keys::Keys;
 use crate::trouble::Trouble;
 use crate::vault::Vault;
 
-/// Those of the demo, and the general ones, with what the configuration allows them.
+/// The general ones, with what the configuration allows them; and those of the site, if there is one.
 pub(crate) async fn registry(
     config: &Config,
     store: &Store,
@@ -31,22 +31,25 @@ pub(crate) fn known(config: &Config) -> Result<Registry, Trouble> {
     with(config, Arc::new(NoSecrets), Arc::new(Unsent))
 }
 
-/// Every workflow of the directory that the configuration names, checked against these activities.
+/// Those of the site, if there is one, and every workflow of the directory that the configuration names, checked against
+/// these activities.
 pub(crate) fn workflows(config: &Config, activities: &Registry) -> Result<Workflows, Trouble> {
+    all_workflows(config, activities).map_err(|problems| {
+        let all = problems.iter().map(|problem| format!("\n  {problem}")).collect::<String>();
+        Trouble::failed(format!("The workflows in {} are not right:{all}", config.workflows.dir.display()))
+    })
+}
+
+/// The same, with what is wrong for those who show it in their own way.
+pub(crate) fn all_workflows(config: &Config, activities: &Registry) -> Result<Workflows, Vec<Problem>> {
     let mut workflows = Workflows::new();
-    if config.workflows.dir.as_os_str().is_empty() {
-        return Ok(workflows);
+    if config.has_site() {
+        workflows.insert(Arc::new(FailoverWorkflow)).map_err(|problem| vec![problem])?;
     }
-    match workflows.load_dir(&config.workflows.dir, activities) {
-        Ok(()) => Ok(workflows),
-        Err(problems) => {
-            let all = problems.iter().map(|problem| format!("\n  {problem}")).collect::<String>();
-            Err(Trouble::failed(format!(
-                "The workflows in {} are not right:{all}",
-                config.workflows.dir.display()
-            )))
-        }
+    if !config.workflows.dir.as_os_str().is_empty() {
+        workflows.load_dir(&config.workflows.dir, activities)?;
     }
+    Ok(workflows)
 }
 
 /// For those who only look.
@@ -68,8 +71,13 @@ impl Signals for Unsent {
 }
 
 fn with(config: &Config, secrets: Arc<dyn Secrets>, signals: Arc<dyn Signals>) -> Result<Registry, Trouble> {
-    let mut registry = demo::activities();
+    let mut registry = Registry::new();
+    let wrong = |(key, what): (String, String)| Trouble::usage(format!("{key} {what}."));
+    let site = config.site(&secrets).map_err(wrong)?;
     let builtin = Builtin { http: config.http.clone(), command: config.command(), secrets, signals };
     register(&mut registry, builtin).map_err(|why| Trouble::usage(format!("{why}.")))?;
-    Ok(registry)
+    Ok(match site {
+        Some(site) => site::register(registry, site, &site::Plainly),
+        None => registry,
+    })
 }

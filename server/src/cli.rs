@@ -27,7 +27,7 @@ pub(crate) struct Flags {
     /// The configuration file [default: /etc/backstay/backstay.toml, if it is there]
     #[arg(long, global = true, value_name = "FILE", env = "BACKSTAY_CONFIG")]
     pub config: Option<PathBuf>,
-    /// Where the embedded database and the files of the demo are
+    /// Where the embedded database and the demo are
     #[arg(long, global = true, value_name = "DIR")]
     pub data_dir: Option<PathBuf>,
     /// A Postgres to use in place of the embedded one; better set DATABASE_URL, which nobody sees in a process list
@@ -56,7 +56,7 @@ pub(crate) enum LogFormat {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
-    /// Moves two small machines before your eyes: one arrives, one fails half way and is rolled back
+    /// Fails three machines over before your eyes, in a pretend data centre
     #[command(after_help = EXIT_CODES, long_about = DEMO)]
     Demo(DemoArgs),
     /// Serves the API, and runs a node beside it, until SIGTERM or Ctrl-C
@@ -74,7 +74,7 @@ pub(crate) enum Command {
     /// Writes a run as a page (Markdown): what is done, what is left, how to undo it; to go on by hand
     #[command(after_help = EXIT_CODES, long_about = EXPORT)]
     Export(ExportArgs),
-    /// Workflows that are files: check, list, show, plan, picture; none of these needs a database
+    /// Workflows: check, list, show, plan, picture; none of these needs a database
     #[command(subcommand, after_help = EXIT_CODES)]
     Workflow(WorkflowCommand),
     /// The database: its schema, its roles, its server's binaries
@@ -126,16 +126,19 @@ pub(crate) enum Command {
 }
 
 const DEMO: &str = "\
-Moves two small machines before your eyes: one arrives, one fails half way and is rolled back.
+Fails three machines over before your eyes, in a pretend data centre.
 
-Brings up a database of its own (or uses DATABASE_URL), starts a node, and plays one procedure of six steps twice. The \
-machines are files in the folder \"demo\" of the data folder, so you can look at what is done and undone. What you see \
-is read back from the journal: what is shown is durable.
+A rehearsal, which a timer ends; a failover that loses an answer, fails and is rolled back; and one that takes over. After \
+each it says what is so in the data centre, whatever anybody was told. What you see is read back from the journal: what is \
+shown is durable. Then it stays up, and prints what to try.
+
+It brings up a database of its own in the folder \"demo\" of the data folder, and a server beside the data centre, which \
+speaks HTTP in this process. It takes nothing from the configuration but data_dir, node and log.
 
 Kill it at any time, in any way. The next demo finds the run that was cut off, goes on with it, and says what was \
 not repeated and what had been in doubt. --kill-after does that for you at a chosen place:
 
-  backstay demo --kill-after copy-disk-0
+  backstay demo --kill-after attach-disk-0
   backstay demo";
 
 const SERVE: &str = "\
@@ -199,11 +202,12 @@ A setting that does not exist is an error, so a typing mistake cannot go unseen.
 
 #[derive(Debug, Args)]
 pub(crate) struct DemoArgs {
-    /// Leave out the pauses that let you watch
+    /// In a data centre that takes no time; and end instead of staying up
     #[arg(long)]
     pub quick: bool,
-    /// Kill this process (SIGKILL) once the result of STEP is in the journal. In the first run: "copy-disk-0"; in the
-    /// second: "second:copy-disk-0"; while it is rolled back: "undo:copy-disk-0"
+    /// Kill this process (SIGKILL) once the result of STEP is in the journal, as "attach-disk-0" in the third run, and begin
+    /// with that run; in the first: "first:snapshot"; in the second: "second:source-off"; while it is rolled back:
+    /// "undo:source-off"
     #[arg(long, value_name = "STEP")]
     pub kill_after: Option<String>,
 }

@@ -7,12 +7,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use backstay_engine::store::access::{Change, NewToken};
-use backstay_engine::{Engine, Store};
+use backstay_engine::{Engine, Node, Store};
 use chrono::{TimeDelta, Utc};
 use metrics_exporter_prometheus::PrometheusHandle;
 use serde_json::json;
 use tokio::net::TcpListener;
-use tokio::task::JoinSet;
+use tokio::task::{JoinHandle, JoinSet};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 use uuid::Uuid;
@@ -59,66 +59,28 @@ async fn serve(
     store: &Store,
     figures: PrometheusHandle,
 ) -> Result<(), Trouble> {
-    let keys = vault::keys(config, store).await?;
-    vault::complain(store, Some(&keys)).await?;
-    let registry = catalog::registry(config, store, Some(keys.clone())).await?;
-    let engine = Engine::open(store.clone(), registry).await?;
-    let workflows = Arc::new(catalog::workflows(config, engine.registry())?);
-    if let Some(path) = interrupt.or(first_token(store, &config.data_dir)).await? {
+    let server = Server::start(config, interrupt, store, figures).await?;
+    if let Some(path) = &server.first_token {
         tracing::info!(file = %path.display(), "the first admin is there; make principals with this token");
         print(&format!(
             "The token of the first admin is in {}. It is good for {FIRST_TOKEN_DAYS} days.\n",
             path.display()
         ));
     }
-    let stop = CancellationToken::new();
-    let gate = Gate::new(engine.clone(), Settings { keys: Some(keys), workflows, stop: stop.clone() });
-    let watching = gate.clone();
-    let _watch = AbortOnDropHandle::new(tokio::spawn(async move { watching.watch().await }));
-    let node = interrupt.or(async { Ok(engine.start_node(config.node()).await?) }).await?;
-    let health = Health::of(store, node.pulse(), figures).await;
-
-    let tls = tls(config)?;
-    let limits = Limits {
-        connections: config.listen.connections,
-        per_address: config.listen.connections_per_address,
-        ..Limits::default()
-    };
-    let listener = bind(config.listen.address, "listen.address").await?;
-    let beside = bind(config.listen.health, "listen.health").await?;
-    let (at, health_at) = (local(&listener)?, local(&beside)?);
-    let scheme = if tls.is_some() { "https" } else { "http" };
-    let mut tasks = JoinSet::new();
-    if let Some(tls) = tls.clone() {
-        tasks.spawn(async move { tls.watch().await });
-    } else {
-        // It may always ask to read files again.
-        tasks.spawn(systemd::nothing_to_reload());
-    }
-    let old = store.clone();
-    tasks.spawn(async move { forget(&old).await });
-    tasks.spawn(systemd::keep_alive());
-    tasks.spawn(health.clone().watch());
-    let router = http::layered(api::router(gate), tls.is_some());
-    let serving = tokio::spawn(http::serve(listener, tls, router, limits, stop.clone()));
-    let of_health = http::layered(health.router(), false);
-    tasks.spawn(http::serve(beside, None, of_health, limits, CancellationToken::new()));
-    tracing::info!(address = %at, health = %health_at, node = node.name(), epoch = node.epoch(), "the server is ready");
-    print(&format!("Listening on {scheme}://{at}\nHealth and figures on http://{health_at}\n"));
+    let (url, health, node) = (&server.url, server.health_at, &server.node);
+    tracing::info!(address = url, %health, node = node.name(), epoch = node.epoch(), "the server is ready");
+    print(&format!("Listening on {url}\nHealth and figures on http://{health}\n"));
     systemd::tell("READY=1");
 
     let lost = tokio::select! {
         _ = interrupt.asked() => false,
-        () = node.ended() => true,
+        () = server.node.ended() => true,
     };
     systemd::tell("STOPPING=1");
-    health.drain();
     if !lost {
         tracing::info!(grace = %config.node.grace, "asked to end; a second signal ends it at once");
     }
-    stop.cancel();
-    // Callers are answered while the node hands its runs over.
-    let ((), _) = tokio::join!(node.drain(config.node.grace.0), serving);
+    server.end(config.node.grace.0).await;
     if lost {
         return Err(Trouble::failed(
             "This node has lost its lease, so others go on with its runs. Its clock stood still for too long, or the \
@@ -126,6 +88,92 @@ async fn serve(
         ));
     }
     Ok(())
+}
+
+/// A node and the API beside it, at work.
+pub(crate) struct Server {
+    pub engine: Engine,
+    pub node: Node,
+    /// Where the API is.
+    pub url: String,
+    /// Where health and figures are.
+    pub health_at: SocketAddr,
+    /// Where the token of the first admin is, if this start has made one.
+    pub first_token: Option<PathBuf>,
+    stop: CancellationToken,
+    health: Health,
+    serving: JoinHandle<()>,
+    _watch: AbortOnDropHandle<()>,
+    _beside: JoinSet<()>,
+}
+
+impl Server {
+    /// Starts both, on a database whose schema is that of this release.
+    pub(crate) async fn start(
+        config: &Config,
+        interrupt: &Interrupt,
+        store: &Store,
+        figures: PrometheusHandle,
+    ) -> Result<Self, Trouble> {
+        let keys = vault::keys(config, store).await?;
+        vault::complain(store, Some(&keys)).await?;
+        let registry = catalog::registry(config, store, Some(keys.clone())).await?;
+        let engine = Engine::open(store.clone(), registry).await?;
+        let workflows = Arc::new(catalog::workflows(config, engine.registry())?);
+        let first_token = interrupt.or(first_token(store, &config.data_dir)).await?;
+        let stop = CancellationToken::new();
+        let settings = Settings { keys: Some(keys), workflows, stop: stop.clone() };
+        let gate = Gate::new(engine.clone(), settings);
+        let watching = gate.clone();
+        let watch = AbortOnDropHandle::new(tokio::spawn(async move { watching.watch().await }));
+        let node = interrupt.or(async { Ok(engine.start_node(config.node()).await?) }).await?;
+        let health = Health::of(store, node.pulse(), figures).await;
+
+        let tls = tls(config)?;
+        let limits = Limits {
+            connections: config.listen.connections,
+            per_address: config.listen.connections_per_address,
+            ..Limits::default()
+        };
+        let listener = bind(config.listen.address, "listen.address").await?;
+        let beside = bind(config.listen.health, "listen.health").await?;
+        let (at, health_at) = (local(&listener)?, local(&beside)?);
+        let scheme = if tls.is_some() { "https" } else { "http" };
+        let mut tasks = JoinSet::new();
+        if let Some(tls) = tls.clone() {
+            tasks.spawn(async move { tls.watch().await });
+        } else {
+            // It may always ask to read files again.
+            tasks.spawn(systemd::nothing_to_reload());
+        }
+        let old = store.clone();
+        tasks.spawn(async move { forget(&old).await });
+        tasks.spawn(systemd::keep_alive());
+        tasks.spawn(health.clone().watch());
+        let router = http::layered(api::router(gate), tls.is_some());
+        let serving = tokio::spawn(http::serve(listener, tls, router, limits, stop.clone()));
+        let of_health = http::layered(health.router(), false);
+        tasks.spawn(http::serve(beside, None, of_health, limits, CancellationToken::new()));
+        Ok(Self {
+            engine,
+            node,
+            url: format!("{scheme}://{at}"),
+            health_at,
+            first_token,
+            stop,
+            health,
+            serving,
+            _watch: watch,
+            _beside: tasks,
+        })
+    }
+
+    /// Hands the runs over. Calls in flight have this long to end; callers are answered meanwhile.
+    pub(crate) async fn end(self, grace: Duration) {
+        self.health.drain();
+        self.stop.cancel();
+        let ((), _) = tokio::join!(self.node.drain(grace), self.serving);
+    }
 }
 
 /// Answers are kept for those who ask again, for a day.

@@ -1,4 +1,4 @@
-//! `backstay workflow`: workflows that are files, without a database.
+//! `backstay workflow`: the workflows there are, without a database.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -225,17 +225,13 @@ fn dir(config: &Config) -> Result<&Path, Trouble> {
 }
 
 fn load(config: &Config) -> Result<Workflows, Trouble> {
-    let mut workflows = Workflows::new();
-    match workflows.load_dir(dir(config)?, &catalog::known(config)?) {
-        Ok(()) => Ok(workflows),
-        Err(problems) => {
-            problems.iter().for_each(|problem| eprintln!("{problem}"));
-            Err(Trouble::failed(format!(
-                "The workflows are not right: {}.",
-                counted(problems.len(), "problem")
-            )))
-        }
+    if !config.has_site() {
+        dir(config)?;
     }
+    catalog::all_workflows(config, &catalog::known(config)?).map_err(|problems| {
+        problems.iter().for_each(|problem| eprintln!("{problem}"));
+        Trouble::failed(format!("The workflows are not right: {}.", counted(problems.len(), "problem")))
+    })
 }
 
 fn named(workflows: &Workflows, name: &str) -> Result<Arc<dyn Workflow>, Trouble> {

@@ -111,7 +111,7 @@ fn loaded(figment: Figment) -> Result<Loaded, Trouble> {
     let loaded = Loaded { config, figment };
     match loaded.config.problem() {
         None => Ok(loaded),
-        Some((key, what)) => Err(Trouble::usage(format!("{key} {what} ({}).", loaded.origin(key)))),
+        Some((key, what)) => Err(Trouble::usage(format!("{key} {what} ({}).", loaded.origin(&key)))),
     }
 }
 

@@ -2,6 +2,7 @@
 
 mod layers;
 mod show;
+mod site;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -10,7 +11,13 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use backstay_activities::secrets::{FileSecrets, NoSecrets, SecretUse};
+use backstay_activities::cloudstack::CloudStackSettings;
+use backstay_activities::daemon::DaemonSettings;
+use backstay_activities::linstor::LinstorSettings;
+use backstay_activities::secrets::{FileSecrets, NoSecrets, SecretUse, Secrets};
+use backstay_activities::site::SiteSettings;
+use backstay_activities::v2v::V2vSettings;
+use backstay_activities::vma::VmaSettings;
 use backstay_activities::{CommandSettings, HttpSettings, Program};
 use backstay_engine::{Breaker, NodeConfig, Span};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
@@ -28,7 +35,7 @@ const SHOWN: &str = "shows health and figures to whoever asks: keep it on loopba
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Config {
-    /// Where the embedded database and the files of the demo are.
+    /// Where the embedded database and the demo are.
     pub data_dir: PathBuf,
     pub database: DatabaseSettings,
     pub node: NodeSettings,
@@ -42,6 +49,18 @@ pub(crate) struct Config {
     pub log: LogSettings,
     pub traces: TraceSettings,
     pub workflows: WorkflowSettings,
+    /// Where machines go. Empty `url`: there is no site, and what follows does not count.
+    pub cloudstack: CloudStackSettings,
+    /// Who moves volumes there.
+    pub volume_daemon: DaemonSettings,
+    /// Where machines come from.
+    pub vma: VmaSettings,
+    /// The storage below, where it takes the snapshots. Empty `url`: it does not.
+    pub linstor: LinstorSettings,
+    /// What puts drivers into Windows. Empty `program`: nothing does.
+    pub v2v: V2vSettings,
+    /// How a failover goes about it.
+    pub site: SiteSettings,
 }
 
 /// Where traces go.
@@ -313,7 +332,14 @@ impl Config {
     }
 
     /// What types cannot say: the setting and what is wrong with it.
-    fn problem(&self) -> Option<(&'static str, String)> {
+    fn problem(&self) -> Option<site::Wrong> {
+        self.plain_problem().map(|(key, what)| (key.to_owned(), what)).or_else(|| {
+            let nothing: Arc<dyn Secrets> = Arc::new(NoSecrets);
+            self.site(&nothing).err()
+        })
+    }
+
+    fn plain_problem(&self) -> Option<(&'static str, String)> {
         let node = &self.node;
         let least = |at, span: Span, least: Duration| {
             (span.0 < least).then(|| (at, format!("is {span}, and has to be at least {}", Span::from(least))))

@@ -1,58 +1,74 @@
-//! `backstay demo`: one procedure, played twice; and gone on with, wherever it was cut off.
+//! `backstay demo`: three failovers in a pretend data centre; and gone on with, wherever it was cut off.
 //!
 //! ```text
 //!   stage       the folder that it plays in
-//!   activities  what is done there, and undone; files helps
-//!   saga        the plan
+//!   centre      the data centre, and what is so in it
+//!   part        the three parts: what is moved, and how it has to end
 //!   resumed     what is told of a run that was cut off
+//!   visit       what to try while it stays up
 //! ```
+//!
+//! What plays is a server as `backstay serve` starts it, with a configuration that names the pretend systems.
 
-mod activities;
-mod files;
+mod centre;
+mod part;
 mod resumed;
-pub(crate) mod saga;
 mod stage;
+mod visit;
 
 use std::time::Duration;
 
-use backstay_engine::machine::{Event, Journaled, Row};
+use backstay_engine::machine::{CourseId, Event, Journaled, Row, StepEvent};
 use backstay_engine::{
-    Engine, EngineError, Node, NodeConfig, RunFilter, RunId, RunInfo, Status, SubmitOptions,
+    Engine, EngineError, Registry, RunFilter, RunId, RunInfo, Status, Store, SubmitOptions,
 };
+use backstay_workflows::Workflow;
+use backstay_workflows::failover::FailoverWorkflow;
 use serde_json::json;
 use tokio::sync::mpsc;
-
-pub(crate) use activities::activities;
 
 use crate::cli::DemoArgs;
 use crate::config::Config;
 use crate::database::Database;
 use crate::interrupt::Interrupt;
+use crate::serve::Server;
 use crate::tree::{Screen, View, seconds, tree};
 use crate::trouble::Trouble;
+use centre::Centre;
+use part::{KillAfter, Part};
 use resumed::Cut;
-use saga::{KillAfter, Part};
 use stage::Stage;
 
 /// Pictures are drawn so often.
 const FRAME: Duration = Duration::from_millis(80);
-/// What is in flight at Ctrl-C may take so long to end; the rest is in doubt for the next demo.
-const GRACE: Duration = Duration::from_millis(300);
+
+/// What this program has to be if it was started in place of virt-v2v-in-place.
+pub(crate) fn stand_in(mut arguments: std::env::Args) -> Option<std::process::ExitCode> {
+    let pretends = arguments.nth(1).is_some_and(|first| first == centre::PRETEND);
+    pretends.then(|| backstay_simulator::virt_v2v::run(arguments.collect()))
+}
 
 /// Plays the demo.
 pub(crate) async fn run(args: &DemoArgs, config: &Config, interrupt: &Interrupt) -> Result<(), Trouble> {
     let kill_after = args.kill_after.as_deref().map(KillAfter::parse).transpose()?;
     // What happens is shown from the journal. Logs only for those who ask.
-    if config.log.filter != crate::config::Config::defaults().log.filter {
+    if config.log.filter != Config::defaults().log.filter {
         crate::log::begin(&config.log);
     }
     let mut screen = Screen::new();
     let stage = Stage::take(&config.data_dir)?;
-    let database = Database::open(config, interrupt, |text| eprintln!("{text}")).await?;
-    screen.say(&format!("Database: {database}\nFiles: {}", stage.folder().display()));
-    let mut demo = Demo { args, kill_after, config, interrupt, stage, screen };
+    let centre = Centre::open(stage.folder(), args.quick).await?;
+    let own = centre.config(config);
+    let database = Database::open(&own, interrupt, |text| eprintln!("{text}")).await?;
+    screen.say(&format!("Database: {database}\nEverything else: {}", stage.folder().display()));
+    if config.database.url.reveal().is_some() {
+        screen.say(
+            "The configured database is left alone: nothing real is to be moved in a pretend data centre.",
+        );
+    }
+    let mut demo = Demo { args, kill_after, config: own, interrupt, stage, centre, screen, spoilt: false };
     let played = demo.play(&database).await;
-    let Demo { stage, mut screen, .. } = demo;
+    let Demo { stage, mut screen, spoilt, .. } = demo;
     let closed = database.close().await;
     match played {
         Ok(()) => {
@@ -65,6 +81,9 @@ pub(crate) async fn run(args: &DemoArgs, config: &Config, interrupt: &Interrupt)
                     "Stopped. Everything so far is in the journal: \"backstay demo\" goes on from here.",
                 );
             }
+            if spoilt && closed.is_ok() {
+                stage.leave()?;
+            }
             Err(trouble)
         }
     }
@@ -73,10 +92,13 @@ pub(crate) async fn run(args: &DemoArgs, config: &Config, interrupt: &Interrupt)
 struct Demo<'a> {
     args: &'a DemoArgs,
     kill_after: Option<KillAfter>,
-    config: &'a Config,
+    config: Config,
     interrupt: &'a Interrupt,
     stage: Stage,
+    centre: Centre,
     screen: Screen,
+    /// It did not come out as promised, and will not: the next demo begins anew.
+    spoilt: bool,
 }
 
 /// How an earlier demo left things.
@@ -93,57 +115,58 @@ struct Earlier {
 impl Demo<'_> {
     async fn play(&mut self, database: &Database) -> Result<(), Trouble> {
         let interrupt = self.interrupt;
+        let store = interrupt.or(database.store()).await?;
+        let played = self.play_on(&store).await;
+        store.close().await;
+        played
+    }
+
+    async fn play_on(&mut self, store: &Store) -> Result<(), Trouble> {
+        let interrupt = self.interrupt;
         let opened = async {
-            let store = database.store().await?;
             store.migrate().await?;
-            let engine = Engine::open(store, activities()).await?;
             // Before a node takes it up: this is how it was left.
-            let earlier = self.earlier(&engine).await?;
-            let node = engine.start_node(self.node_config()).await?;
-            Ok((engine, earlier, node))
+            let earlier = self.earlier(&Engine::open(store.clone(), Registry::new()).await?).await?;
+            self.centre.begins(earlier.as_ref().map(|earlier| earlier.part));
+            let figures = crate::figures::keep()?;
+            let server = Server::start(&self.config, interrupt, store, figures).await?;
+            Ok((earlier, server))
         };
-        let (engine, earlier, node) = interrupt.or(opened).await?;
+        let (earlier, server) = interrupt.or(opened).await?;
         let told = tokio::select! {
             biased;
             stopped = interrupt.asked() => Err(stopped),
-            () = node.ended() => Err(lost()),
-            told = self.tell(&engine, earlier) => told,
+            () = server.node.ended() => Err(lost()),
+            told = self.tell(&server.engine, earlier) => told,
         };
-        end(node, told.is_err()).await;
-        engine.store().close().await;
+        let told = match told {
+            Ok(()) if !self.args.quick => self.stay(&server).await,
+            told => told,
+        };
+        // A node that cannot reach its database any more is not waited for.
+        let grace = self.config.node.grace.0;
+        let _ = tokio::time::timeout(grace + Duration::from_secs(10), server.end(grace)).await;
         told
     }
 
-    fn node_config(&self) -> NodeConfig {
-        NodeConfig {
-            // The next demo here succeeds this one at once; demos in other folders are other nodes.
-            name: format!("demo-{}", self.stage.id()),
-            progress_every: Duration::from_millis(100),
-            // It is meant to be killed.
-            max_crashes: i16::MAX,
-            ..self.config.node.for_engine()
+    /// Until somebody has seen enough.
+    async fn stay(&mut self, server: &Server) -> Result<(), Trouble> {
+        let kept = self.stage.folder().to_owned();
+        let text = visit::invitation(server, &self.centre, &kept).await?;
+        self.screen.lines(&text);
+        tokio::select! {
+            _ = self.interrupt.asked() => Ok(()),
+            () = server.node.ended() => Err(lost()),
         }
     }
 
-    /// The newest run in this folder, if a demo was cut off over it.
+    /// The newest run of the story, if a demo was cut off over it.
     async fn earlier(&self, engine: &Engine) -> Result<Option<Earlier>, Trouble> {
-        let id = self.stage.id();
-        let Some(info) = newest(engine, &id).await? else { return Ok(None) };
-        let over = info.status.is_end();
+        let Some((info, part)) = newest(engine).await? else { return Ok(None) };
+        let over = part.is_over(info.status);
         if over && !self.stage.was_left_at(info.run) {
             return Ok(None);
         }
-        if info.status.settles() && !over {
-            return Err(Trouble::conflict(format!(
-                "Run {} of the last demo in this folder is {} and waits for an operator ({}). Name another folder with \
-                 --data-dir.",
-                info.run,
-                info.status.as_str(),
-                info.note.as_deref().unwrap_or("no note")
-            )));
-        }
-        let label = |name: &str| info.labels.get(name).and_then(|value| value.as_str());
-        let part = label("part").and_then(Part::of_number).unwrap_or(Part::First);
         let rows = engine.journal(info.run).await?;
         let (view, journal) = fold(info.run, &rows)?;
         let cut = Cut::here(&view.state, &journal);
@@ -152,10 +175,7 @@ impl Demo<'_> {
 
     async fn tell(&mut self, engine: &Engine, earlier: Option<Earlier>) -> Result<(), Trouble> {
         let parts: &[Part] = match &earlier {
-            None => {
-                self.stage.set_up(&Part::ALL.map(Part::vm))?;
-                &Part::ALL
-            }
+            None => self.kill_after.as_ref().map_or(&Part::ALL, |kill| kill.part.and_later()),
             Some(earlier) => {
                 self.resume(engine, earlier).await?;
                 earlier.part.later()
@@ -165,14 +185,14 @@ impl Demo<'_> {
             let run = self.submit(engine, part).await?;
             self.follow(engine, part, run, None).await?;
         }
-        let folder = self.stage.folder().display().to_string();
-        self.screen.say(&format!("\nEverything came out as promised. Look around in {folder}."));
+        self.centre.begins(None);
+        self.screen.say("\nEverything came out as promised.");
         match self.kill_after.take() {
             Some(missed) => self.screen.say(&format!(
                 "Nothing was killed: the last demo had come past {} already. The next one begins anew.",
                 missed.name
             )),
-            None => self.screen.say("Now kill it half way: backstay demo --kill-after copy-disk-0"),
+            None => self.screen.say("Now kill it half way: backstay demo --kill-after attach-disk-0"),
         }
         Ok(())
     }
@@ -198,26 +218,30 @@ impl Demo<'_> {
         self.headline(*part);
         let tree = tree(&view, view.now(), &self.screen.style());
         self.screen.lines(&tree);
-        self.judge(*part, &view)?;
+        self.judge(*part, &view, &journal)?;
         self.report(cut, &view, &journal)
     }
 
     async fn submit(&mut self, engine: &Engine, part: Part) -> Result<RunId, Trouble> {
-        let plan = saga::plan(part, self.stage.folder(), self.args.quick, engine.registry())?;
-        let id = self.stage.id();
-        let options = SubmitOptions {
-            exclusive: Some(format!("demo {id}")),
-            labels: json!({ "demo": id, "part": part.number() }),
-            ..SubmitOptions::default()
-        };
-        if part == Part::Second {
+        let wrong = |problems| Trouble::failed(format!("The demo's plan is wrong: {problems:?}"));
+        let input = self.centre.look(|estate| part.input(estate, self.args.quick))?;
+        let prepared = FailoverWorkflow.prepare(&input).map_err(wrong)?;
+        let plan = FailoverWorkflow.checked(&input, engine.registry()).map_err(wrong)?;
+        let mut labels = json!(prepared.labels);
+        if let Some(labels) = labels.as_object_mut() {
+            labels.insert(PART.into(), part.number().into());
+        }
+        if part == Part::Failing {
+            let undone = plan.find(part::FAILING).map(|step| plan.if_fails(step)).unwrap_or_default();
+            let undone: Vec<_> = undone.into_iter().map(|undoing| undoing.step).collect();
             self.screen.say(&format!(
-                "\nNow the same for {}. The plan says: should \"attach\" fail, these are undone: {}. It will fail, as \
-                 new-host has one disk slot too few.",
-                part.vm(),
-                saga::preview(&plan)
+                "\nNow for real. The plan says: should \"{}\" fail for good, these are undone: {}.",
+                part::FAILING,
+                undone.join(", ")
             ));
         }
+        self.centre.begins(Some(part));
+        let options = SubmitOptions { exclusive: prepared.exclusive, labels, ..SubmitOptions::default() };
         let run = engine.submit(&plan, options).await?.run;
         self.stage.plays(run)?;
         Ok(run)
@@ -232,7 +256,7 @@ impl Demo<'_> {
         cut: Option<&Cut>,
     ) -> Result<(), Trouble> {
         self.headline(part);
-        let mut rows = journal_of(engine, run);
+        let mut rows = journal_of(engine, part, run);
         let mut frames = tokio::time::interval(FRAME);
         let seen = cut.map_or(0, |cut| cut.seen);
         let mut view: Option<View> = None;
@@ -273,7 +297,7 @@ impl Demo<'_> {
         } else {
             self.screen.lines(&tree)
         }
-        self.judge(part, &view)?;
+        self.judge(part, &view, &journal)?;
         match cut {
             Some(cut) => self.report(cut, &view, &journal),
             None => Ok(()),
@@ -281,7 +305,7 @@ impl Demo<'_> {
     }
 
     fn headline(&mut self, part: Part) {
-        self.screen.title(&format!("Run {} of 2: {}", part.number(), part.title()));
+        self.screen.title(&format!("Run {} of 3: {}", part.number(), part.title()));
     }
 
     /// Takes an event into the view, and says it where nothing is drawn.
@@ -320,41 +344,35 @@ impl Demo<'_> {
         let _ = rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL);
     }
 
-    /// Whether it came out as promised: in the journal, and on the disk.
-    fn judge(&mut self, part: Part, view: &View) -> Result<(), Trouble> {
+    /// Whether it came out as promised: in the journal, and in the data centre.
+    fn judge(&mut self, part: Part, view: &View, journal: &[Journaled]) -> Result<(), Trouble> {
         let status = view.state.status();
-        let vm = part.vm();
-        let (promised, found, kept) = match part {
-            Part::First => (
-                Status::Succeeded,
-                self.stage.arrived(vm),
-                format!("As promised: {vm} is on new-host, and its disks are those of the snapshot."),
-            ),
-            Part::Second => (
-                Status::RolledBack,
-                self.stage.never_left(vm),
-                format!("As promised: nothing of {vm} is left on new-host, and old-host is as it was."),
-            ),
-        };
-        if status != promised {
+        if status != part.promised() {
             return Err(self.unexpected(view, status));
         }
-        found.map_err(|wrong| {
-            let run = view.state.run();
-            Trouble::failed(format!(
-                "Run {run} is {}, but the files are not as promised: {wrong}.",
-                status.as_str()
-            ))
-        })?;
-        self.screen.say(&kept);
-        Ok(())
+        let undone: Vec<_> = journal.iter().filter_map(|entry| undone(view, &entry.event)).collect();
+        let truth = self.centre.truth(part, view.state.run());
+        self.screen.say("What is so in the data centre, whatever anybody was told:");
+        let mut lines = truth.lines;
+        if !undone.is_empty() {
+            lines.push(format!("undone  {}", undone.join(", ")));
+        }
+        self.screen.lines(&lines.iter().map(|line| format!("  {line}")).collect::<Vec<_>>());
+        match truth.wrong {
+            None => Ok(()),
+            Some(wrong) => {
+                self.spoilt = true;
+                let (run, status) = (view.state.run(), status.as_str());
+                Err(Trouble::failed(format!("Run {run} is {status}, but it is not as promised: {wrong}.")))
+            }
+        }
     }
 
-    fn unexpected(&self, view: &View, status: Status) -> Trouble {
+    fn unexpected(&mut self, view: &View, status: Status) -> Trouble {
+        self.spoilt = true;
         let because = view.because.as_deref().unwrap_or("its journal says more");
         Trouble::failed(format!(
-            "Run {} is {}, which is not what was promised: {because}. The next \"backstay demo\" begins anew, unless \
-             the run waits for an operator.",
+            "Run {} is {}, which is not what was promised: {because}. The next \"backstay demo\" begins anew.",
             view.state.run(),
             status.as_str()
         ))
@@ -372,17 +390,33 @@ impl Demo<'_> {
     }
 }
 
-/// The newest run of the demo with this id.
-async fn newest(engine: &Engine, id: &str) -> Result<Option<RunInfo>, Trouble> {
-    let mut filter = RunFilter { workflow: Some(saga::WORKFLOW.into()), ..RunFilter::default() };
+/// The label of the runs of the story.
+const PART: &str = "part";
+
+/// The newest run of the story, and its part. Others may have been submitted beside it.
+async fn newest(engine: &Engine) -> Result<Option<(RunInfo, Part)>, Trouble> {
+    let mut filter = RunFilter::default();
     loop {
         let page = engine.list(&filter).await?;
         let Some(last) = page.last() else { return Ok(None) };
         filter.before = Some(last.run);
-        let mine = |info: &RunInfo| info.labels.get("demo").and_then(|demo| demo.as_str()) == Some(id);
-        if let Some(info) = page.into_iter().find(mine) {
-            return Ok(Some(info));
+        for info in page {
+            let part = info.labels.get(PART).and_then(|part| part.as_str()).and_then(Part::of_number);
+            if let Some(part) = part {
+                return Ok(Some((info, part)));
+            }
         }
+    }
+}
+
+/// The step whose undo has come to its end with this.
+fn undone(view: &View, event: &Event) -> Option<String> {
+    match event {
+        Event::Step { course, what: StepEvent::Succeeded { .. }, .. } => {
+            let is_undo = *course == CourseId::undo(course.step);
+            is_undo.then(|| view.plan().step(course.step).name.to_string())
+        }
+        _ => None,
     }
 }
 
@@ -395,32 +429,39 @@ fn fold(run: RunId, rows: &[Row]) -> Result<(View, Vec<Journaled>), Trouble> {
     Ok((view, journal))
 }
 
-/// A run's events as they become durable, from the first on. It ends with the run.
-fn journal_of(engine: &Engine, run: RunId) -> mpsc::Receiver<Result<Row, EngineError>> {
+/// A run's events as they become durable, from the first on. It ends with the part.
+fn journal_of(engine: &Engine, part: Part, run: RunId) -> mpsc::Receiver<Result<Row, EngineError>> {
     let (send, rows) = mpsc::channel(64);
-    let mut watch = engine.watch(run);
+    let engine = engine.clone();
     tokio::spawn(async move {
+        let mut seen = 0;
         loop {
-            let next = tokio::select! {
-                next = watch.next() => next,
-                () = send.closed() => return,
+            // Before the journal: a run that is over now has all its events there.
+            let over = match engine.get(run).await {
+                Ok(info) => part.is_over(info.status),
+                Err(error) => return drop(send.send(Err(error)).await),
             };
-            let Some(row) = next.transpose() else { return };
-            let failed = row.is_err();
-            if send.send(row).await.is_err() || failed {
+            let mut watch = engine.watch_after(run, seen);
+            loop {
+                let next = tokio::select! {
+                    next = watch.next() => next,
+                    () = send.closed() => return,
+                };
+                let Some(row) = next.transpose() else { break };
+                seen = row.as_ref().map_or(seen, |row| row.seq);
+                let failed = row.is_err();
+                if send.send(row).await.is_err() || failed {
+                    return;
+                }
+            }
+            if over {
                 return;
             }
+            // It has succeeded, and its timer runs.
+            tokio::time::sleep(FRAME).await;
         }
     });
     rows
-}
-
-/// Hands over what is left to do. A node that cannot reach its database any more is not waited for.
-async fn end(node: Node, in_trouble: bool) {
-    let patience = GRACE + Duration::from_secs(10);
-    if tokio::time::timeout(patience, node.drain(GRACE)).await.is_err() && !in_trouble {
-        tracing::warn!("the node did not hand over in time");
-    }
 }
 
 fn lost() -> Trouble {

@@ -91,6 +91,11 @@ fn levels(view: &View) -> Vec<Vec<StepIx>> {
             level.push(ix);
         }
     }
+    // What is done at the commit comes after everything.
+    let at_the_commit: Vec<_> = plan.order().iter().copied().filter(|ix| plan.step(*ix).finalize).collect();
+    levels.iter_mut().for_each(|level| level.retain(|ix| !at_the_commit.contains(ix)));
+    levels.push(at_the_commit);
+    levels.retain(|level| !level.is_empty());
     for level in &mut levels {
         level.sort();
     }
@@ -191,25 +196,45 @@ fn clipped(text: &str, room: usize, unicode: bool) -> String {
 
 #[cfg(test)]
 mod tests {
-    use std::path::Path;
+    use std::sync::Arc;
 
-    use backstay_engine::RunId;
+    use backstay_activities::Log;
+    use backstay_engine::machine::plan::Output;
     use backstay_engine::machine::{
         ActivityError, Applied, CourseId, Epoch, Event, Journaled, Json, StepEvent, Time, idempotency_key,
     };
+    use backstay_engine::{Plan, PlanBuilder, Registry, RunId};
     use chrono::TimeDelta;
+    use serde_json::json;
 
     use super::super::View;
     use super::{Style, tree};
-    use crate::demo::{activities, saga};
 
     fn at(ms: i64) -> Time {
         Time::UNIX_EPOCH + TimeDelta::milliseconds(ms)
     }
 
-    /// A run of the demo, half way: a step is done, one runs, one failed and waits.
+    /// Two disks to be copied for a machine, one after a snapshot.
+    fn plan() -> Arc<Plan> {
+        let mut plan = PlanBuilder::new("move");
+        let step = |plan: &mut PlanBuilder, name: &str, after: &[Output]| {
+            plan.step(name, "log")
+                .input(json!({ "text": name }))
+                .after(after)
+                .nothing_to_undo("it only says so")
+        };
+        let snapshot = step(&mut plan, "snapshot", &[]);
+        let copies =
+            ["copy-disk-0", "copy-disk-1"].map(|name| step(&mut plan, name, std::slice::from_ref(&snapshot)));
+        let vm = step(&mut plan, "create-vm", &copies);
+        let attached = step(&mut plan, "attach", &[vm]);
+        step(&mut plan, "check", &[attached]);
+        plan.check(&Registry::new().with(Log)).unwrap()
+    }
+
+    /// A run of it, half way: a step is done, one runs, one failed and waits.
     fn half_way() -> View {
-        let plan = saga::plan(saga::Part::First, Path::new("/demo"), true, &activities()).unwrap();
+        let plan = plan();
         let run: RunId = "01a1fc20-324d-77f1-9755-eac4a11cc462".parse().unwrap();
         let step = |name: &str, what| {
             let course = CourseId::forward(plan.find(name).unwrap());

@@ -1,4 +1,4 @@
-//! Where the demo is seen: a terminal on which a tree is drawn again and again, or plain lines.
+//! Where runs are seen: a terminal on which a tree is drawn again and again, or plain lines.
 
 use std::io::{IsTerminal, Write};
 

@@ -116,14 +116,59 @@ async fn what_activities_may_do_is_checked_before_anything_starts() {
     }
 }
 
+/// A site, and nothing else.
+const SITE: &str = "[cloudstack]\nurl = \"https://cloud.example\"\n[site]\noma = \"oma\"\n";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_site_is_there_once_it_says_where_machines_go_and_brings_its_workflow() {
+    let place = Place::embedded();
+    let file = place.file("site.toml", SITE);
+    let file = file.to_str().unwrap();
+    place.run(&["config", "check", "--config", file]).await.exits(0);
+    place.run(&["workflow", "list", "--config", file]).await.exits(0).says("failover  ");
+    let shown = place.run(&["workflow", "show", "failover", "--config", file]).await.exits(0);
+    shown.says("test_for").says("destination");
+    place.run(&["workflow", "list"]).await.exits(2).complains("There is no directory of workflows");
+    // Without a place it does not count.
+    let none = place.file("none.toml", "[vma]\nurl = \"nowhere\"\n");
+    place.run(&["config", "check", "--config", none.to_str().unwrap()]).await.exits(0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_wrong_with_a_site_is_told_by_its_setting() {
+    let place = Place::embedded();
+    for (wrong, says) in [
+        ("[cloudstack]\nurl = \"https://cloud.example\"\n", "site.oma is empty"),
+        (&SITE.replace("https:", "ftp:"), "cloudstack.url is wrong: "),
+        (&SITE.replace("[site]", "expires = \"1h\"\n[site]"), "cloudstack.expires is at most 15 minutes"),
+        (&SITE.replace("[site]", "ca = \"/nowhere.pem\"\n[site]"), "cloudstack.ca is wrong: "),
+        (&format!("{SITE}[volume_daemon]\nurl = \"\"\n"), "volume_daemon.url is wrong: "),
+        (&format!("{SITE}[vma]\nurl = \"127.0.0.1:9081\"\n"), "vma.url is wrong: "),
+        (&format!("{SITE}[linstor]\nurl = \"https://l/?a=b\"\n"), "linstor.url is wrong: "),
+        (
+            &format!("{SITE}[v2v]\nprogram = \"virt-v2v\"\n"),
+            "v2v.program is virt-v2v, which is no absolute path",
+        ),
+        (&format!("{SITE}omo = 1\n"), "no setting \"site.omo\""),
+        (&SITE.replace("[site]", "api_key = \"in plain\"\n[site]"), "cloudstack.api_key"),
+    ] {
+        let file = place.file("wrong.toml", wrong);
+        let checked = place.run(&["config", "check", "--config", file.to_str().unwrap()]).await;
+        checked.exits(2).complains(says);
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn the_settings_in_the_documents_are_settings() {
-    let page = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/activities.md");
-    let page = std::fs::read_to_string(page).unwrap();
     let place = Place::embedded();
+    let read = |page: &str| {
+        std::fs::read_to_string(std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs").join(page))
+            .unwrap()
+    };
+    let pages = [read("activities.md"), read("failover.md")].join("\n");
     let blocks: Vec<_> =
-        page.split("```toml\n").skip(1).filter_map(|rest| Some(rest.split_once("\n```")?.0)).collect();
-    assert!(blocks.len() >= 3);
+        pages.split("```toml\n").skip(1).filter_map(|rest| Some(rest.split_once("\n```")?.0)).collect();
+    assert!(blocks.len() >= 4);
     for block in blocks {
         let file = place.file("shown.toml", block);
         place.run(&["config", "check", "--config", file.to_str().unwrap()]).await.exits(0);

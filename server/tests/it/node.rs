@@ -1,8 +1,28 @@
 //! A node, and the commands about the database.
 
 use rustix::process::Signal;
+use serde_json::json;
 
+use crate::served::Served;
 use crate::support::{Place, Running, ran};
+
+/// A run that succeeds, and one that is rolled back.
+async fn two_runs(place: Place) -> Place {
+    let api = Served::on(place, "n1").await;
+    let say = |name: &str, after: &[&str]| {
+        let undo = json!({ "activity": "log", "input": { "text": "not" } });
+        json!({ "name": name, "activity": "log", "input": { "text": name }, "after": after, "undo": undo })
+    };
+    let good = json!({ "workflow": "good", "steps": [say("attach", &[])] });
+    let fail = json!({ "name": "fail", "activity": "fail", "input": { "message": "no", "retryable": false }, "after": ["attach"],
+        "nothing_to_undo": "it only fails" });
+    let bad = json!({ "workflow": "bad", "steps": [say("attach", &[]), fail] });
+    for (plan, status) in [(good, "succeeded"), (bad, "rolled_back")] {
+        let run = api.post("/api/v1/runs", json!({ "plan": plan })).await.is(202).json();
+        api.until(run["run"].as_str().unwrap(), status).await;
+    }
+    api.end().await
+}
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_node_works_until_it_is_told_to_stop() {
@@ -61,17 +81,22 @@ async fn a_node_shows_health_and_figures_where_it_is_told_to() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_node_finishes_what_a_killed_demo_began() {
-    let place = Place::with_url().await;
-    let mut demo = place.command(&["demo", "--kill-after", "snapshot"]);
-    ran(demo.env("BACKSTAY_NODE__LEASE", "1s")).await.was_killed();
+async fn a_node_finishes_what_a_killed_server_began() {
+    let api = Served::with(Place::with_url().await, "n1", &[("BACKSTAY_NODE__LEASE", "1s")]).await;
+    let wait = json!({ "name": "wait", "activity": "wait", "input": { "for": "2s" }, "nothing_to_undo": "it waits" });
+    let say = json!({ "name": "say", "activity": "log", "input": { "text": "on" }, "after": ["wait"],
+        "nothing_to_undo": "it talks" });
+    let plan = json!({ "workflow": "drill", "steps": [wait, say] });
+    let run = api.post("/api/v1/runs", json!({ "plan": plan })).await.is(202).json();
+    let run = run["run"].as_str().unwrap().to_owned();
+    api.signal(Signal::KILL);
+    let place = api.killed().await;
     let mut node =
         Running::start_for_logs(&mut place.command(&["node", "--log", "info,backstay_engine=info"]));
     node.until_it_says("its runs are taken over").await;
     let deadline = std::time::Instant::now() + std::time::Duration::from_secs(30);
-    while !place.path("demo/new-host/web-1/slot-1.json").exists() {
-        assert!(std::time::Instant::now() < deadline, "the node does not finish the run");
-        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+    while !place.run(&["db", "status"]).await.exits(0).out.contains("1 succeeded") {
+        assert!(std::time::Instant::now() < deadline, "the node does not finish the run {run}");
     }
     node.signal(Signal::TERM);
     node.end().await.exits(0);
@@ -83,7 +108,7 @@ async fn the_schema_is_behind_until_it_is_migrated() {
     place.run(&["db", "status"]).await.exits(1).says("behind").says("Runs:     none");
     place.run(&["db", "migrate"]).await.exits(0).says("The schema is up to date: ");
     place.run(&["db", "migrate"]).await.exits(0).says("The schema was up to date");
-    place.run(&["demo", "--quick"]).await.exits(0);
+    let place = two_runs(place).await;
     let status = place.run(&["db", "status", "--json"]).await.exits(0);
     let status: serde_json::Value = serde_json::from_str(&status.out).unwrap();
     assert_eq!(status["runs"], serde_json::json!({ "rolled_back": 1, "succeeded": 1 }));
@@ -112,7 +137,7 @@ async fn what_is_not_there_is_not_made_by_looking() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_database_that_does_not_answer_is_told_at_once_and_without_its_password() {
     let place = Place::embedded();
-    for command in [["db", "migrate"].as_slice(), &["node"], &["demo", "--quick"]] {
+    for command in [["db", "migrate"].as_slice(), &["node"]] {
         let mut command = place.command(command);
         let refused = ran(command.env("DATABASE_URL", "postgres://me:hunter2@127.0.0.1:1/x")).await.exits(5);
         let refused = refused.complains("cannot be reached: Connection refused");
@@ -124,7 +149,7 @@ async fn a_database_that_does_not_answer_is_told_at_once_and_without_its_passwor
 async fn a_journal_that_was_tampered_with_is_found() {
     let place = Place::with_url().await;
     place.run(&["check"]).await.exits(1).complains("The schema is behind");
-    place.run(&["demo", "--quick"]).await.exits(0);
+    let place = two_runs(place).await;
     place.run(&["check"]).await.exits(0).says("checked 2 runs, ");
     place.run(&["check", "nonsense"]).await.exits(2).complains("A run is named by its id");
     let nobody = uuid::Uuid::nil().to_string();

@@ -163,22 +163,6 @@ impl Place {
         ran(&mut self.command(arguments)).await
     }
 
-    /// Every file of the demo below here, without its own mark.
-    pub fn demo_files(&self, below: &str) -> Vec<String> {
-        let mut found = Vec::new();
-        let mut folders = vec![self.path("demo").join(below)];
-        while let Some(folder) = folders.pop() {
-            for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
-                match entry.path() {
-                    path if path.is_dir() => folders.push(path),
-                    path => found.push(path.strip_prefix(self.path("demo")).unwrap().display().to_string()),
-                }
-            }
-        }
-        found.sort();
-        found
-    }
-
     /// Processes that work in the data folder.
     fn processes(&self) -> Vec<String> {
         let here = self.dir.path().canonicalize().unwrap();

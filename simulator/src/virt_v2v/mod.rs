@@ -22,8 +22,12 @@ const CHILD: &str = "PRETEND_VIRT_V2V_CHILD";
 
 /// The program.
 pub fn main() -> ExitCode {
+    run(std::env::args().skip(1).collect())
+}
+
+/// The program, within another one: these are its arguments. What it does in a child is for a program of its own.
+pub fn run(arguments: Vec<String>) -> ExitCode {
     let version = std::env::var(VERSION).unwrap_or_else(|_| "2.8.1".to_owned());
-    let arguments: Vec<String> = std::env::args().skip(1).collect();
     let options = match command_line::parse(&arguments, &version) {
         Ok(Task::Convert(options)) => options,
         Ok(Task::Print(text)) => {
