@@ -154,6 +154,10 @@ impl Site {
             }
         }
         Err(match trouble {
+            // What was asked for was right when it was asked, and is not there: nothing speaks against another try.
+            Some(trouble) if trouble.kind() == Kind::Look => {
+                Failure::retryable("not_done", format!("{what}: {trouble}"))
+            }
             Some(trouble) => trouble.into(),
             None => Failure::retryable(
                 "not_seen",

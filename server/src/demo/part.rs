@@ -86,7 +86,7 @@ impl Part {
 
     /// Whether nothing more happens in it by itself: a rehearsal that has succeeded waits for its timer.
     pub(super) fn is_over(self, status: Status) -> bool {
-        status == self.promised() || (status.is_end() && status != Status::Succeeded)
+        status.is_end() && (self, status) != (Part::Rehearsal, Status::Succeeded)
     }
 
     /// The input of its run.
@@ -155,8 +155,15 @@ pub(crate) struct KillAfter {
     pub name: String,
 }
 
-/// The places there are: what stands before a step's name, the part, the direction, and the steps.
-fn places() -> Result<Vec<(&'static str, Part, Direction, Vec<String>)>, Trouble> {
+/// The steps that one word in front of a step's name is about.
+struct Places {
+    prefix: &'static str,
+    part: Part,
+    direction: Direction,
+    steps: Vec<String>,
+}
+
+fn places() -> Result<Vec<Places>, Trouble> {
     let estate = estate::small();
     let mut places = Vec::new();
     for (prefix, part, direction) in [
@@ -180,7 +187,8 @@ fn places() -> Result<Vec<(&'static str, Part, Direction, Vec<String>)>, Trouble
             let has_undo = direction == Direction::Forward || step.undo.is_some();
             has_undo && !step.finalize && !never.contains(&step.name)
         });
-        places.push((prefix, part, direction, steps.map(|step| step.name).collect()));
+        let steps = steps.map(|step| step.name).collect();
+        places.push(Places { prefix, part, direction, steps });
     }
     Ok(places)
 }
@@ -188,13 +196,13 @@ fn places() -> Result<Vec<(&'static str, Part, Direction, Vec<String>)>, Trouble
 impl KillAfter {
     pub(crate) fn parse(name: &str) -> Result<Self, Trouble> {
         let places = places()?;
-        for (prefix, part, direction, steps) in &places {
+        for Places { prefix, part, direction, steps } in &places {
             if let Some(step) = name.strip_prefix(prefix).filter(|step| steps.iter().any(|one| one == step)) {
                 let (part, direction, step) = (*part, *direction, step.to_owned());
                 return Ok(Self { part, direction, step, name: name.to_owned() });
             }
         }
-        let lines = places.iter().map(|(prefix, _, _, steps)| {
+        let lines = places.iter().map(|Places { prefix, steps, .. }| {
             let steps: Vec<_> = steps.iter().map(|step| format!("{prefix}{step}")).collect();
             format!("\n  {}", steps.join(", "))
         });

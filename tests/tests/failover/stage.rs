@@ -280,7 +280,7 @@ impl Stage {
     /// Waits until a run is over, waits for people, or has succeeded.
     pub async fn settled(&self, engine: &Engine, run: RunId) -> anyhow::Result<Status> {
         let waiting = engine.watch(run).ended();
-        match tokio::time::timeout(Duration::from_secs(60), waiting).await {
+        match tokio::time::timeout(Duration::from_secs(180), waiting).await {
             Ok(status) => Ok(status?),
             Err(_) => anyhow::bail!("run {run} does not end:\n{}", self.lab.story(run).await?),
         }

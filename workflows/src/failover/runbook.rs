@@ -295,9 +295,9 @@ impl<'a> Book<'a> {
     }
 }
 
-/// For what must not be given up: a disk that is attached nowhere.
+/// For a disk that is attached nowhere: often and soon, and then people are told. A target that is down takes no attempts.
 fn patient() -> Retry {
-    Retry { attempts: Some(100), ..Retry::of_undos() }
+    Retry { attempts: Some(10), ceiling: Span::secs(15), ..Retry::of_undos() }
 }
 
 fn with(one: &Value, other: Value) -> Value {
