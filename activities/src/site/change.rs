@@ -64,6 +64,26 @@ impl From<Operation> for Begun {
     }
 }
 
+/// Why a change was not begun, or perhaps was.
+pub(super) enum NotBegun {
+    /// It must not be, as things are at this moment. Nothing was called.
+    Guarded(Failure),
+    /// It was called for, and this came of it.
+    Called(Trouble),
+}
+
+impl From<Failure> for NotBegun {
+    fn from(failure: Failure) -> Self {
+        Self::Guarded(failure)
+    }
+}
+
+impl From<Trouble> for NotBegun {
+    fn from(trouble: Trouble) -> Self {
+        Self::Called(trouble)
+    }
+}
+
 /// What is saved before the call, and after it.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(default)]
@@ -81,8 +101,8 @@ const TURNS: u32 = 200;
 
 impl Site {
     /// Brings something about. `look` tells how things are, and fails where they never can become as wanted; `call` begins
-    /// the change, under the id for a job of CloudStack that it is given.
-    pub(super) async fn bring_about<T, S, B, Looking, Calling>(
+    /// the change, under the id for a job of CloudStack that it is given. Whatever forbids it is asked in `call`, right before.
+    pub(super) async fn bring_about<T, S, B, E, Looking, Calling>(
         &self,
         context: &Context,
         saved: &mut Saved<S>,
@@ -93,8 +113,9 @@ impl Site {
     where
         S: Serialize + Sync,
         B: Into<Begun>,
+        E: Into<NotBegun>,
         Looking: Future<Output = Result<Found<T>, Failure>>,
-        Calling: Future<Output = Result<B, Trouble>>,
+        Calling: Future<Output = Result<B, E>>,
     {
         let mut trouble = None;
         if let Some(begun) = saved.begun.clone() {
@@ -132,7 +153,7 @@ impl Site {
             saved.begun = Some(Begun::Job(planned.to_string()));
             context.save(saved).await?;
             context.progress(20.0, what);
-            match call(planned).await {
+            match call(planned).await.map_err(Into::into) {
                 Ok(begun) => {
                     let begun = begun.into();
                     if saved.begun.as_ref() != Some(&begun) {
@@ -141,10 +162,13 @@ impl Site {
                     }
                     trouble = self.end_of(context, &begun, &mut look).await?;
                 }
+                Err(NotBegun::Guarded(failure)) => return Err(failure),
                 // Nothing left this machine, or it was refused: nothing can come of it.
-                Err(refused) if refused.applied() == Applied::No => return Err(refused.into()),
+                Err(NotBegun::Called(refused)) if refused.applied() == Applied::No => {
+                    return Err(refused.into());
+                }
                 // The answer is lost. If the job is known by the id that we chose, it was begun.
-                Err(lost) => {
+                Err(NotBegun::Called(lost)) => {
                     trouble = Some(lost);
                     if let Ok(Some(_)) = self.cloudstack.job(&planned.to_string()).await {
                         let begun = Begun::Job(planned.to_string());

@@ -14,7 +14,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use super::change::{Found, Saved};
+use super::change::{Found, NotBegun, Saved};
 use super::guard::{HostName, at_work, mark};
 use super::{RUN_TAG, Site};
 use crate::cloudstack::{DeployVm, Vm, Volume};
@@ -303,17 +303,17 @@ impl Activity for DestroyVm {
                 .await?;
             }
         }
-        let mut found = input.vm.clone();
-        if let Found::Todo = self.look(run, &input).await?
-            && let Some(vm) = self.find(run, &input).await?
-        {
-            self.guard(&vm, &mark(run), &input.protected).await?;
-            found = Some(vm.id);
-        }
         let what = format!("destroying the machine {name}");
+        let mark = mark(run);
         let call = |job| {
-            let id = found.clone().unwrap_or_default();
-            async move { site.cloudstack.destroy_vm(&id, true, Some(job)).await }
+            let (input, mark) = (&input, &mark);
+            async move {
+                let vm = self.find(run, input).await?;
+                let vm =
+                    vm.ok_or_else(|| Failure::retryable("vm_missing", "it is gone already").not_applied())?;
+                self.guard(&vm, mark, &input.protected).await?;
+                Ok::<_, NotBegun>(site.cloudstack.destroy_vm(&vm.id, true, Some(job)).await?)
+            }
         };
         let gone = site.bring_about(context, &mut saved, &what, || self.look(run, &input), call).await?;
         context.resource("vm", &name).gone().await?;
@@ -471,7 +471,19 @@ impl Activity for DropBlankRoot {
             })
         };
         let what = format!("detaching the blank disk of the machine {}", input.vm);
-        let call = |job| site.cloudstack.detach_volume(&id, Some(job));
+        let call = |job| {
+            let (id, input) = (&id, &input);
+            async move {
+                if let Some(root) = self.blank(input).await?
+                    && root.id != *id
+                {
+                    let message =
+                        format!("the machine {} starts from {} now, and not from {id}", input.vm, root.id);
+                    return Err(Failure::permanent("another_root", message).not_applied().into());
+                }
+                Ok::<_, NotBegun>(site.cloudstack.detach_volume(id, Some(job)).await?)
+            }
+        };
         site.bring_about(context, &mut saved, &what, look, call).await?;
         if let Some(volume) = site.cloudstack.volume(&id).await? {
             if volume.virtualmachineid.is_some() {

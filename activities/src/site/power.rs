@@ -9,7 +9,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
-use super::change::{Found, Saved};
+use super::change::{Found, NotBegun, Saved};
 use super::guard::{at_work, mark};
 use super::{Site, TEST_NETWORK_TAG};
 use crate::cloudstack::Vm;
@@ -190,11 +190,14 @@ impl Activity for StartVm {
 
     async fn run(&self, context: &Context, input: Start) -> Result<State, Failure> {
         let mut saved: Saved = context.saved()?.unwrap_or_default();
-        if let Found::Todo = self.look(&input).await? {
-            self.guard(context, &input).await?;
-        }
         let what = format!("starting the machine {}", input.vm);
-        let call = |job| self.0.cloudstack.start_vm(&input.vm, Some(job));
+        let call = |job| {
+            let input = &input;
+            async move {
+                self.guard(context, input).await?;
+                Ok::<_, NotBegun>(self.0.cloudstack.start_vm(&input.vm, Some(job)).await?)
+            }
+        };
         self.0.bring_about(context, &mut saved, &what, || self.look(&input), call).await
     }
 
@@ -243,13 +246,16 @@ impl Activity for StopVm {
     async fn run(&self, context: &Context, input: Stop) -> Result<State, Failure> {
         let site = &self.0;
         let mut saved: Saved = context.saved()?.unwrap_or_default();
-        if let (Found::Todo, Some(id)) = (self.look(&input).await?, &input.vm) {
-            site.only_ours(&site.machine(id).await?, &mark(context.run()))?;
-        }
         let what = "stopping the machine";
         let forced = saved.calls > 0;
         let id = input.vm.clone().unwrap_or_default();
-        let call = |job| site.cloudstack.stop_vm(&id, forced, Some(job));
+        let call = |job| {
+            let id = &id;
+            async move {
+                site.only_ours(&site.machine(id).await?, &mark(context.run()))?;
+                Ok::<_, NotBegun>(site.cloudstack.stop_vm(id, forced, Some(job)).await?)
+            }
+        };
         site.bring_about(context, &mut saved, what, || self.look(&input), call).await
     }
 

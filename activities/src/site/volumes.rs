@@ -16,7 +16,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::Site;
-use super::change::{Found, Saved};
+use super::change::{Found, NotBegun, Saved};
 use super::guard::at_work;
 use crate::cloudstack::Volume;
 
@@ -109,10 +109,10 @@ impl Site {
         id: &str,
     ) -> Result<Place, Failure> {
         let what = format!("detaching the volume {id} from the appliance");
-        if let Found::Todo = self.look_taken(id).await? {
+        let call = |_| async {
             self.no_vm_snapshot(&self.settings.oma).await?;
-        }
-        let call = |_| self.daemon.detach(id);
+            Ok::<_, NotBegun>(self.daemon.detach(id).await?)
+        };
         self.bring_about(context, saved, &what, || self.look_taken(id), call).await
     }
 
@@ -137,10 +137,10 @@ impl Site {
     ) -> Result<Place, Failure> {
         let what = format!("attaching the volume {id} to the appliance");
         let oma = self.settings.oma.as_str();
-        if let Found::Todo = self.look_home(id).await? {
+        let call = |_| async {
             self.no_vm_snapshot(oma).await?;
-        }
-        let call = |_| self.daemon.attach(id, oma);
+            Ok::<_, NotBegun>(self.daemon.attach(id, oma).await?)
+        };
         let place = self.bring_about(context, saved, &what, || self.look_home(id), call).await?;
         // The daemon gives up on a device that comes late, and then knows nothing of a volume that is attached. Without its
         // row nothing can be replicated: once more, from the beginning.
@@ -332,16 +332,15 @@ impl Activity for AttachVolume {
             return Err(Failure::permanent("no_vm", "there is no machine to attach it to").not_applied());
         };
         let mut saved: Saved = context.saved()?.unwrap_or_default();
-        if let Found::Todo = self.look(&pair, &vm).await? {
-            self.guard(&pair, &vm, &super::guard::mark(context.run())).await?;
-        }
         let what = format!("attaching the volume {} to the machine {vm}", pair.volume);
+        let mark = super::guard::mark(context.run());
         let call = |_| async {
-            if pair.root {
-                self.0.daemon.attach_root(&pair.volume, &vm).await
+            self.guard(&pair, &vm, &mark).await?;
+            Ok::<_, NotBegun>(if pair.root {
+                self.0.daemon.attach_root(&pair.volume, &vm).await?
             } else {
-                self.0.daemon.attach(&pair.volume, &vm).await
-            }
+                self.0.daemon.attach(&pair.volume, &vm).await?
+            })
         };
         self.0.bring_about(context, &mut saved, &what, || self.look(&pair, &vm), call).await
     }
@@ -355,6 +354,19 @@ impl Activity for AttachVolume {
 }
 
 impl DetachVolume {
+    /// Right before the call.
+    async fn guard(&self, pair: &Pair, mark: &str) -> Result<(), Failure> {
+        let (site, Some(vm)) = (&self.0, &pair.vm) else { return Ok(()) };
+        let machine = site.cloudstack.vm(vm).await?;
+        if let Some(machine) = machine.filter(|machine| !machine.is("Stopped")) {
+            site.only_ours(&machine, mark)?;
+            let state = machine.state.as_deref().unwrap_or("in no known state");
+            let message = format!("the machine {vm} is {state}; its disks are detached once it is stopped");
+            return Err(Failure::retryable("vm_not_stopped", message).not_applied());
+        }
+        site.no_vm_snapshot(vm).await
+    }
+
     async fn look(&self, pair: &Pair) -> Result<Found<Place>, Failure> {
         let site = &self.0;
         let volume = site.volume(&pair.volume).await?;
@@ -388,21 +400,12 @@ impl Activity for DetachVolume {
     async fn run(&self, context: &Context, pair: Pair) -> Result<Place, Failure> {
         let site = &self.0;
         let mut saved: Saved = context.saved()?.unwrap_or_default();
-        if let Found::Todo = self.look(&pair).await?
-            && let Some(vm) = &pair.vm
-        {
-            let machine = site.cloudstack.vm(vm).await?;
-            if let Some(machine) = machine.filter(|machine| !machine.is("Stopped")) {
-                site.only_ours(&machine, &super::guard::mark(context.run()))?;
-                let state = machine.state.as_deref().unwrap_or("in no known state");
-                let message =
-                    format!("the machine {vm} is {state}; its disks are detached once it is stopped");
-                return Err(Failure::retryable("vm_not_stopped", message).not_applied());
-            }
-            site.no_vm_snapshot(vm).await?;
-        }
         let what = format!("detaching the volume {} from the machine", pair.volume);
-        let call = |_| site.daemon.detach(&pair.volume);
+        let mark = super::guard::mark(context.run());
+        let call = |_| async {
+            self.guard(&pair, &mark).await?;
+            Ok::<_, NotBegun>(site.daemon.detach(&pair.volume).await?)
+        };
         site.bring_about(context, &mut saved, &what, || self.look(&pair), call).await
     }
 
