@@ -24,6 +24,8 @@ fn peak() -> usize {
 
 /// `None`: taken. Otherwise everything that is said of it.
 fn judged(what: &str, check: impl Fn() -> Result<std::sync::Arc<Plan>, CheckError>) -> Option<String> {
+    // A second is what the program may take. Unoptimized, as tests are, everything takes some times as long.
+    let most = Duration::from_secs(if cfg!(debug_assertions) { 3 } else { 1 });
     // A busy machine slows a processor down; a plan that is slow by itself is slow every time.
     let mut fastest = Duration::MAX;
     let mut tries = 0;
@@ -32,12 +34,12 @@ fn judged(what: &str, check: impl Fn() -> Result<std::sync::Arc<Plan>, CheckErro
         let result = check();
         fastest = fastest.min(cpu() - before);
         tries += 1;
-        if fastest < Duration::from_secs(1) || tries == 5 {
+        if fastest < most || tries == 5 {
             break result;
         }
     };
     println!("{what}: {fastest:?}, peak {} MiB", peak());
-    assert!(fastest < Duration::from_secs(1), "{what} took {fastest:?}");
+    assert!(fastest < most, "{what} took {fastest:?}");
     assert!(peak() < 1024, "{what}: {} MiB", peak());
     let said = result.err()?.to_string();
     assert!(said.len() < 100_000, "{what}: {} bytes of complaint", said.len());
