@@ -6,4 +6,5 @@ mod stage;
 mod storm;
 mod sweep;
 mod twice;
+mod way_back;
 mod whole;

@@ -32,6 +32,8 @@ pub struct Stage {
     pub centre: Datacentre,
     pub secrets: Arc<Told>,
     pub dir: tempfile::TempDir,
+    /// After so many failed reverts a disk is left to people.
+    pub reverts: u32,
 }
 
 /// Secrets that a test can change.
@@ -88,7 +90,7 @@ impl Stage {
         secrets.tell("cloudstack-key", &account.key);
         secrets.tell("cloudstack-secret", &account.secret);
         secrets.tell("vcenter", "pretend-vcenter-password");
-        Ok(Self { lab: Lab::new().await?, centre, secrets, dir })
+        Ok(Self { lab: Lab::new().await?, centre, secrets, dir, reverts: SiteSettings::default().reverts })
     }
 
     /// The activities, as a node in this process has them.
@@ -152,6 +154,7 @@ impl Stage {
                 longest_delay: ms(100),
                 look_twice: ms(20),
                 root_admin: true,
+                reverts: self.reverts,
                 ..SiteSettings::default()
             },
         };
