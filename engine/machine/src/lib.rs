@@ -20,6 +20,7 @@ pub mod checker;
 pub mod decide;
 pub mod event;
 mod explain;
+mod fact;
 mod json;
 mod judge;
 mod names;
@@ -36,6 +37,7 @@ pub use event::{
     Outcome, Row, Sender, StepEvent, TARGET_DOWN, Undecodable, idempotency_key,
 };
 pub use explain::{Driven, Explanation, Forecast, explain, forecast};
+pub use fact::{FACT, Fact, FactChange};
 pub use json::{Json, canonical, strict_json};
 pub use judge::{judge, judge_probe};
 pub use names::{ClaimNo, Epoch, RunId, Seq, StepIx, StepName};
