@@ -61,7 +61,9 @@ async fn a_run_is_started_watched_and_steered_from_the_command_line() {
     assert_eq!(json_of(&api.cli(&["run", "get", &run, "-o", "json"]).await.exits(0))["run"], json!(run));
     api.cli(&["run", "steps", &run]).await.exits(0).says("STEP").says("for the signal \"go\"");
     api.cli(&["run", "resources", &run]).await.exits(0).says("KIND");
-    api.cli(&["run", "explain", &run]).await.exits(0).says("Why:     w waits for the signal \"go\"");
+    let said = api.cli(&["run", "explain", &run]).await.exits(0);
+    said.says("Why:     w waits for the signal \"go\"")
+        .says("Left:    as long as others take: the signal \"go\" (w)\n");
     api.cli(&["run", "export", &run]).await.exits(0).says("# ");
     api.cli(&["run", "picture", &run]).await.exits(0).says("<svg");
     api.cli(&["run", "picture", &run, "--as", "mermaid"]).await.exits(0).says("flowchart");
