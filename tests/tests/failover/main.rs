@@ -2,6 +2,7 @@
 //! Failovers against the pretend data centre: whatever goes wrong, they end as was asked or say truly how they ended.
 
 mod judge;
+mod providers;
 mod stage;
 mod storm;
 mod sweep;
