@@ -142,10 +142,13 @@ async fn both_vocabularies_of_a_copy_are_understood() {
 
 #[tokio::test]
 async fn a_job_that_is_not_known_is_no_end_and_a_text_is_no_progress() {
-    let gone = house(|_, _| Reply::Say(404, Vec::new(), "job not found\n".into())).await;
-    assert_eq!(gone.vma.progress("j").await.unwrap(), None);
+    // Older ones say it with the status 200.
+    for status in [404, 200] {
+        let gone = house(move |_, _| Reply::Say(status, Vec::new(), "job not found\n".into())).await;
+        assert_eq!(gone.vma.progress("j").await.unwrap(), None, "{status}");
+    }
     for (status, body) in [
-        (200, "job not found"),
+        (200, "the job was not found, or it was"),
         (200, "{}"),
         (200, "{\"status\": null}"),
         (200, "{\"status\": \"completed\", \"percentage\": \"all\"}"),
@@ -182,6 +185,38 @@ async fn a_copy_is_begun_under_the_callers_id() {
     copy.oma_url = "http://other".into();
     let other = house.vma.replicate(&copy, &house.vcenter).await.unwrap_err();
     assert_eq!((other.kind(), other.applied()), (Kind::Unknown, Applied::Maybe));
+}
+
+/// The call for it was designed, and is not served by those that we know.
+#[tokio::test]
+async fn a_last_copy_is_begun_where_there_is_a_call_for_it() {
+    for (status, body, served) in [
+        (404, "404 page not found\n", false),
+        (404, "<html>Not Found</html>", false),
+        (405, "method not allowed", false),
+        (501, "not implemented", false),
+        (200, "{\"job_id\": \"last\", \"status\": \"started\", \"estimate_seconds\": 60}", true),
+    ] {
+        let house = house(move |_, _| Reply::Say(status, Vec::new(), body.into())).await;
+        let begun = house.vma.final_sync("last", "u", &house.vcenter).await.unwrap();
+        assert_eq!(begun.is_some(), served, "{status} {body}");
+        let heard = &house.target.heard()[0];
+        let sent: Value = serde_json::from_str(&heard.body).unwrap();
+        assert_eq!(
+            (heard.path.as_str(), &sent["job_id"], &sent["vm_id"]),
+            ("/api/v1/sync/final", &json!("last"), &json!("u"))
+        );
+    }
+    for (status, body, kind, applied) in [
+        (404, "VM not found: u", Kind::Missing, Applied::No),
+        (500, "Replication failed: snapshot", Kind::Internal, Applied::Maybe),
+        (200, "{\"job_id\": \"another\"}", Kind::Unknown, Applied::Maybe),
+        (200, "<html>", Kind::Unknown, Applied::Maybe),
+    ] {
+        let house = house(move |_, _| Reply::Say(status, Vec::new(), body.into())).await;
+        let trouble = house.vma.final_sync("last", "u", &house.vcenter).await.unwrap_err();
+        assert_eq!((trouble.kind(), trouble.applied()), (kind, applied), "{status} {body}");
+    }
 }
 
 #[tokio::test]

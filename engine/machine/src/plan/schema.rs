@@ -8,8 +8,8 @@ use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 
 use serde_json::{Map, Value};
 
-use super::{ActivitySpec, limits};
 use super::problem::tamed;
+use super::{ActivitySpec, limits};
 use crate::json::escape;
 
 /// What may stand at a place.
