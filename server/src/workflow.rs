@@ -1,5 +1,7 @@
 //! `backstay workflow`: the workflows there are, without a database.
 
+mod fields;
+
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -109,38 +111,9 @@ fn show(workflow: &dyn Workflow, from: &WorkflowFrom) -> Result<(), Trouble> {
     if let Some(description) = workflow.description() {
         text += &format!("\n{}\n", description.trim());
     }
-    let schema = workflow.input_schema();
-    let required = schema.get("required").and_then(Value::as_array).cloned().unwrap_or_default();
-    let fields = schema.get("properties").and_then(Value::as_object).cloned().unwrap_or_default();
-    text += if fields.is_empty() { "\nIt takes no input.\n" } else { "\nInput:\n" };
-    let width = fields.keys().map(String::len).max().unwrap_or(0);
-    for (name, field) in &fields {
-        let what = match (required.iter().any(|one| one.as_str() == Some(name)), field.get("default")) {
-            (_, Some(default)) => format!("{}, {default} if it is not given", kind(field)),
-            (true, None) => kind(field),
-            (false, None) => format!("{}, may be missing", kind(field)),
-        };
-        let about = field.get("description").and_then(Value::as_str);
-        let about = about.map(|about| format!(": {}", about.trim())).unwrap_or_default();
-        text += &format!("  {name:width$}  {what}{about}\n");
-    }
+    text += &fields::told(&workflow.input_schema());
     print(&harmless(&text));
     Ok(())
-}
-
-fn kind(field: &Value) -> String {
-    let of = |field: &Value| match (field.get("type"), field.get("enum").and_then(Value::as_array)) {
-        (_, Some(values)) => values.iter().map(Value::to_string).collect::<Vec<_>>().join(" or "),
-        (Some(Value::String(kind)), _) => kind.clone(),
-        (Some(kinds), _) => kinds.to_string(),
-        (None, None) => "anything".into(),
-    };
-    match field.get("items") {
-        Some(items) if field.get("type").and_then(Value::as_str) == Some("array") => {
-            format!("list of {}", of(items))
-        }
-        _ => of(field),
-    }
 }
 
 /// The plan that it makes of an input, and what a run of it would be submitted with.

@@ -323,7 +323,9 @@ impl Vma {
         decode: impl FnOnce(&[u8]) -> Result<T, Shape>,
     ) -> Result<Option<T>, Trouble> {
         let said = self.line.ask(Ask::get(path, self.settings.progress_timeout), &Scrub::default()).await?;
-        if said.status == 404 && says_not_found(&said.body) {
+        // Older builds say so with the status 200.
+        let bare = said.status == 200 && said.body.trim_ascii().eq_ignore_ascii_case(b"job not found");
+        if bare || said.status == 404 && says_not_found(&said.body) {
             return Ok(None);
         }
         said.read(decode, refused).map(Some)
@@ -375,5 +377,15 @@ fn refused(said: &Said) -> Trouble {
             .of(said.nature)
             .hint("is its url right?");
     }
-    said.by_status(said.excerpt())
+    // The VMA hands on what vCenter says, as one text for all that can go wrong. These are for people to mend, and no patience
+    // helps before they have.
+    let text = said.excerpt();
+    if said.status == 500
+        && ["Cannot complete login", "Permission to perform this operation"]
+            .iter()
+            .any(|no| text.contains(no))
+    {
+        return Trouble::new(SYSTEM, Kind::Operator, text).status(said.status).not_applied();
+    }
+    said.by_status(text)
 }

@@ -24,6 +24,7 @@ mod roles;
 mod rolling;
 mod secrets;
 mod served;
+mod site;
 mod slow;
 mod support;
 mod traces;

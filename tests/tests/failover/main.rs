@@ -1,9 +1,19 @@
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, reason = "this is test code")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "this is test code"
+)]
 //! Failovers against the pretend data centre: whatever goes wrong, they end as was asked or say truly how they ended.
 
+mod breaks;
 mod judge;
+mod play;
+mod rotation;
 mod stage;
 mod storm;
 mod sweep;
 mod twice;
+mod undos;
 mod whole;

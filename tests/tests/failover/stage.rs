@@ -32,6 +32,10 @@ pub struct Stage {
     pub centre: Datacentre,
     pub secrets: Arc<Told>,
     pub dir: tempfile::TempDir,
+    /// How long an operation of the daemon may take.
+    pub daemon_deadline: Span,
+    /// What the site takes for the appliance, where that is not it.
+    pub wrong_oma: Option<String>,
 }
 
 /// Secrets that a test can change.
@@ -88,7 +92,8 @@ impl Stage {
         secrets.tell("cloudstack-key", &account.key);
         secrets.tell("cloudstack-secret", &account.secret);
         secrets.tell("vcenter", "pretend-vcenter-password");
-        Ok(Self { lab: Lab::new().await?, centre, secrets, dir })
+        let (daemon_deadline, wrong_oma) = (Span::secs(5), None);
+        Ok(Self { lab: Lab::new().await?, centre, secrets, dir, daemon_deadline, wrong_oma })
     }
 
     /// The activities, as a node in this process has them.
@@ -116,8 +121,8 @@ impl Stage {
             poll: ms(10),
             answer_timeout: ms(2_000),
             timeout: ms(4_000),
-            attach_deadline: Span::secs(5),
-            detach_deadline: Span::secs(5),
+            attach_deadline: self.daemon_deadline,
+            detach_deadline: self.daemon_deadline,
             ..DaemonSettings::default()
         };
         let vma = VmaSettings {
@@ -147,7 +152,10 @@ impl Stage {
             linstor: Some(Linstor::new(linstor, secrets()).map_err(wrong)?),
             v2v: Some(V2v::new(v2v).map_err(wrong)?),
             settings: SiteSettings {
-                oma: self.centre.world().look(|state| state.oma).to_string(),
+                oma: self
+                    .wrong_oma
+                    .clone()
+                    .unwrap_or_else(|| self.centre.world().look(|state| state.oma).to_string()),
                 settle: ms(1_000),
                 longest_delay: ms(100),
                 look_twice: ms(20),

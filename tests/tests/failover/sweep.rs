@@ -206,7 +206,7 @@ async fn a_failover_ends_well_wherever_its_node_dies() -> anyhow::Result<()> {
 }
 
 /// The calls that change something.
-fn changes(calls: &BTreeMap<String, u64>) -> Vec<(String, String, u64)> {
+pub fn changes(calls: &BTreeMap<String, u64>) -> Vec<(String, String, u64)> {
     let mut found = Vec::new();
     for (name, count) in calls {
         let Some((system, command)) = name.split_once(' ') else { continue };
