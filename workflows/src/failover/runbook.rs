@@ -112,6 +112,7 @@ pub(super) fn plan(it: &Failover) -> PlanBuilder {
         plan.step("drop-snapshots", "drop-snapshots")
             .titled("Give up the way back")
             .input(book.set((it.snapshots == Snapshots::Machine).then(|| vm.output("/vm"))))
+            .after([&vm])
             .finalize()
             .done();
     }
