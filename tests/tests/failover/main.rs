@@ -8,6 +8,7 @@
 //! Failovers against the pretend data centre: whatever goes wrong, they end as was asked or say truly how they ended.
 
 mod breaks;
+mod commit;
 mod judge;
 mod play;
 mod rotation;
