@@ -1,5 +1,7 @@
 //! `backstay workflow`: the workflows there are, here or at a server.
 
+mod fields;
+
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -163,37 +165,8 @@ fn show(one: &Value, as_json: bool) {
     if !description.is_empty() {
         text += &format!("\n{}\n", description.trim());
     }
-    let schema = one.get("input_schema").unwrap_or(&Value::Null);
-    let required = schema.get("required").and_then(Value::as_array).cloned().unwrap_or_default();
-    let fields = schema.get("properties").and_then(Value::as_object).cloned().unwrap_or_default();
-    text += if fields.is_empty() { "\nIt takes no input.\n" } else { "\nInput:\n" };
-    let width = fields.keys().map(String::len).max().unwrap_or(0);
-    for (name, field) in &fields {
-        let what = match (required.iter().any(|one| one.as_str() == Some(name)), field.get("default")) {
-            (_, Some(default)) => format!("{}, {default} if it is not given", kind(field)),
-            (true, None) => kind(field),
-            (false, None) => format!("{}, may be missing", kind(field)),
-        };
-        let about = field.get("description").and_then(Value::as_str);
-        let about = about.map(|about| format!(": {}", about.trim())).unwrap_or_default();
-        text += &format!("  {name:width$}  {what}{about}\n");
-    }
+    text += &fields::told(one.get("input_schema").unwrap_or(&Value::Null));
     print(&harmless(&text));
-}
-
-fn kind(field: &Value) -> String {
-    let of = |field: &Value| match (field.get("type"), field.get("enum").and_then(Value::as_array)) {
-        (_, Some(values)) => values.iter().map(Value::to_string).collect::<Vec<_>>().join(" or "),
-        (Some(Value::String(kind)), _) => kind.clone(),
-        (Some(kinds), _) => kinds.to_string(),
-        (None, None) => "anything".into(),
-    };
-    match field.get("items") {
-        Some(items) if field.get("type").and_then(Value::as_str) == Some("array") => {
-            format!("list of {}", of(items))
-        }
-        _ => of(field),
-    }
 }
 
 /// The plan that it makes of an input, and what a run of it would be submitted with.

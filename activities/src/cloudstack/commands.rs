@@ -115,6 +115,20 @@ impl CloudStack {
         self.list_whole(Command::new("listApis").maybe("name", name)).await
     }
 
+    /// Whether this key may use a command. `None`: what it may is not told here.
+    pub async fn may(&self, command: &str) -> Result<Option<bool>, Trouble> {
+        match self.list_apis(Some(command)).await {
+            Ok(found) => Ok(Some(found.iter().any(|api| api.name == command))),
+            // So it says that there is none for us, and an error of this code may be anything else.
+            Err(no) if no.code() == Some(530) && no.text().contains("unable to find an api by that name") => {
+                Ok(Some(false))
+            }
+            // It is told by a plugin, which is not there, or not for us.
+            Err(no) if no.code() == Some(432) => Ok(None),
+            Err(trouble) => Err(trouble),
+        }
+    }
+
     /// The zones.
     pub async fn list_zones(&self) -> Result<Vec<Zone>, Trouble> {
         self.list(Command::new("listZones")).await

@@ -34,6 +34,9 @@ pub(super) struct Moving {
     rehearsal: bool,
     /// Its disks are converted.
     windows: bool,
+    /// Who takes the snapshots: the key needs the rights for that.
+    #[serde(default)]
+    snapshots: Option<String>,
 }
 
 /// One of the disks.
@@ -52,6 +55,27 @@ pub(super) struct Valid {
     source_power: String,
     /// What was found in order.
     checks: Vec<String>,
+}
+
+/// What the key at CloudStack has to be allowed, beside what is looked up here anyhow.
+const RIGHTS: [&str; 8] = [
+    "deployVirtualMachine",
+    "startVirtualMachine",
+    "stopVirtualMachine",
+    "destroyVirtualMachine",
+    "detachVolume",
+    "deleteVolume",
+    "createTags",
+    "queryAsyncJobResult",
+];
+
+/// And for the snapshots of each provider.
+fn rights_for_snapshots(provider: Option<&str>) -> &'static [&'static str] {
+    match provider {
+        Some("cloudstack") => &["createSnapshot", "listSnapshots", "revertSnapshot", "deleteSnapshot"],
+        Some("machine") => &["createVMSnapshot", "revertToVMSnapshot", "deleteVMSnapshot"],
+        _ => &[],
+    }
 }
 
 /// A template of this size or more is no blank disk: the machine's disk would have to be as large, and it is thrown away.
@@ -89,6 +113,7 @@ impl Activity for Validate {
         self.appliance(&mut report).await?;
         self.disks(&mut report, &input).await?;
         context.progress(60.0, "the disks are there");
+        self.rights(&mut report, &input).await?;
         self.destination(&mut report, context, &input).await?;
         if report.wrong.is_empty() {
             return Ok(Valid { source_power: power, checks: report.fine });
@@ -118,6 +143,24 @@ impl Validate {
             odd.then(|| "the source is suspended: what it has in memory is not on its disks. Resume it, and shut it down".to_owned()),
         );
         Ok(state.power_state.word().to_owned())
+    }
+
+    /// A right that is missing must not show in the middle.
+    async fn rights(&self, report: &mut Report, input: &Moving) -> Result<(), Failure> {
+        let mut missing = Vec::new();
+        for command in RIGHTS.iter().chain(rights_for_snapshots(input.snapshots.as_deref())) {
+            if self.0.cloudstack.may(command).await? == Some(false) {
+                missing.push(*command);
+            }
+        }
+        let wrong = (!missing.is_empty()).then(|| {
+            format!(
+                "the key at CloudStack has no right to {}: give its role the right, or take another key",
+                missing.join(", ")
+            )
+        });
+        report.check("the key at CloudStack has the rights", wrong);
+        Ok(())
     }
 
     async fn appliance(&self, report: &mut Report) -> Result<(), Failure> {

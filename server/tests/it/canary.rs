@@ -73,16 +73,16 @@ fn traces(canary: &str) -> Vec<String> {
 
 /// Everything that was seen, by where.
 #[derive(Default)]
-struct Seen(BTreeMap<String, String>);
+pub struct Seen(pub BTreeMap<String, String>);
 
 impl Seen {
-    fn add(&mut self, place: impl Into<String>, text: &str) {
+    pub fn add(&mut self, place: impl Into<String>, text: &str) {
         let all = self.0.entry(place.into()).or_default();
         all.push_str(text);
         all.push('\n');
     }
 
-    fn found(&self, canary: &str) -> Vec<String> {
+    pub fn found(&self, canary: &str) -> Vec<String> {
         let mut found = Vec::new();
         for form in traces(canary) {
             for (place, text) in &self.0 {
@@ -123,7 +123,7 @@ fn the_search_finds_what_is_there() {
 }
 
 /// The database as text: as a dump has it, or where there is no program for that, each row of each table.
-async fn dump(place: &Place) -> String {
+pub async fn dump(place: &Place) -> String {
     let dumped =
         tokio::process::Command::new("pg_dump").arg(format!("--dbname={}", place.url())).output().await;
     if let Ok(dumped) = dumped

@@ -25,6 +25,7 @@ mod roles;
 mod rolling;
 mod secrets;
 mod served;
+mod site;
 mod slow;
 mod support;
 mod traces;

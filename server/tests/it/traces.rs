@@ -23,14 +23,14 @@ const CALLER: &str = "b7ad6b7169203331";
 const SECRET: &str = "canary-7d1f0c";
 
 /// Keeps the spans that it is sent, as a collector would.
-struct Collector {
-    endpoint: String,
+pub struct Collector {
+    pub endpoint: String,
     spans: Arc<Mutex<Vec<Span>>>,
-    raw: Arc<Mutex<Vec<u8>>>,
+    pub raw: Arc<Mutex<Vec<u8>>>,
 }
 
 impl Collector {
-    async fn start() -> Self {
+    pub async fn start() -> Self {
         let spans: Arc<Mutex<Vec<Span>>> = Arc::default();
         let raw: Arc<Mutex<Vec<u8>>> = Arc::default();
         let (list, bytes) = (Arc::clone(&spans), Arc::clone(&raw));

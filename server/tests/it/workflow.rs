@@ -81,7 +81,7 @@ async fn workflows_are_listed_shown_and_planned_without_a_database() {
     assert_eq!(listed[0]["input_schema"]["required"], serde_json::json!(["length"]));
     let shown = place.run(&["workflow", "show", "soak", "--dir", dir]).await.exits(0);
     shown
-        .says("  length  string: How long each wait is.\n")
+        .says("  length  string, such as \"10s\": How long each wait is.\n")
         .says("  times   integer, 2 if it is not given\n");
     place
         .run(&["workflow", "show", "sok", "--dir", dir])
@@ -137,4 +137,44 @@ async fn workflows_are_listed_shown_and_planned_without_a_database() {
         String::from_utf8_lossy(&output.stdout).contains("times [input]: 9 is greater than the maximum of 5")
     );
     place.is_left_alone().await;
+}
+
+/// A site, and nothing else.
+const SITE: &str = "[cloudstack]\nurl = \"https://cloud.example\"\n[site]\noma = \"oma\"\n";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_field_is_made_of_is_shown_below_it() {
+    let place = Place::embedded();
+    let site = place.file("site.toml", SITE);
+    let shown =
+        place.run(&["workflow", "show", "failover", "--config", site.to_str().unwrap()]).await.exits(0);
+    for line in [
+        "  mode           \"test\" or \"live\": A rehearsal (`test`) or for real (`live`).\n",
+        "    \"live\"  The copy takes the place of the source.\n",
+        "  source         object: The machine at VMware.\n",
+        "    boot_type  \"BIOS\" or \"UEFI\": How it starts.\n",
+        "    disks      list of object: All of its disks; it starts from the first.\n      key     integer: Its key at VMware, from 2000.\n",
+        "    vcenter    object: Where it is.\n",
+        "      password    object: The password: the name of a secret, as `{\"secret\": \"name\"}`.\n        secret  string: The name.\n",
+        "    nics      list of object: Its cards; the first is the default one.\n      mac      string or null, null if it is not given:",
+        "  test_for       string, \"2h\" if it is not given: A rehearsal is undone after so long,",
+        "  commit_within  string or null, null if it is not given: Live:",
+    ] {
+        assert!(shown.out.contains(line), "{line:?} is missing in\n{}", shown.out);
+    }
+    // The user may be a word or the name of a secret: that is the only field that can be anything.
+    assert_eq!(shown.out.matches("anything").count(), 1, "{}", shown.out);
+    assert!(shown.out.contains("      username    anything: Who calls"), "{}", shown.out);
+
+    // Definitions that lead round in a circle, or nowhere, come to an end.
+    std::fs::create_dir_all(place.path("flows")).unwrap();
+    let circle = r##"{ "workflow": "circle", "input_schema": { "type": "object", "properties": {
+        "tree": { "$ref": "#/$defs/tree" }, "round": { "$ref": "#/$defs/round" } },
+        "$defs": { "tree": { "type": "object", "properties": { "left": { "$ref": "#/$defs/tree" } } },
+            "round": { "anyOf": [{ "$ref": "#/$defs/round" }, { "type": "null" }] } } },
+        "steps": [{ "name": "w", "activity": "wait", "input": { "for": "1s" } }] }"##;
+    std::fs::write(place.path("flows/circle.json"), circle).unwrap();
+    let dir = place.path("flows");
+    let shown = place.run(&["workflow", "show", "circle", "--dir", dir.to_str().unwrap()]).await.exits(0);
+    shown.says("  tree   object, may be missing\n").says("    left  object, may be missing\n");
 }

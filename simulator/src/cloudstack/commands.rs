@@ -121,6 +121,13 @@ pub fn answer(world: &World, mut asked: Asked) -> Result<Value, Refusal> {
     let Some(command) = find(&asked.command) else {
         return Err(Refusal::code(401, format!("The given command:{} does not exist", asked.command)));
     };
+    if world.look(|state| state.settings.cloudstack.denied.contains(command.name)) {
+        let name = command.name;
+        let text = format!(
+            "The given command '{name}' either does not exist, is not available for user, or not available from ip address"
+        );
+        return Err(Refusal::code(432, text));
+    }
     if asked.fault == Some(Fault::HostDown) {
         world.change(asked.cause(), |state| vms::host_goes_down(state, &asked));
     }

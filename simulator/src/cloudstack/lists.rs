@@ -319,11 +319,20 @@ pub fn capabilities(_: &State, _: &Asked) -> Result<Value> {
 /// `listApis`
 pub fn apis(state: &State, asked: &Asked) -> Result<Value> {
     let wish = asked.params.get("name");
-    let found = commands::all().filter(|command| wish.is_none_or(|name| name == command.name));
-    let told = found.map(|command| {
-        json!({ "name": command.name, "isasync": command.is_job(), "description": command.name, "params": [], "response": [] })
-    });
-    page(asked, state, "api", told.collect())
+    let denied = &state.settings.cloudstack.denied;
+    let found = commands::all()
+        .filter(|command| !denied.contains(command.name) && wish.is_none_or(|name| name == command.name));
+    let told: Vec<_> = found
+        .map(|command| {
+            json!({ "name": command.name, "isasync": command.is_job(), "description": command.name, "params": [], "response": [] })
+        })
+        .collect();
+    if told.is_empty() {
+        return Err(Refusal::internal(
+            "Api Discovery plugin was unable to find an api by that name or process any apis",
+        ));
+    }
+    page(asked, state, "api", told)
 }
 
 /// `listAsyncJobs`: those that are pending.

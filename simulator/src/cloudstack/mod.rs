@@ -88,6 +88,8 @@ pub struct Switches {
     pub numbers_as_strings: bool,
     /// It is going down: no new jobs.
     pub maintenance: bool,
+    /// Commands that nobody's role has.
+    pub denied: BTreeSet<String>,
     /// The most data disks of a VM.
     pub most_data_disks: usize,
     /// An attach of what the hypervisor has there already succeeds.
@@ -123,6 +125,7 @@ impl Default for Switches {
             custom_job_ids: true,
             numbers_as_strings: false,
             maintenance: false,
+            denied: BTreeSet::new(),
             most_data_disks: 64,
             adopt_what_is_plugged: false,
             restart_leaves_transitions: false,

@@ -66,6 +66,7 @@ async fn linstor_takes_a_live_failover_back() -> anyhow::Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_snapshot_of_the_machine_takes_a_rehearsal_back() -> anyhow::Result<()> {
-    there_and_back("linux-001", false, "machine", (0, 1)).await
+async fn a_snapshot_of_the_machine_takes_a_failover_back() -> anyhow::Result<()> {
+    there_and_back("linux-001", false, "machine", (0, 1)).await?;
+    there_and_back("linux-001", true, "machine", (0, 1)).await
 }

@@ -36,6 +36,10 @@ pub struct Stage {
     pub reverts: u32,
     /// After so long it is looked again whether something that is off stays so.
     pub look_twice: Span,
+    /// How long an operation of the daemon may take.
+    pub daemon_deadline: Span,
+    /// What the site takes for the appliance, where that is not it.
+    pub wrong_oma: Option<String>,
 }
 
 /// Secrets that a test can change.
@@ -92,8 +96,16 @@ impl Stage {
         secrets.tell("cloudstack-key", &account.key);
         secrets.tell("cloudstack-secret", &account.secret);
         secrets.tell("vcenter", "pretend-vcenter-password");
-        let reverts = SiteSettings::default().reverts;
-        Ok(Self { lab: Lab::new().await?, centre, secrets, dir, reverts, look_twice: ms(20) })
+        Ok(Self {
+            lab: Lab::new().await?,
+            centre,
+            secrets,
+            dir,
+            reverts: SiteSettings::default().reverts,
+            look_twice: ms(20),
+            daemon_deadline: Span::secs(5),
+            wrong_oma: None,
+        })
     }
 
     /// The activities, as a node in this process has them.
@@ -121,8 +133,8 @@ impl Stage {
             poll: ms(10),
             answer_timeout: ms(2_000),
             timeout: ms(4_000),
-            attach_deadline: Span::secs(5),
-            detach_deadline: Span::secs(5),
+            attach_deadline: self.daemon_deadline,
+            detach_deadline: self.daemon_deadline,
             ..DaemonSettings::default()
         };
         let linstor = LinstorSettings { url: self.centre.linstor_url(), ..LinstorSettings::default() };
@@ -140,7 +152,10 @@ impl Stage {
             linstor: Some(Linstor::new(linstor, secrets()).map_err(wrong)?),
             v2v: Some(V2v::new(v2v).map_err(wrong)?),
             settings: SiteSettings {
-                oma: self.centre.world().look(|state| state.oma).to_string(),
+                oma: self
+                    .wrong_oma
+                    .clone()
+                    .unwrap_or_else(|| self.centre.world().look(|state| state.oma).to_string()),
                 settle: ms(1_000),
                 longest_delay: ms(100),
                 look_twice: self.look_twice,

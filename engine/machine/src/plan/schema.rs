@@ -57,10 +57,11 @@ pub(super) struct Shape<'a> {
 }
 
 type Compiled = Result<jsonschema::Validator, String>;
+type Known = (Value, Arc<Compiled>);
 
 /// Those of activities' inputs, by the activities' names: to compile them is a third of the work of checking a plan, and
 /// they are the same from plan to plan.
-static COMPILED: LazyLock<Mutex<HashMap<String, (Value, Arc<Compiled>)>>> = LazyLock::new(Mutex::default);
+static COMPILED: LazyLock<Mutex<HashMap<String, Known>>> = LazyLock::new(Mutex::default);
 /// No process has so many activities, but its tests may.
 const MOST: usize = 1_000;
 
