@@ -403,5 +403,15 @@ fn refused(said: &Said) -> Trouble {
             .of(said.nature)
             .hint("is its url right?");
     }
-    said.by_status(said.excerpt())
+    // The VMA hands on what vCenter says, as one text for all that can go wrong. These are for people to mend, and no patience
+    // helps before they have.
+    let text = said.excerpt();
+    if said.status == 500
+        && ["Cannot complete login", "Permission to perform this operation"]
+            .iter()
+            .any(|no| text.contains(no))
+    {
+        return Trouble::new(SYSTEM, Kind::Operator, text).status(said.status).not_applied();
+    }
+    said.by_status(text)
 }

@@ -312,6 +312,18 @@ async fn errors_are_texts() {
         (400, "vcenter, username, and password are required", Kind::Refused, Applied::No),
         (404, "VM not found: u", Kind::Missing, Applied::No),
         (500, "Failed to power off VM: timeout", Kind::Internal, Applied::Maybe),
+        (
+            500,
+            "ServerFaultCode: Cannot complete login due to an incorrect user name or password.",
+            Kind::Operator,
+            Applied::No,
+        ),
+        (
+            500,
+            "ServerFaultCode: Permission to perform this operation was denied.",
+            Kind::Operator,
+            Applied::No,
+        ),
     ] {
         let house =
             house(move |_, _| Reply::Say(status, vec!["content-type: text/plain".into()], text.into())).await;

@@ -160,6 +160,7 @@ impl<'a> Book<'a> {
             "disks": source.disks.iter().map(|disk| json!({ "volume": disk.volume, "size": disk.size })).collect::<Vec<_>>(),
             "name": self.host, "zone": to.zone, "offering": to.offering, "template": to.template,
             "networks": self.networks(), "rehearsal": !self.it.is_live(), "windows": self.it.injects(),
+            "snapshots": self.it.snapshots,
         })
     }
 
