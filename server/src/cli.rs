@@ -6,7 +6,8 @@ use backstay_engine::store::RoleName;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::remote::args::{
-    AuditCommand, PoolCommand, PrincipalCommand, REMOTE, RunCommand, SecretCommand, Shown, TokenCommand,
+    AuditCommand, PoolCommand, Prefixed, PrincipalCommand, REMOTE, RunCommand, SecretCommand, Shown,
+    TokenCommand,
 };
 use crate::trouble::EXIT_CODES;
 
@@ -98,6 +99,9 @@ pub(crate) enum Command {
     /// Pools: how many calls targets bear, and which of them are down
     #[command(subcommand, after_help = REMOTE)]
     Pool(PoolCommand),
+    /// Facts: what runs have said for all to see, such as whether a machine can be failed over
+    #[command(after_help = REMOTE)]
+    Facts(Prefixed),
     /// The nodes that work on a server's database
     #[command(after_help = REMOTE)]
     Nodes(Shown),

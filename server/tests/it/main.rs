@@ -11,6 +11,7 @@ mod api;
 mod canary;
 mod config;
 mod demo;
+mod facts;
 mod hostile;
 mod logs;
 mod node;
