@@ -6,8 +6,8 @@ use backstay_engine::store::RoleName;
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 
 use crate::remote::args::{
-    AuditCommand, PoolCommand, PrincipalCommand, REMOTE, RunCommand, SecretCommand, Shown, TokenCommand,
-    Where,
+    AuditCommand, PoolCommand, Prefixed, PrincipalCommand, REMOTE, RunCommand, SecretCommand, Shown,
+    TokenCommand, Where,
 };
 use crate::trouble::EXIT_CODES;
 
@@ -112,6 +112,8 @@ pub(crate) enum Command {
     /// Pools: how many calls targets bear, and which of them are down
     #[command(subcommand)]
     Pool(PoolCommand),
+    /// Facts: what runs have said for all to see, such as whether a machine can be failed over
+    Facts(Prefixed),
     /// The nodes that work on a server's database
     Nodes(Shown),
     /// Looks for what is wrong here, and says what to do about it

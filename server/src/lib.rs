@@ -115,6 +115,7 @@ async fn command(cli: &Cli) -> Result<(), Trouble> {
         Command::Token(command) => remote::people::token(command, config).await,
         Command::Audit(command) => remote::people::audit(command, config, &interrupt).await,
         Command::Pool(command) => remote::people::pool(command, config).await,
+        Command::Facts(which) => remote::people::facts(which, config).await,
         Command::Secret(command) => remote::secrets::run(command, config).await,
         Command::Nodes(shown) => remote::people::nodes(shown, config).await,
         Command::Doctor => doctor::run(&loaded, &interrupt).await,

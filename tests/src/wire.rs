@@ -40,7 +40,7 @@ pub struct Wire {
 
 #[derive(Debug, Default)]
 struct State {
-    /// A statement whose text holds this is a write.
+    /// A statement whose text holds this is a write; if it is one word, whose text is this.
     mark: Mutex<String>,
     plan: Mutex<Plan>,
     exchanges: Mutex<Vec<Exchange>>,
@@ -137,7 +137,8 @@ impl Wire {
         *lock(&self.state.plan) = Plan { every, cuts: cuts.to_vec(), next: 0 };
     }
 
-    /// Which statements count as writes: those that hold this. It is the journal's, unless said otherwise.
+    /// Which statements count as writes: those that hold this, or, if it is one word, are this. It is the journal's, unless said
+    /// otherwise.
     pub fn mark(&self, text: &str) {
         *lock(&self.state.mark) = text.into();
     }
@@ -328,7 +329,8 @@ fn parsed(state: &State, message: &mut Vec<u8>, writes: &mut HashSet<Vec<u8>>) {
             exchange.done += 1;
         }
     }
-    if text.contains(lock(&state.mark).as_str()) {
+    let mark = lock(&state.mark);
+    if text == *mark || (mark.contains(' ') && text.contains(mark.as_str())) {
         writes.insert(name.to_vec());
     }
     let mut new = name.to_vec();

@@ -15,6 +15,7 @@
 //!   nics        its cards, for plans of your own
 //!   power       it starts and stops; whether it came up
 //!   validate    everything that can be known before anything is touched
+//!   context     whether a machine can be failed over: a fact that every run goes by
 //! ```
 //!
 //! Each reads the state of the world before it claims success: that a command was answered is not its effect. Volumes go
@@ -22,6 +23,7 @@
 
 mod blank;
 mod change;
+mod context;
 mod exports;
 mod guard;
 mod machine;
@@ -156,6 +158,11 @@ pub fn register(registry: Registry, site: Site, how: &impl Adds) -> Registry {
     let site = Arc::new(site);
     let of = || Arc::clone(&site);
     let registry = how.add(registry, validate::Validate(of()));
+    let registry = how.add(registry, context::ClaimContext);
+    let registry = how.add(registry, context::ReleaseContext);
+    let registry = how.add(registry, context::RecordFailedOver);
+    let registry = how.add(registry, context::WithdrawFailedOver);
+    let registry = how.add(registry, context::SettleContext);
     let registry = how.add(registry, source::PowerOffSource(of()));
     let registry = how.add(registry, source::PowerOnSource(of()));
     let registry = how.add(registry, sync::FinalSync(of()));

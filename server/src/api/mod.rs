@@ -12,12 +12,13 @@
 //!   plans, workflows         what would run
 //!   people, trail            who may do what, and what they did
 //!   secrets                  set and listed, never shown
-//!   pools, cluster           what targets bear, who works
+//!   pools, facts, cluster    what targets bear, what runs have said for all to see, who works
 //! ```
 
 mod bulk;
 mod cluster;
 pub mod document;
+mod facts;
 pub mod gate;
 mod ledger;
 pub mod operation;
@@ -73,6 +74,7 @@ pub fn operations() -> Vec<Operation> {
     all.extend(secrets::operations());
     all.extend(trail::operations());
     all.extend(pools::operations());
+    all.extend(facts::operations());
     all.extend(cluster::operations());
     all
 }

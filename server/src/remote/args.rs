@@ -55,6 +55,16 @@ pub(crate) struct Shown {
     pub remote: Remote,
 }
 
+/// Some of what has names.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct Prefixed {
+    /// Only those whose names begin so
+    #[arg(value_name = "PREFIX", default_value = "")]
+    pub prefix: String,
+    #[command(flatten)]
+    pub remote: Remote,
+}
+
 /// One run.
 #[derive(Clone, Debug, Args)]
 pub(crate) struct OfRun {

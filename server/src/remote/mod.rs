@@ -4,7 +4,7 @@
 //!   args     what they take
 //!   client   HTTP, with errors that say what to do
 //!   run      runs: start, look, watch, steer
-//!   people   principals, tokens, the audit trail, nodes
+//!   people   principals, tokens, the audit trail, pools, facts, nodes
 //!   secrets  secrets and the keys that seal them
 //!   workflows  the workflows that it has
 //!   show     tables, JSON, names

@@ -3,7 +3,7 @@
 use reqwest::Method;
 use serde_json::{Value, json};
 
-use super::args::{AuditCommand, Form, PoolCommand, PrincipalCommand, Remote, Shown, TokenCommand};
+use super::args::{AuditCommand, Form, PoolCommand, Prefixed, PrincipalCommand, Remote, Shown, TokenCommand};
 use super::client::{Api, confirm, segment};
 use super::show::{field, list, one, time};
 use crate::config::Config;
@@ -203,6 +203,34 @@ pub(crate) async fn pool(command: &PoolCommand, config: &Config) -> Result<(), T
             one(&done, remote.output, "changed");
         }
     }
+    Ok(())
+}
+
+/// `backstay facts`.
+pub(crate) async fn facts(which: &Prefixed, config: &Config) -> Result<(), Trouble> {
+    let Prefixed { prefix, remote } = which;
+    let api = Api::open(remote, config)?;
+    let (mut found, mut cursor) = (Vec::new(), String::new());
+    loop {
+        let asked = [("prefix", prefix.clone()), ("limit", "500".into()), ("cursor", cursor)];
+        let page = api.get("/facts", &asked).await?;
+        found.extend(items(&page));
+        match page.get("next").and_then(Value::as_str) {
+            Some(next) => cursor = next.to_owned(),
+            None => break,
+        }
+    }
+    list(
+        &found,
+        remote.output,
+        "name",
+        &[
+            ("NAME", |it| field(it, "name")),
+            ("VALUE", |it| field(it, "value")),
+            ("SINCE", |it| time(it, "at")),
+            ("BY RUN", |it| field(it, "by")),
+        ],
+    );
     Ok(())
 }
 

@@ -12,6 +12,7 @@ mod canary;
 mod colours;
 mod config;
 mod demo;
+mod facts;
 mod hostile;
 mod logs;
 mod node;

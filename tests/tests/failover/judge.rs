@@ -51,6 +51,33 @@ pub fn judge(
     wrong
 }
 
+/// What the context is says the same as how the run ended; and the journals say the same of it.
+pub async fn judge_context(
+    stage: &Stage,
+    name: &str,
+    live: bool,
+    run: RunId,
+    status: Status,
+) -> anyhow::Result<Vec<String>> {
+    let mut wrong = Vec::new();
+    let fact = stage.lab.engine.fact(&format!("context/{name}")).await?;
+    let is = fact.as_ref().map(|fact| fact.value.as_str());
+    let fits = match status {
+        Status::Succeeded | Status::Committed if live => is == Some("failed_over_live"),
+        Status::Succeeded | Status::Committed => is == Some("failed_over_test"),
+        // One that was refused before it claimed its context has said nothing.
+        Status::RolledBack => matches!(is, None | Some("ready_for_failover")),
+        _ => is != Some("ready_for_failover"),
+    };
+    if !fits {
+        wrong.push(format!("the run {run} is {}, and its context is {fact:?}", status.as_str()));
+    }
+    if let Err(error) = stage.lab.assert_facts().await {
+        wrong.push(error.to_string());
+    }
+    Ok(wrong)
+}
+
 fn copies(state: &State, run: RunId) -> Vec<(Uuid, VmState)> {
     let mark = format!("backstay-run-{run}");
     let ours = state.vms.values().filter(|vm| vm.removed.is_none() && vm.group.as_deref() == Some(&mark));

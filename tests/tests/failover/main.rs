@@ -10,6 +10,7 @@
 mod alone;
 mod breaks;
 mod commit;
+mod context;
 mod guards;
 mod guests;
 mod judge;

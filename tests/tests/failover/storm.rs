@@ -10,7 +10,7 @@ use backstay_engine::{Engine, RunId, Status};
 use backstay_simulator::faults::{Fault, Rule};
 use backstay_simulator::world::estate;
 
-use crate::judge::{Before, judge};
+use crate::judge::{Before, judge, judge_context};
 use crate::stage::Stage;
 
 /// What goes wrong, with its weight.
@@ -94,6 +94,7 @@ async fn a_storm_of_failovers_leaves_no_orphan_and_nothing_that_runs_twice() -> 
         // What others did stands in the same world: only what is about this run is looked at.
         let mut found = judge(&stage, name, *live, before, *run, status);
         found.retain(|what| !what.starts_with("an invariant"));
+        found.extend(judge_context(&stage, name, *live, *run, status).await?);
         if !found.is_empty() {
             wrong.push(format!(
                 "{name}, run {run}, {}: {found:#?}\n{}",

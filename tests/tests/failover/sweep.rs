@@ -11,7 +11,7 @@ use backstay_engine::{RunId, Status};
 use backstay_simulator::faults::{Fault, Rule};
 use backstay_tests::Deaths;
 
-use crate::judge::{Before, judge};
+use crate::judge::{Before, judge, judge_context};
 use crate::stage::Stage;
 
 /// What is played.
@@ -105,7 +105,8 @@ async fn play(scene: Scene, trouble: Trouble) -> anyhow::Result<Played> {
         Trouble::Call(_) | Trouble::DeathIn(_) => fired(),
     };
     let calls = stage.centre.faults().calls();
-    let wrong = judge(&stage, scene.name, scene.live, &before, run, status);
+    let mut wrong = judge(&stage, scene.name, scene.live, &before, run, status);
+    wrong.extend(judge_context(&stage, scene.name, scene.live, run, status).await?);
     let story = stage.lab.story(run).await?;
     drop(second);
     Ok(Played { status, passed: deaths.passed(), calls, happened, wrong, story })

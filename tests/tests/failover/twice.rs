@@ -5,7 +5,7 @@ use backstay_activities::site::Adds;
 use backstay_engine::machine::plan::Effect;
 use backstay_engine::{Activity, Context, Failure, Probe, Registry, Status};
 
-use crate::judge::{Before, judge};
+use crate::judge::{Before, judge, judge_context};
 use crate::stage::Stage;
 
 /// How an attempt is doubled.
@@ -79,7 +79,8 @@ async fn doubled(how: Doubled) -> anyhow::Result<()> {
         let (engine, _node) = stage.node_of(Stage::config("a"), &how).await?;
         let run = stage.submit(&engine, &stage.input(name, if live { "live" } else { "test" })).await?;
         let mut status = stage.settled(&engine, run).await?;
-        let wrong = judge(&stage, name, live, &before, run, status);
+        let mut wrong = judge(&stage, name, live, &before, run, status);
+        wrong.extend(judge_context(&stage, name, live, run, status).await?);
         anyhow::ensure!(wrong.is_empty(), "{name} {how:?}: {wrong:#?}\n{}", stage.lab.story(run).await?);
         let effects = stage.centre.truth().effects();
         for command in ONCE {
@@ -90,7 +91,8 @@ async fn doubled(how: Doubled) -> anyhow::Result<()> {
         stage.roll_back(&engine, run).await?;
         stage.moves_on(&engine, run, Status::Succeeded).await?;
         status = stage.settled(&engine, run).await?;
-        let wrong = judge(&stage, name, live, &before, run, status);
+        let mut wrong = judge(&stage, name, live, &before, run, status);
+        wrong.extend(judge_context(&stage, name, live, run, status).await?);
         anyhow::ensure!(
             wrong.is_empty(),
             "{name} {how:?}, back: {wrong:#?}\n{}",

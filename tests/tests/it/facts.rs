@@ -6,7 +6,8 @@ use std::time::Duration;
 use backstay_engine::machine::{Action, FactChange, Verb};
 use backstay_engine::store::{Batch, Proviso, probe};
 use backstay_engine::{
-    Answer, Engine, Fact, NodeConfig, Plan, PlanBuilder, RunId, Status, Store, StoreError, SubmitOptions,
+    Answer, Engine, Fact, NodeConfig, Plan, PlanBuilder, Retry, RunId, Status, Store, StoreError,
+    SubmitOptions,
 };
 use backstay_tests::{Cut, Deaths, Lab, Wire, plans};
 use serde_json::{Value, json};
@@ -318,12 +319,19 @@ async fn a_takeover_waits_for_a_fact_that_is_being_changed() -> anyhow::Result<(
 /// told so of a fact that has.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_commit_whose_answer_is_lost_is_found_again() -> anyhow::Result<()> {
-    for cut in [Cut::Before, Cut::Underway, Cut::Answered] {
-        for sure in [true, false] {
+    // The last of its statements, and the one before, by which the fact is changed already and the journal is not written.
+    for (statement, cut) in [
+        ("commit", Cut::Before),
+        ("commit", Cut::Underway),
+        ("commit", Cut::Answered),
+        ("insert into journal", Cut::Before),
+        ("insert into journal", Cut::Answered),
+    ] {
+        for sure in [Sure::All, Sure::Some, Sure::None] {
             let (it, wire, batch) = owned_over_a_wire(sure).await?;
             let store = Store::connect(wire.url()).await?;
             let mut conn = Some(probe::session(&store, "writer").await?);
-            wire.mark("commit");
+            wire.mark(statement);
             wire.cut(1, &[cut]);
             let appending = probe::append_surely(&store, &mut conn, &it.life, &batch);
             let stop = async {
@@ -334,26 +342,39 @@ async fn a_commit_whose_answer_is_lost_is_found_again() -> anyhow::Result<()> {
             let (appended, stopped) = tokio::join!(appending, stop);
             stopped?;
             let moved: Vec<_> = appended?.moved.into_iter().map(|moved| moved.run).collect();
-            assert_eq!(moved, [it.runs[1]], "{cut:?}, {sure}");
-            assert_eq!(fact(&it.lab).await?, Some(("taken".into(), 1, it.runs[0])), "{cut:?}, {sure}");
-            let lengths = if sure { [3, 2] } else { [3, 1] };
-            assert_eq!(it.lengths().await?, lengths, "{cut:?}, {sure}");
+            assert_eq!(moved, [it.runs[1]], "{statement}, {cut:?}, {sure:?}");
+            assert_eq!(
+                fact(&it.lab).await?,
+                Some(("taken".into(), 1, it.runs[0])),
+                "{statement}, {cut:?}, {sure:?}"
+            );
+            let lengths = if sure == Sure::All { [3, 2] } else { [3, 1] };
+            assert_eq!(it.lengths().await?, lengths, "{statement}, {cut:?}, {sure:?}");
         }
     }
     Ok(())
 }
 
-/// With rows that are written in any case, or with none.
-async fn owned_over_a_wire(sure: bool) -> anyhow::Result<(Owned, Wire, Batch)> {
+/// Whose rows are written in any case: both runs', the winner's behind the one that is refused, nobody's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Sure {
+    All,
+    Some,
+    None,
+}
+
+async fn owned_over_a_wire(sure: Sure) -> anyhow::Result<(Owned, Wire, Batch)> {
     let mut it = Owned::new().await?;
     let wire = Wire::to(&it.lab.url).await?;
     let mut batch = it.batch([("taken", 1), ("mine", 1)]);
-    if !sure {
-        // The first rows are there already, of the first run alone.
-        let first = Batch { events: vec![batch.events[0].clone()], ..Batch::default() };
-        probe::append(&mut it.conn, &it.life, &first).await?;
-        batch.events = vec![batch.events[1].clone(), (it.runs[1], row(&it.life, 2))];
+    if sure != Sure::All {
         batch.facts[1].from = 2;
+        batch.events.truncate(2);
+        batch.events.insert(0, (it.runs[1], row(&it.life, 2)));
+    }
+    if sure == Sure::None {
+        let first = Batch { events: vec![batch.events.remove(1)], ..Batch::default() };
+        probe::append(&mut it.conn, &it.life, &first).await?;
     }
     Ok((it, wire, batch))
 }
@@ -377,12 +398,21 @@ async fn what_comes_for_a_run_that_stands_still_is_put_by() -> anyhow::Result<()
             .done();
         let saves = json!({ "waits": "beside", "saves": true });
         let b = plan.step("b", "make").input(saves).undone_by("unmake", json!({})).done();
-        plan.step("c", "make").after([&a, &b]).undone_by("unmake", json!({}));
+        // It is tried again while the run stands still.
+        let d = plan
+            .step("d", "make")
+            .input(json!({ "waits": "again", "fails": "1" }))
+            .retry(Retry::fixed(3, Duration::from_millis(500)))
+            .undone_by("unmake", json!({}))
+            .done();
+        plan.step("c", "make").after([&a, &b, &d]).undone_by("unmake", json!({}));
         let run = submit(&engine, &plan.check(engine.registry())?).await?;
         until("both are under way", async || {
             Ok(lab.world.touched("look", "a").await? == 1 && lab.world.touched("wait", "b").await? == 1)
         })
         .await?;
+        lab.world.open_gate("again").await?;
+        until("one is to be tried again", async || Ok(lab.story(run).await?.contains("failed d #1"))).await?;
         if loses {
             let by_hand = "insert into facts (name, value, version, changed_by) values ('it', 'lost', 1, gen_random_uuid())";
             sqlx::query(by_hand).execute(&mut lab.sql().await?).await?;
@@ -406,8 +436,8 @@ async fn what_comes_for_a_run_that_stands_still_is_put_by() -> anyhow::Result<()
             Ok(said == 1)
         })
         .await?;
-        // Long enough to be read; nothing is lost if it was not.
-        tokio::time::sleep(Duration::from_millis(100)).await;
+        // Long enough for all of it to come; if it has not, this test proves less, and fails no more.
+        tokio::time::sleep(Duration::from_millis(800)).await;
         wire.let_arrive();
         assert!(matches!(asking.await??, Answer::Accepted { .. }));
         until("its other step is done", async || Ok(lab.story(run).await?.contains("succeeded b"))).await?;

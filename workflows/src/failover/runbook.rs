@@ -1,21 +1,26 @@
 //! The steps of a failover, in the order in which they have to be.
 //!
 //! ```text
-//!   validate ─┬─> create-vm ──> drop-blank-root ─────────────────────────────────────────┐
-//!             └─> [source-off ──> final-sync] ──> close-exports ──> release-disk-n ──>   │
-//!                 snapshot ──> [lend-disk-n ──> inject-drivers ──> reclaim-disk-n] ──────┴─> attach-disk-0, 1, …
-//!                                                                    ──> start-vm ──> check-boot
+//!   validate ──> claim-context ─┬─> create-vm ──> drop-blank-root ───────────────────────┐
+//!             ┌─────────────────┘                                                          │
+//!             └─> [source-off ──> final-sync] ──> close-exports ──> release-disk-n ──>     │
+//!                 snapshot ──> [lend-disk-n ──> inject-drivers ──> reclaim-disk-n] ────────┴─> attach-disk-0, 1, …
+//!                                             ──> start-vm ──> check-boot ──> record-failed-over
 //! ```
 //!
 //! Read backwards it is the cleanup: the copy stops, its disks are detached, go back to their snapshots and home to the
-//! appliance, replication may write to them again, the copy is destroyed, and the source is as it was.
+//! appliance, replication may write to them again, the copy is destroyed, the source is as it was, and the context is ready
+//! again.
+//!
+//! What a context is follows what happened: it is failing over before anything is touched, failed over when its copy was
+//! seen to run, and ready when all of that is undone. A run that ends otherwise leaves it as it is, and no other begins.
 //!
 //! Disks leave the appliance before their snapshots are taken, as CloudStack takes none of a disk that is in use unless it is
 //! told to, and reverts none at all.
 
 use std::time::Duration;
 
-use backstay_machine::plan::{Commit, Ending, Output, PlanBuilder, Retry, Span};
+use backstay_machine::plan::{Commit, Ending, OnFailure, Output, PlanBuilder, Retry, Span};
 use serde_json::{Value, json};
 
 use super::input::{Failover, Snapshots};
@@ -36,12 +41,20 @@ pub(super) fn plan(it: &Failover) -> PlanBuilder {
         .titled("Check everything that can be known before anything is touched")
         .input(book.validation())
         .nothing_to_undo("it only looks");
+    let context = json!({ "context": it.context });
+    let claimed = plan
+        .step("claim-context", "claim-context")
+        .titled("Take the context, if it is ready for a failover")
+        .input(context.clone())
+        .after([&validate])
+        .undone_by("release-context", context)
+        .done();
 
     let vm = plan
         .step("create-vm", "create-vm")
         .titled("Create the machine, switched off")
         .input(book.machine())
-        .after([&validate])
+        .after([&claimed])
         .undone_by("destroy-vm", book.machine_unmade())
         .done();
     let empty_vm = plan
@@ -53,10 +66,10 @@ pub(super) fn plan(it: &Failover) -> PlanBuilder {
         .done();
 
     let (source_off, quiet) = if it.is_live() {
-        let (off, synced) = book.take_over(&mut plan, &validate);
+        let (off, synced) = book.take_over(&mut plan, &claimed);
         (Some(off), synced)
     } else {
-        (None, validate)
+        (None, claimed)
     };
     let closed = plan
         .step("close-exports", "close-exports")
@@ -101,13 +114,21 @@ pub(super) fn plan(it: &Failover) -> PlanBuilder {
         None => start,
     };
     let started = start.undone_by("stop-vm", json!({ "vm": vm.output("/vm") })).done();
-    plan.step("check-boot", "check-boot")
+    let up = plan
+        .step("check-boot", "check-boot")
         .titled("See that it comes up and stays up")
         .input(json!({ "vm": vm.output("/vm"), "steady": it.steady, "within": it.boot_within }))
         .after([&started])
         .timeout(Span::from(it.boot_within.0 + Duration::from_secs(60)))
         .retry(Retry::fixed(2, Duration::from_secs(5)))
         .nothing_to_undo("it only looks");
+    // Its copy runs: if somebody else has the context now, that is nothing to be undone without being asked.
+    plan.step("record-failed-over", "record-failed-over")
+        .titled("Say that the machine is failed over")
+        .input(book.failed_over())
+        .after([&up])
+        .on_failure(OnFailure::Hold)
+        .undone_by("withdraw-failed-over", book.failed_over());
 
     if let Some(taken) = snapshot.filter(|_| it.is_live()) {
         plan.step("drop-snapshots", "drop-snapshots")
@@ -185,14 +206,14 @@ impl<'a> Book<'a> {
     }
 
     /// Live: the source goes down, and its last changes are copied. The step that proves the first, and the last of both.
-    fn take_over(&self, plan: &mut PlanBuilder, validate: &Output) -> (Output, Output) {
+    fn take_over(&self, plan: &mut PlanBuilder, claimed: &Output) -> (Output, Output) {
         let source = &self.it.source;
         let whom = json!({ "id": source.id, "vcenter": source.vcenter });
         let off = plan
             .step("source-off", "power-off-source")
             .titled("Shut the source down")
             .input(with(&whom, json!({ "force_after": self.it.force_after })))
-            .after([validate])
+            .after([claimed])
             .undone_by("power-on-source", with(&whom, json!({ "copy": self.host })))
             .done();
         if !self.it.final_sync {
@@ -287,6 +308,10 @@ impl<'a> Book<'a> {
             .undone_by("take-from-oma", volume)
             .undo_retry(patient())
             .done()
+    }
+
+    fn failed_over(&self) -> Value {
+        json!({ "context": self.it.context, "status": format!("failed_over_{}", self.it.mode.word()) })
     }
 
     fn start(&self, vm: &Output) -> Value {
