@@ -45,7 +45,7 @@ pub(crate) async fn measure(host: &Host, args: &Args) -> anyhow::Result<Value> {
     let url = host.fresh("activities").await?;
     let mut data_centre = Worker::start("activities", centre::NAME, &url, 2 * runs + 1, None)?;
     let at: Addresses = serde_json::from_str(&data_centre.says().await?)?;
-    let mut node = Worker::start("activities", "node", &url, 2 * runs + 1, Some(&at))?;
+    let mut node = Worker::start("activities", "node", &url, 2 * runs + 1, Some((&at, PAUSE.into())))?;
     node.says().await?;
     let mut play = Play {
         conn: PgConnection::connect(&url).await?,
@@ -159,7 +159,7 @@ pub(crate) async fn worker(url: &str, args: &Args) -> anyhow::Result<()> {
     if args.name.as_deref() == Some(centre::NAME) {
         return centre::serve(machines).await;
     }
-    let engine = Engine::connect(url, centre::registry(&estate_of(1), PAUSE)?).await?;
+    let engine = Engine::connect(url, centre::registry(&estate_of(1))?).await?;
     let _node = engine.start_node(NodeConfig { name: "bench".into(), ..NodeConfig::default() }).await?;
     say("READY")?;
     let mut lines = BufReader::new(tokio::io::stdin()).lines();

@@ -25,8 +25,9 @@ use tokio::process::{Child, ChildStdin, Command};
 
 use crate::recovery::{Lines, say};
 
-/// Tells a node where the data centre is.
+/// Tells a node where the data centre is, and how often it looks.
 const CENTRE: &str = "BENCH_CENTRE";
+const PAUSE: &str = "BENCH_PAUSE";
 /// The worker that is the data centre.
 pub(crate) const NAME: &str = "centre";
 
@@ -88,12 +89,12 @@ impl Worker {
         name: &str,
         url: &str,
         machines: usize,
-        at: Option<&Addresses>,
+        node: Option<(&Addresses, Span)>,
     ) -> anyhow::Result<Self> {
         let mut command = Command::new(std::env::current_exe()?);
         command.args([scenario, "--worker", url, "--name", name, "--concurrency", &machines.to_string()]);
-        if let Some(at) = at {
-            command.env(CENTRE, serde_json::to_string(at)?);
+        if let Some((at, pause)) = node {
+            command.env(CENTRE, serde_json::to_string(at)?).env(PAUSE, pause.to_string());
         }
         let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).kill_on_drop(true).spawn()?;
         let orders = child.stdin.take().context("no input")?;
@@ -149,8 +150,8 @@ impl Secrets for Pretended {
     }
 }
 
-/// The activities of a node beside it. Pauses between looks are `pause`, and never much longer.
-pub(crate) fn registry(state: &State, pause: Duration) -> anyhow::Result<Registry> {
+/// The activities of a node beside it, as it was told.
+pub(crate) fn registry(state: &State) -> anyhow::Result<Registry> {
     let _ = rustls::crypto::ring::default_provider().install_default();
     let at: Addresses = serde_json::from_str(&std::env::var(CENTRE).context("where is the data centre?")?)?;
     let wrong = |text: String| anyhow::anyhow!(text);
@@ -161,7 +162,8 @@ pub(crate) fn registry(state: &State, pause: Duration) -> anyhow::Result<Registr
         origins: origins.into_iter().collect::<anyhow::Result<_>>()?,
         of_account: (account.key.clone(), account.secret.clone()),
     });
-    let pause = Span::from(pause);
+    let pause: Span =
+        serde_json::from_value(json!(std::env::var(PAUSE).context("how often does it look?")?))?;
     let cloudstack = CloudStackSettings {
         url: at.cloudstack,
         api_key: SecretName::new("key"),

@@ -21,8 +21,10 @@ use crate::{Args, round};
 
 /// One after the other: so many, as the clock of the CPU is coarse.
 const IN_A_ROW: usize = 20;
-/// Between two looks.
-const PAUSE: Duration = Duration::from_millis(2);
+/// Between two looks at what was begun: one failover alone should not wait for itself; many wait for each other, at the
+/// appliance above all, which attaches and detaches one disk after the other, and should not spend the time on looks.
+const SOON: Duration = Duration::from_millis(2);
+const NOW_AND_THEN: Duration = Duration::from_secs(1);
 
 /// What a node is told to do.
 #[derive(Serialize, Deserialize)]
@@ -38,16 +40,26 @@ struct Order {
 pub(crate) async fn measure(host: &Host, args: &Args) -> anyhow::Result<Value> {
     let runs = args.concurrency.unwrap_or(1_000);
     let in_a_row = IN_A_ROW.min(runs);
+    // One more, to warm up with.
+    let machines = runs + in_a_row + 1;
     let url = host.fresh("failover").await?;
-    let mut data_centre = Worker::start("failover", centre::NAME, &url, runs + in_a_row, None)?;
+    let mut data_centre = Worker::start("failover", centre::NAME, &url, machines, None)?;
     let at: Addresses = serde_json::from_str(&data_centre.says().await?)?;
-    let mut node = Worker::start("failover", "node", &url, runs + in_a_row, Some(&at))?;
-    node.says().await?;
-    let mut play =
-        Play { conn: PgConnection::connect(&url).await?, url, at, node, centre: data_centre.pid.clone() };
-    // What every process does once is no part of a failover: the last machine warms up what the others meet.
-    let warm = Order { mode: "test".into(), part: "warm-up".into(), first: runs + in_a_row, count: 1 };
-    play.part(&[warm]).await?;
+    let node = async |name: &str, pause: Duration| {
+        let mut node = Worker::start("failover", name, &url, machines, Some((&at, pause.into())))?;
+        node.says().await?;
+        anyhow::Ok(node)
+    };
+    let mut play = Play {
+        conn: PgConnection::connect(&url).await?,
+        url: url.clone(),
+        at: at.clone(),
+        node: node("alone", SOON).await?,
+        centre: data_centre.pid.clone(),
+    };
+    // What every process does once is no part of a failover.
+    let warm = |part: &str| [Order { mode: "test".into(), part: part.into(), first: machines, count: 1 }];
+    play.part(&warm("warm-up")).await?;
     let mut report = serde_json::Map::from_iter([("runs".to_owned(), json!(runs))]);
     let single = |mode: &str, n: usize| Order {
         mode: mode.into(),
@@ -59,6 +71,8 @@ pub(crate) async fn measure(host: &Host, args: &Args) -> anyhow::Result<Value> {
         let orders: Vec<_> = (1..=in_a_row).map(|n| single(mode, n)).collect();
         report.insert(name.into(), play.part(&orders).await?);
     }
+    std::mem::replace(&mut play.node, node("many", NOW_AND_THEN).await?).end().await?;
+    play.part(&warm("warm-up of many")).await?;
     for (name, mode) in [("rehearsals", "test"), ("live", "live")] {
         let all = Order { mode: mode.into(), part: format!("all {mode}"), first: 1, count: runs };
         report.insert(name.into(), play.part(&[all]).await?);
@@ -77,11 +91,13 @@ struct Play {
     centre: String,
 }
 
-/// From submission to its last event, as the database's clock has it, and how many events.
+/// From submission to its last event, as the database's clock has it, how many events, and how many of them are failed attempts.
 const TOOK: &str =
-    "select percentile_cont(array[0.5, 0.99, 1]) within group (order by took), sum(events)::float8
+    "select percentile_cont(array[0.5, 0.99, 1]) within group (order by took), sum(events)::float8,
+       sum(failed)::float8
 from (
-    select extract(epoch from max(j.at) - r.submitted_at)::float8 * 1000 as took, count(*) as events
+    select extract(epoch from max(j.at) - r.submitted_at)::float8 * 1000 as took, count(*) as events,
+           count(*) filter (where j.kind = 'failed') as failed
     from runs r join journal j using (run_id) where r.labels ->> 'part' = $1
     group by r.run_id
 ) as each";
@@ -118,7 +134,7 @@ impl Play {
                     "not all failovers come to their end"
                 );
                 most = most.max(resident_mb(&self.node.pid));
-                tokio::time::sleep(if count == 1 { PAUSE } else { PAUSE * 10 }).await;
+                tokio::time::sleep(if order.count == 1 { SOON } else { SOON * 10 }).await;
             }
         }
         let lasted = begun.elapsed().as_secs_f64();
@@ -128,7 +144,7 @@ impl Play {
         for order in orders {
             (order.first..order.first + order.count).try_for_each(|n| stands(&truth.state, n, live))?;
         }
-        let (took, events): (Vec<f64>, f64) =
+        let (took, events, failed): (Vec<f64>, f64, f64) =
             sqlx::query_as(TOOK).bind(&part).fetch_one(&mut self.conn).await?;
         let longest: Value = sqlx::query_scalar(LONGEST).bind(&part).fetch_one(&mut self.conn).await?;
         let each = |of: f64, digits| round(of / count as f64, digits);
@@ -140,6 +156,7 @@ impl Play {
             "took_p99_ms": of(1),
             "took_most_ms": of(2),
             "longest_p50_ms": longest,
+            "failed_attempts": failed,
             "events_each": each(events, 1),
             "calls_each": each((truth.calls - calls) as f64, 1),
             "node_cpu_ms_each": each((after.0 - before.0) * 1_000.0, 2),
@@ -212,8 +229,9 @@ pub(crate) async fn worker(url: &str, args: &Args) -> anyhow::Result<()> {
         return centre::serve(machines).await;
     }
     let state = estate_of(machines);
-    let engine = Engine::connect(url, centre::registry(&state, PAUSE)?).await?;
-    let _node = engine.start_node(NodeConfig { name: "bench".into(), ..NodeConfig::default() }).await?;
+    let name = args.name.clone().unwrap_or_else(|| "bench".into());
+    let engine = Engine::connect(url, centre::registry(&state)?).await?;
+    let _node = engine.start_node(NodeConfig { name, ..NodeConfig::default() }).await?;
     say("READY")?;
     let mut lines = BufReader::new(tokio::io::stdin()).lines();
     while let Some(order) = centre::orders::<Order>(&mut lines).await? {
