@@ -1,28 +1,26 @@
-//! What no activity does, whatever its plan says. Each case is one guard: without it the call would be made.
+//! The cases: each is one guard, and the world in which it is all that stands between a plan and the call.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use backstay_engine::{PlanBuilder, Status};
 use backstay_simulator::world::things::{Attachment, Power, VmSnapshot, VmState, VolumeState};
 use backstay_simulator::world::{State, estate};
 use chrono::Utc;
 use serde_json::{Value, json};
 use uuid::Uuid;
 
-use crate::alone::{Alone, Arrange, machine, undone, vcenter};
-use crate::stage::Stage;
+use crate::alone::{Arrange, vcenter};
 
 /// A machine is made, the world is arranged around it, and then this is asked for.
-struct Case {
-    activity: &'static str,
+pub struct Case {
+    pub activity: &'static str,
     /// The code of the refusal.
-    code: &'static str,
+    pub code: &'static str,
     /// Some of its words.
-    says: &'static str,
-    arrange: Arrange,
+    pub says: &'static str,
+    pub arrange: Arrange,
     /// Its input; `vm` stands for the machine.
-    input: fn(Value) -> Value,
+    pub input: fn(Value) -> Value,
 }
 
 fn case(
@@ -35,15 +33,15 @@ fn case(
     Case { activity, code, says, arrange: Arc::new(arrange), input }
 }
 
-fn as_it_is(_: &mut State, _: Uuid) {}
+pub fn as_it_is(_: &mut State, _: Uuid) {}
 
 /// The only disk of `web-01`.
-fn replica() -> Uuid {
+pub fn replica() -> Uuid {
     estate::replica("web-01", 2000)
 }
 
 /// A disk of another machine.
-fn other() -> Uuid {
+pub fn other() -> Uuid {
     estate::replica("db-01", 2001)
 }
 
@@ -52,13 +50,13 @@ fn stranger() -> Uuid {
     estate::id("vm", "web-01-old")
 }
 
-fn free(state: &mut State, volume: Uuid) {
+pub fn free(state: &mut State, volume: Uuid) {
     let plugged = state.volumes[&volume].plugged.clone();
     plugged.into_iter().for_each(|vm| state.unplug(volume, vm));
     state.detach_row(volume).unwrap();
 }
 
-fn hang(state: &mut State, volume: Uuid, vm: Uuid, device: u32) {
+pub fn hang(state: &mut State, volume: Uuid, vm: Uuid, device: u32) {
     free(state, volume);
     if device == 0 {
         blank(state, vm).into_iter().for_each(|blank| free(state, blank));
@@ -67,7 +65,7 @@ fn hang(state: &mut State, volume: Uuid, vm: Uuid, device: u32) {
     state.attach_row(volume, vm, device).unwrap();
 }
 
-fn blank(state: &State, vm: Uuid) -> Option<Uuid> {
+pub fn blank(state: &State, vm: Uuid) -> Option<Uuid> {
     let root = Some(Attachment { vm, device: 0 });
     state.volumes.values().find(|volume| volume.attached == root).map(|volume| volume.id)
 }
@@ -86,7 +84,7 @@ fn snapshot(state: &mut State, vm: Uuid) {
     state.vm_snapshots.insert(snapshot.id, snapshot);
 }
 
-fn run_it(state: &mut State, vm: Uuid) {
+pub fn run_it(state: &mut State, vm: Uuid) {
     state.power_on(vm).unwrap();
     let host = state.hosts[0].id;
     let row = state.vm_mut(vm).unwrap();
@@ -99,7 +97,7 @@ fn stop_it(state: &mut State, vm: Uuid) {
     (row.state, row.host) = (VmState::Stopped, None);
 }
 
-fn source(state: &mut State, power: Power) {
+pub fn source(state: &mut State, power: Power) {
     state.source_power(&estate::source("web-01"), power).unwrap();
 }
 
@@ -107,7 +105,7 @@ fn oma() -> Uuid {
     estate::small().oma
 }
 
-fn the_source() -> Value {
+pub fn the_source() -> Value {
     json!({ "id": estate::source("web-01"), "vcenter": vcenter() })
 }
 
@@ -136,7 +134,7 @@ fn moving(rehearsal: bool) -> Value {
 }
 
 /// Volumes: where they may be taken from, and brought to.
-fn volumes() -> Vec<Case> {
+pub fn volumes() -> Vec<Case> {
     vec![
         case(
             "take-from-oma",
@@ -254,7 +252,7 @@ fn volumes() -> Vec<Case> {
 }
 
 /// Machines: none is destroyed with somebody's data, and none that is not this run's is touched.
-fn machines() -> Vec<Case> {
+pub fn machines() -> Vec<Case> {
     vec![
         case(
             "destroy-vm",
@@ -336,7 +334,7 @@ fn machines() -> Vec<Case> {
 }
 
 /// What is started: nothing twice, nothing where the world sees it, and nothing with half of its disks.
-fn starts() -> Vec<Case> {
+pub fn starts() -> Vec<Case> {
     let whole = |state: &mut State, vm: Uuid| hang(state, replica(), vm, 0);
     vec![
         case(
@@ -407,7 +405,7 @@ fn starts() -> Vec<Case> {
 }
 
 /// What is written to the replicas: only from a source that is off, and only to what is a copy of it.
-fn syncs() -> Vec<Case> {
+pub fn syncs() -> Vec<Case> {
     vec![
         case("final-sync", "source_not_off", "poweredOn", as_it_is, |_| sync()),
         case(
@@ -466,7 +464,7 @@ fn syncs() -> Vec<Case> {
 }
 
 /// What is refused before anything is touched.
-fn validations() -> Vec<Case> {
+pub fn validations() -> Vec<Case> {
     let refused = |says, arrange: Arrange, input| Case {
         activity: "validate-move",
         code: "not_ready",
@@ -497,101 +495,4 @@ fn validations() -> Vec<Case> {
             input
         }),
     ]
-}
-
-async fn refuses(case: &Case) -> anyhow::Result<()> {
-    let alone = Alone::new(Stage::new().await?, Arc::clone(&case.arrange)).await?;
-    let mut plan = PlanBuilder::new("guard");
-    let vm = plan.step("vm", "create-vm").input(machine()).nothing_to_undo("it is a test");
-    let ready = plan
-        .step("arrange", "arrange")
-        .input(json!({ "vm": vm.output("/vm") }))
-        .after([&vm])
-        .nothing_to_undo("it is a test");
-    plan.step("guarded", case.activity)
-        .input((case.input)(vm.output("/vm")))
-        .after([&ready])
-        .nothing_to_undo("it is a test");
-    let (run, status) = alone.play(plan).await?;
-    let (code, message) = alone.failure(run, "guarded").await?;
-    let (said, story) = (format!("{code}: {message}"), alone.stage.lab.story(run).await?);
-    // The machine that was made for it is left.
-    anyhow::ensure!(status == Status::Stuck, "it is {}: {said}\n{story}", status.as_str());
-    anyhow::ensure!(code == case.code && message.contains(case.says), "it says {said}\n{story}");
-    let called = alone.changed();
-    anyhow::ensure!(called.is_empty(), "it has called {called:?}");
-    alone.stage.is_sound()
-}
-
-async fn all(cases: Vec<Case>) -> anyhow::Result<()> {
-    let mut failed = Vec::new();
-    for case in &cases {
-        if let Err(error) = refuses(case).await {
-            failed.push(format!(
-                "{} is not refused with {} ({}): {error:#}",
-                case.activity, case.code, case.says
-            ));
-        }
-    }
-    anyhow::ensure!(failed.is_empty(), "{} of {}:\n{}", failed.len(), cases.len(), failed.join("\n\n"));
-    Ok(())
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_volume_is_moved_only_from_and_to_where_it_belongs() -> anyhow::Result<()> {
-    all(volumes()).await
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_machine_is_touched_only_if_it_is_this_runs_and_destroyed_only_without_data() -> anyhow::Result<()>
-{
-    all(machines()).await
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_copy_is_started_only_alone_hidden_and_whole() -> anyhow::Result<()> {
-    all(starts()).await
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_replica_is_written_to_only_from_a_source_that_is_off() -> anyhow::Result<()> {
-    all(syncs()).await
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn what_can_be_known_before_is_refused_before() -> anyhow::Result<()> {
-    all(validations()).await
-}
-
-/// The guards of undos: what they are told by the journal is looked at before they believe it.
-#[tokio::test(flavor = "multi_thread")]
-async fn an_undo_removes_only_what_is_blank_and_starts_no_source_beside_its_copy() -> anyhow::Result<()> {
-    let blank = |id: Uuid| json!({ "saved": { "begun": null, "calls": 0, "more": id } });
-    // It is at no machine, and is a replica.
-    let alone = Alone::new(Stage::new().await?, Arc::new(|state, _| free(state, replica()))).await?;
-    let plan =
-        undone(blank(replica()), "remove-blank-disk", |vm| json!({ "vm": vm, "protected": [replica()] }));
-    let (run, status) = alone.play(plan).await?;
-    assert_eq!((status, alone.failure(run, "left").await?.0), (Status::Stuck, "not_blank".into()));
-    // It is at somebody else's machine.
-    let theirs = estate::id("volume", "ROOT-web-01-old");
-    let alone = Alone::plain().await?;
-    let plan = undone(blank(theirs), "remove-blank-disk", |vm| json!({ "vm": vm, "protected": [] }));
-    let (run, status) = alone.play(plan).await?;
-    assert_eq!((status, alone.failure(run, "left").await?.0), (Status::Stuck, "not_blank".into()));
-    assert_eq!(alone.changed(), []);
-
-    let running: Arrange = Arc::new(|state, vm| {
-        source(state, Power::Off);
-        hang(state, replica(), vm, 0);
-        run_it(state, vm);
-    });
-    let alone = Alone::new(Stage::new().await?, running).await?;
-    let before = json!({ "saved": { "original": "poweredOn" } });
-    let mut input = the_source();
-    input["copy"] = json!({ "base": "copy-01" });
-    let (run, status) = alone.play(undone(before, "power-on-source", |_| input)).await?;
-    assert_eq!((status, alone.failure(run, "left").await?.0), (Status::Stuck, "copy_may_run".into()));
-    assert_eq!(alone.changed(), []);
-    alone.stage.is_sound()
 }
