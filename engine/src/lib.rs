@@ -24,7 +24,7 @@ pub mod trace;
 mod upkeep;
 mod watch;
 
-pub use activity::{Activity, Context, Failure, Filled, Probe, Registry, Undone};
+pub use activity::{Activity, Context, Failure, Filled, Probe, Registry, Resource, Undone};
 pub use async_trait::async_trait;
 pub use backstay_machine as machine;
 pub use backstay_machine::plan::{Effect, OnFailure, PlanBuilder, Retry, Span, output};

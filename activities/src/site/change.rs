@@ -304,36 +304,4 @@ impl Site {
             () = tokio::time::sleep(pause) => Ok(()),
         }
     }
-
-    /// Puts a tag on something, unless it is there.
-    pub(super) async fn tag(
-        &self,
-        context: &Context,
-        kind: &str,
-        id: &str,
-        (key, value): (&str, &str),
-    ) -> Result<(), Failure> {
-        let mut trouble = None;
-        for turn in 0..3 {
-            let tags = self.cloudstack.list_tags(kind, id).await?;
-            if tags.iter().any(|tag| tag.key == key && tag.value.as_deref() == Some(value)) {
-                return Ok(());
-            }
-            let job =
-                Uuid::new_v5(&context.key(), format!("tag {key} {} {turn}", context.attempt()).as_bytes());
-            let wanted = std::collections::BTreeMap::from([(key.to_owned(), value.to_owned())]);
-            trouble = match self.cloudstack.create_tags(kind, id, &wanted, Some(job)).await {
-                Ok(started) => self.cloudstack.finish(&started.jobid, None, context.cancelled()).await.err(),
-                Err(trouble) => Some(trouble),
-            };
-        }
-        let tags = self.cloudstack.list_tags(kind, id).await?;
-        if tags.iter().any(|tag| tag.key == key && tag.value.as_deref() == Some(value)) {
-            return Ok(());
-        }
-        Err(trouble.map_or_else(
-            || Failure::retryable("not_seen", format!("the tag {key} of {kind} {id} does not show")),
-            Failure::from,
-        ))
-    }
 }

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //!   change      the protocol of every change: look, adopt what is at work, call, wait, look again
+//!   tags        notes on things over there
 //!   guard       what is asked right before a call, whatever the plan says
 //!   source      the machine at VMware: off, on, its last changes copied
 //!   exports     the way by which replication writes
@@ -23,6 +24,7 @@ mod machine;
 mod power;
 mod snapshots;
 mod source;
+mod tags;
 mod validate;
 mod virtio;
 mod volumes;
@@ -43,6 +45,8 @@ use crate::vma::Vma;
 pub const RUN_TAG: &str = "backstay-run";
 /// The tag of a volume that was written by others than replication, and could not be put back.
 pub const DIRTY_TAG: &str = "backstay-dirty";
+/// The tag of the volume that a guest starts from: how far the conversion is.
+const VIRTIO_TAG: &str = "backstay-virtio";
 /// The tag of a network in which rehearsals may take place.
 pub const TEST_NETWORK_TAG: &str = "backstay-test-network";
 

@@ -13,15 +13,12 @@ use backstay_engine::{Activity, Context, Failure};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::Site;
 use super::change::Saved;
-use super::snapshots::Set;
-use crate::v2v::{Firmware, Format, Guest, GuestDisk};
+use super::snapshots::{Back, Taken};
+use super::{Site, VIRTIO_TAG};
+use crate::v2v::{Firmware, Format, Guest, GuestDisk, V2v};
 
 pub(super) struct InjectDrivers(pub Arc<Site>);
-
-/// The tag of a volume that says how far its conversion is.
-const VIRTIO_TAG: &str = "backstay-virtio";
 
 /// The guest.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
@@ -33,9 +30,10 @@ pub(super) struct Convert {
     cpus: u32,
     /// BIOS or UEFI.
     boot_type: String,
-    /// Its volumes, which are attached to the appliance, and their snapshots: there has to be a way back before anything is
-    /// written. It starts from the first.
-    snapshots: Set,
+    /// Its volumes, which are attached to the appliance. It starts from the first.
+    volumes: Vec<String>,
+    /// Their snapshots: there has to be a way back before anything is written.
+    snapshots: Taken,
 }
 
 /// It was done.
@@ -98,7 +96,19 @@ impl InjectDrivers {
         Ok(devices)
     }
 
-    /// Takes the disks back to their snapshots: off the appliance, back, and on again.
+    /// Whoever began it may be gone, and the program not. It can be at work only on what is attached here.
+    async fn end_leftovers(&self, v2v: &V2v, volumes: &[String]) -> Result<(), Failure> {
+        let mut devices = Vec::new();
+        for id in volumes {
+            let known = self.0.daemon.device(id).await?.and_then(|device| device.path().map(PathBuf::from));
+            devices.extend(known.filter(|device| device.exists()));
+        }
+        v2v.end_leftovers(&devices).await?;
+        Ok(())
+    }
+
+    /// Takes the disks back to their snapshots: off the appliance, back, and on again. It may have been cut off before, so
+    /// each of them may be anywhere on that way.
     async fn start_over(
         &self,
         context: &Context,
@@ -107,25 +117,26 @@ impl InjectDrivers {
     ) -> Result<(), Failure> {
         let site = &self.0;
         context.progress(5.0, "an earlier conversion did not come to its end: going back to the snapshots");
-        for volume in &input.snapshots.volumes {
-            saved.begun = None;
+        for volume in &input.volumes {
             site.take(context, saved, volume).await?;
-        }
-        for (n, volume) in input.snapshots.volumes.iter().enumerate() {
-            site.put_back(context, &input.snapshots, n, volume).await?;
-        }
-        for volume in &input.snapshots.volumes {
             saved.begun = None;
+        }
+        for volume in &input.volumes {
+            if let Back::Failed(failure) = site.put_back(context, &input.snapshots, volume).await? {
+                return Err(failure);
+            }
+        }
+        for volume in &input.volumes {
             site.bring_home(context, saved, volume).await?;
+            saved.begun = None;
         }
         saved.more.clean = true;
         context.save(saved).await
     }
 
     async fn note(&self, context: &Context, input: &Convert, word: &str) -> Result<(), Failure> {
-        let Some(first) = input.snapshots.volumes.first() else { return Ok(()) };
-        let value = format!("{}:{word}", context.run());
-        self.0.tag(context, "Volume", first, (&format!("{VIRTIO_TAG}-{word}"), &value)).await
+        let Some(first) = input.volumes.first() else { return Ok(()) };
+        self.0.tag(context, "Volume", first, (VIRTIO_TAG, &format!("{}:{word}", context.run()))).await
     }
 }
 
@@ -152,16 +163,12 @@ impl Activity for InjectDrivers {
         if let Some(done) = saved.more.done {
             return Ok(done);
         }
-        let devices = self.devices(context, &input.snapshots.volumes).await?;
-        if saved.more.begun > 0 {
-            // It may be at it still: whoever began it may be gone, and the program not.
-            v2v.end_leftovers(&devices).await?;
-            if !saved.more.clean {
-                self.start_over(context, &mut saved, &input).await?;
-            }
+        if saved.more.begun > 0 && !saved.more.clean {
+            self.end_leftovers(v2v, &input.volumes).await?;
+            self.start_over(context, &mut saved, &input).await?;
         }
-        self.0.way_back(context, &input.snapshots).await?;
-        let devices = self.devices(context, &input.snapshots.volumes).await?;
+        self.0.way_back(context, &input.snapshots, &input.volumes).await?;
+        let devices = self.devices(context, &input.volumes).await?;
         saved.more.begun += 1;
         saved.more.clean = false;
         context.save(&saved).await?;

@@ -323,9 +323,9 @@ impl Vma {
         decode: impl FnOnce(&[u8]) -> Result<T, Shape>,
     ) -> Result<Option<T>, Trouble> {
         let said = self.line.ask(Ask::get(path, self.settings.progress_timeout), &Scrub::default()).await?;
-        // Older builds say so with the status 200.
-        let bare = said.status == 200 && said.body.trim_ascii().eq_ignore_ascii_case(b"job not found");
-        if bare || said.status == 404 && says_not_found(&said.body) {
+        // Older ones say it with the status 200.
+        let in_so_many_words = said.body.trim_ascii().eq_ignore_ascii_case(b"job not found");
+        if said.status == 404 && says_not_found(&said.body) || said.status == 200 && in_so_many_words {
             return Ok(None);
         }
         said.read(decode, refused).map(Some)

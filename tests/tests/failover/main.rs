@@ -17,4 +17,5 @@ mod storm;
 mod sweep;
 mod twice;
 mod undos;
+mod way_back;
 mod whole;

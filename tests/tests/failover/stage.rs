@@ -32,6 +32,8 @@ pub struct Stage {
     pub centre: Datacentre,
     pub secrets: Arc<Told>,
     pub dir: tempfile::TempDir,
+    /// After so many failed reverts a disk is left to people.
+    pub reverts: u32,
     /// How long an operation of the daemon may take.
     pub daemon_deadline: Span,
     /// What the site takes for the appliance, where that is not it.
@@ -93,7 +95,8 @@ impl Stage {
         secrets.tell("cloudstack-secret", &account.secret);
         secrets.tell("vcenter", "pretend-vcenter-password");
         let (daemon_deadline, wrong_oma) = (Span::secs(5), None);
-        Ok(Self { lab: Lab::new().await?, centre, secrets, dir, daemon_deadline, wrong_oma })
+        let reverts = SiteSettings::default().reverts;
+        Ok(Self { lab: Lab::new().await?, centre, secrets, dir, reverts, daemon_deadline, wrong_oma })
     }
 
     /// The activities, as a node in this process has them.
@@ -160,6 +163,7 @@ impl Stage {
                 longest_delay: ms(100),
                 look_twice: ms(20),
                 root_admin: true,
+                reverts: self.reverts,
                 ..SiteSettings::default()
             },
         };

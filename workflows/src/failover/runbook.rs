@@ -66,7 +66,7 @@ pub(super) fn plan(it: &Failover) -> PlanBuilder {
         .undone_by("open-exports", book.exports())
         .done();
     let free: Vec<_> = (0..book.volumes.len()).map(|n| book.release(&mut plan, n, &closed)).collect();
-    let ready = book.prepare_disks(&mut plan, free);
+    let (ready, mut snapshot) = book.prepare_disks(&mut plan, free);
 
     let mut last = vec![empty_vm];
     last.extend(ready);
@@ -90,6 +90,7 @@ pub(super) fn plan(it: &Failover) -> PlanBuilder {
             .after(&last)
             .undone_by("revert-snapshots", set)
             .done();
+        snapshot = Some(taken.clone());
         last = vec![taken];
     }
 
@@ -108,11 +109,11 @@ pub(super) fn plan(it: &Failover) -> PlanBuilder {
         .retry(Retry::fixed(2, Duration::from_secs(5)))
         .nothing_to_undo("it only looks");
 
-    if it.is_live() && it.snapshots != Snapshots::None {
+    if let Some(taken) = snapshot.filter(|_| it.is_live()) {
         plan.step("drop-snapshots", "drop-snapshots")
             .titled("Give up the way back")
-            .input(book.set((it.snapshots == Snapshots::Machine).then(|| vm.output("/vm"))))
-            .after([&vm])
+            .input(json!({ "taken": taken.output("") }))
+            .after([&taken])
             .finalize()
             .done();
     }
@@ -232,14 +233,13 @@ impl<'a> Book<'a> {
     }
 
     fn set(&self, vm: Option<Value>) -> Value {
-        let name = format!("backstay-{}", self.it.host_name());
-        json!({ "provider": self.it.snapshots, "name": name, "volumes": self.volumes, "vm": vm })
+        json!({ "provider": self.it.snapshots, "volumes": self.volumes, "vm": vm })
     }
 
-    /// From disks that are attached nowhere to disks that the copy can start from.
-    fn prepare_disks(&self, plan: &mut PlanBuilder, free: Vec<Output>) -> Vec<Output> {
+    /// From disks that are attached nowhere to disks that the copy can start from, and what they can be put back to.
+    fn prepare_disks(&self, plan: &mut PlanBuilder, free: Vec<Output>) -> (Vec<Output>, Option<Output>) {
         if matches!(self.it.snapshots, Snapshots::Machine | Snapshots::None) {
-            return free;
+            return (free, None);
         }
         let taken = plan
             .step("snapshot", "take-snapshots")
@@ -250,7 +250,7 @@ impl<'a> Book<'a> {
             .undo_retry(patient())
             .done();
         if !self.it.injects() {
-            return vec![taken];
+            return (vec![taken.clone()], Some(taken));
         }
         let count = self.volumes.len();
         let lent: Vec<_> = (0..count).map(|n| self.lend(plan, n, &taken)).collect();
@@ -260,13 +260,13 @@ impl<'a> Book<'a> {
             .titled("Put the VirtIO drivers into Windows")
             .input(json!({
                 "name": source.name, "memory_mb": source.memory_mb, "cpus": source.cpus,
-                "boot_type": source.boot_type, "snapshots": self.set(None),
+                "boot_type": source.boot_type, "volumes": self.volumes, "snapshots": taken.output(""),
             }))
             .after(&lent)
             .timeout(Span::secs(3 * 3600))
             .retry(Retry::fixed(2, Duration::from_secs(10)))
             .nothing_to_undo("the snapshots hold the disks as they were before");
-        (0..count)
+        let reclaimed = (0..count)
             .map(|n| {
                 plan.step(format!("reclaim-disk-{n}"), "take-from-oma")
                     .titled(format!("Detach disk {n} from the appliance again"))
@@ -274,7 +274,8 @@ impl<'a> Book<'a> {
                     .after([&injected])
                     .nothing_to_undo("to take back the lending of a disk is to see that it is detached")
             })
-            .collect()
+            .collect();
+        (reclaimed, Some(taken))
     }
 
     fn lend(&self, plan: &mut PlanBuilder, n: usize, taken: &Output) -> Output {

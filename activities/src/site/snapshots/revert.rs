@@ -1,0 +1,323 @@
+//! Disks go back to their snapshots, and snapshots that nobody needs any more go.
+//!
+//! A revert does not show in any state that could be read, so only the end of the very call counts: a disk whose revert is
+//! not known to have succeeded keeps its snapshot. One that cannot be reverted is marked as dirty and comes home all the
+//! same, and the run does not end as rolled back.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::future::Future;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use backstay_engine::machine::plan::Effect;
+use backstay_engine::{Activity, Context, Failure};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use super::{Provider, Set, Taken, name_of, record};
+use crate::cloudstack::Started;
+use crate::remote::{Kind, Trouble};
+use crate::site::change::{Found, Saved};
+use crate::site::{CLOUDSTACK_POOL, DIRTY_TAG, Site, VIRTIO_TAG};
+
+pub(in crate::site) struct RevertSnapshots(pub Arc<Site>);
+pub(in crate::site) struct DropSnapshots(pub Arc<Site>);
+
+/// What became of the disks.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub(in crate::site) struct Reverted {
+    /// As they were at the snapshot.
+    reverted: Vec<String>,
+    /// Not as they were: their snapshots are kept.
+    dirty: Vec<String>,
+}
+
+/// How far the reverts are.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
+struct Reverting {
+    done: BTreeSet<String>,
+    failed: BTreeMap<String, u32>,
+    given_up: BTreeSet<String>,
+}
+
+#[async_trait]
+impl Activity for RevertSnapshots {
+    const NAME: &'static str = "revert-snapshots";
+    type Input = Set;
+    type Output = Reverted;
+
+    fn effect(&self) -> Effect {
+        Effect { probed: false, ..self.0.effect() }
+    }
+
+    fn pool(&self) -> Option<String> {
+        Some(CLOUDSTACK_POOL.into())
+    }
+
+    async fn run(&self, context: &Context, set: Set) -> Result<Reverted, Failure> {
+        let Some(undone) = context.undone() else {
+            let message = "what to go back to is in the journal of the step that took the snapshots: this is its undo only";
+            return Err(Failure::permanent("not_an_undo", message).not_applied());
+        };
+        let mut saved: Saved<Reverting> = context.saved()?.unwrap_or_default();
+        // A step that never came to its end let nobody write to the disks: there is nothing to go back from.
+        if let Some(output) = &undone.output {
+            let taken: Taken = serde_json::from_str(output.as_str()).map_err(|error| {
+                let message = format!("what the step says of its snapshots cannot be read: {error}");
+                Failure::permanent("unreadable", message).not_applied()
+            })?;
+            self.put_all_back(context, &mut saved, &set, &taken).await?;
+        }
+        let site = &self.0;
+        for part in set.parts() {
+            if saved.more.given_up.is_empty() {
+                site.drop_snapshots(context, &mut saved, set.provider, (part, None)).await?;
+                continue;
+            }
+            // One machine: if one of its disks is not as it was, the others are of no use without the snapshots.
+            let why = if saved.more.given_up.contains(part) {
+                "its volume could not be put back: this is the only good copy of it"
+            } else {
+                "another disk of the same machine could not be put back"
+            };
+            record(context, set.provider, part).unproven(why).await?;
+        }
+        if saved.more.given_up.is_empty() && undone.output.is_some() {
+            // Only the first is ever marked.
+            for volume in set.volumes.iter().take(1) {
+                site.untag(context, "Volume", volume, VIRTIO_TAG).await?;
+            }
+        }
+        Ok(Reverted {
+            reverted: saved.more.done.into_iter().collect(),
+            dirty: saved.more.given_up.into_iter().collect(),
+        })
+    }
+}
+
+impl RevertSnapshots {
+    /// All of them go back before any of them loses its snapshot: they are one machine.
+    async fn put_all_back(
+        &self,
+        context: &Context,
+        saved: &mut Saved<Reverting>,
+        set: &Set,
+        taken: &Taken,
+    ) -> Result<(), Failure> {
+        let (site, parts) = (&self.0, set.parts());
+        for (n, part) in parts.iter().enumerate() {
+            if saved.more.done.contains(*part) || saved.more.given_up.contains(*part) {
+                continue;
+            }
+            context.progress(n as f64 * 80.0 / parts.len() as f64, format!("putting {part} back"));
+            let failure = match site.put_back(context, taken, part).await? {
+                Back::Done => {
+                    saved.more.done.insert((*part).to_owned());
+                    context.save(&saved).await?;
+                    continue;
+                }
+                Back::Failed(failure) => failure,
+            };
+            let times = saved.more.failed.entry((*part).to_owned()).or_default();
+            *times += 1;
+            // While a machine has a snapshot, its disks cannot leave it: there is nothing to do but to try again.
+            if *times < site.settings.reverts || set.provider == Provider::Machine {
+                context.save(&saved).await?;
+                return Err(failure);
+            }
+            tracing::error!(volume = part, "a volume cannot be put back; its snapshot is kept");
+            site.tag(context, "Volume", part, (DIRTY_TAG, &context.run().to_string())).await?;
+            saved.more.given_up.insert((*part).to_owned());
+            context.save(&saved).await?;
+        }
+        Ok(())
+    }
+}
+
+/// How a revert ended.
+pub(in crate::site) enum Back {
+    Done,
+    /// It was tried, or there is nothing to try it with. That nobody could be asked is another matter.
+    Failed(Failure),
+}
+
+impl Site {
+    /// Puts one volume, or the machine, back to its snapshot.
+    pub(in crate::site) async fn put_back(
+        &self,
+        context: &Context,
+        taken: &Taken,
+        part: &str,
+    ) -> Result<Back, Failure> {
+        let there = self.has_snapshot(context, taken, part).await?;
+        let Some(id) = taken.snapshots.get(part).filter(|_| there) else {
+            let message = format!("the snapshot of {part} that the journal tells of does not show");
+            return Ok(Back::Failed(Failure::retryable("no_snapshot", message).not_applied()));
+        };
+        match taken.provider {
+            Provider::CloudStack => {
+                self.is_free(part).await?;
+                let call = |job| self.cloudstack.revert_snapshot(id, Some(job));
+                self.revert_by_job(context, part, call).await
+            }
+            Provider::Linstor => {
+                self.is_free(part).await?;
+                ended(part, self.linstor()?.rollback(id, &name_of(context.run())).await)
+            }
+            Provider::Machine => {
+                let call = |job| self.cloudstack.revert_vm_snapshot(id, Some(job));
+                self.revert_by_job(context, part, call).await
+            }
+            Provider::None => Ok(Back::Done),
+        }
+    }
+
+    async fn revert_by_job<Calling>(
+        &self,
+        context: &Context,
+        part: &str,
+        call: impl FnOnce(Uuid) -> Calling,
+    ) -> Result<Back, Failure>
+    where
+        Calling: Future<Output = Result<Started, Trouble>>,
+    {
+        let planned = Uuid::new_v5(&context.key(), format!("{} revert {part}", context.attempt()).as_bytes());
+        let job = match call(planned).await {
+            Ok(started) => started.jobid,
+            // The answer is lost. If the job is known by the id that we chose, it was begun.
+            Err(trouble) => match self.cloudstack.job(&planned.to_string()).await {
+                Ok(Some(_)) => planned.to_string(),
+                _ => return ended(part, Err::<(), _>(trouble)),
+            },
+        };
+        ended(part, self.cloudstack.finish(&job, None, context.cancelled()).await)
+    }
+
+    /// It can be put back only while nobody has it.
+    async fn is_free(&self, id: &str) -> Result<(), Failure> {
+        let volume = self.volume(id).await?;
+        if let Some(vm) = &volume.virtualmachineid {
+            let message = format!(
+                "the volume {id} is attached to the machine {vm}; it is put back while it is attached nowhere"
+            );
+            return Err(Failure::retryable("volume_attached", message).not_applied());
+        }
+        if !volume.is("Ready") {
+            let state = volume.state.as_deref().unwrap_or("in no known state");
+            return Err(
+                Failure::retryable("volume_busy", format!("the volume {id} is {state}")).not_applied()
+            );
+        }
+        Ok(())
+    }
+
+    /// Removes the snapshots of one volume, or of the machine: all that this run has made, as a call whose answer was lost
+    /// may have made another, and the one that is known.
+    async fn drop_snapshots<S: Serialize + Sync>(
+        &self,
+        context: &Context,
+        saved: &mut Saved<S>,
+        provider: Provider,
+        (part, known): (&str, Option<&str>),
+    ) -> Result<(), Failure> {
+        let name = name_of(context.run());
+        let what = format!("removing the snapshot of {part}");
+        match provider {
+            Provider::CloudStack => {
+                let found = self.snapshots_of(context.run(), part).await?;
+                let mut ids: BTreeSet<String> = found.into_iter().map(|one| one.id).collect();
+                ids.extend(known.map(str::to_owned));
+                for id in &ids {
+                    let look = || async {
+                        let there = self.cloudstack.list_snapshots(None, Some(id)).await?;
+                        Ok(going(there.first().map(|one| one.state.as_deref())))
+                    };
+                    let call = |job| self.cloudstack.delete_snapshot(id, Some(job));
+                    self.bring_about(context, saved, &what, look, call).await?;
+                    saved.begun = None;
+                }
+            }
+            Provider::Linstor => {
+                let linstor = self.linstor()?;
+                let resource = match known {
+                    Some(resource) => resource.to_owned(),
+                    None => self.resource_of(linstor, part).await?,
+                };
+                linstor.delete_snapshot(&resource, &name).await?;
+            }
+            Provider::Machine => {
+                let found = self.cloudstack.list_vm_snapshots(part).await?;
+                let ours = found.into_iter().filter(|one| one.displayname.as_deref() == Some(name.as_str()));
+                for id in ours.map(|one| one.id) {
+                    let look = || async {
+                        let there = self.cloudstack.list_vm_snapshots(part).await?;
+                        let one = there.iter().find(|one| one.id == id);
+                        Ok(going(one.map(|one| one.state.as_deref())))
+                    };
+                    let call = |job| self.cloudstack.delete_vm_snapshot(&id, Some(job));
+                    self.bring_about(context, saved, &what, look, call).await?;
+                    saved.begun = None;
+                }
+            }
+            Provider::None => return Ok(()),
+        }
+        record(context, provider, part).gone().await
+    }
+}
+
+/// Whether a snapshot in this state, if there is one, is on its way out.
+fn going(there: Option<Option<&str>>) -> Found<()> {
+    match there {
+        None | Some(Some("Destroyed" | "Removed")) => Found::Done(()),
+        Some(Some(state @ ("Destroying" | "Expunging" | "Reverting"))) => Found::Moving(state.to_owned()),
+        Some(_) => Found::Todo,
+    }
+}
+
+/// Only what was answered says something of a revert. It is tried again whatever the answer was: there is no other way.
+fn ended<T>(part: &str, end: Result<T, Trouble>) -> Result<Back, Failure> {
+    let trouble = match end {
+        Ok(_) => return Ok(Back::Done),
+        Err(trouble) => trouble,
+    };
+    match trouble.kind() {
+        Kind::Look | Kind::Missing | Kind::Refused | Kind::Internal | Kind::Unknown => {
+            Ok(Back::Failed(Failure::retryable("not_reverted", format!("putting {part} back: {trouble}"))))
+        }
+        Kind::Down | Kind::Unanswered | Kind::Busy | Kind::Operator | Kind::Late | Kind::Cancelled => {
+            Err(trouble.into())
+        }
+    }
+}
+
+/// The snapshots that are of no use any more.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(in crate::site) struct Unneeded {
+    taken: Taken,
+}
+
+#[async_trait]
+impl Activity for DropSnapshots {
+    const NAME: &'static str = "drop-snapshots";
+    type Input = Unneeded;
+    type Output = ();
+
+    fn effect(&self) -> Effect {
+        Effect { probed: false, ..self.0.effect() }
+    }
+
+    fn pool(&self) -> Option<String> {
+        Some(CLOUDSTACK_POOL.into())
+    }
+
+    async fn run(&self, context: &Context, Unneeded { taken }: Unneeded) -> Result<(), Failure> {
+        let mut saved: Saved = context.saved()?.unwrap_or_default();
+        for (part, id) in &taken.snapshots {
+            self.0.drop_snapshots(context, &mut saved, taken.provider, (part, Some(id))).await?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,92 @@
+//! Notes on things over there, for whoever finds them without us.
+
+use std::collections::BTreeMap;
+use std::future::Future;
+
+use backstay_engine::{Context, Failure};
+use uuid::Uuid;
+
+use super::Site;
+use crate::cloudstack::Started;
+use crate::remote::Trouble;
+
+/// What is lost once may be lost again, but not for ever.
+const TURNS: u32 = 3;
+
+impl Site {
+    /// Puts a tag on something, in place of one with the same key.
+    pub(super) async fn tag(
+        &self,
+        context: &Context,
+        kind: &str,
+        id: &str,
+        (key, value): (&str, &str),
+    ) -> Result<(), Failure> {
+        let wanted = BTreeMap::from([(key.to_owned(), value.to_owned())]);
+        let mut trouble = None;
+        for turn in 0..=TURNS {
+            match self.tag_of(kind, id, key).await? {
+                Some(is) if is == value => return Ok(()),
+                _ if turn == TURNS => break,
+                // CloudStack does not replace one.
+                Some(_) => {
+                    let call =
+                        |job| async move { self.cloudstack.delete_tags(kind, id, &[key], Some(job)).await };
+                    trouble = self.change_tag(context, &format!("untag {id} {key} {turn}"), call).await;
+                }
+                None => {}
+            }
+            let call = |job| self.cloudstack.create_tags(kind, id, &wanted, Some(job));
+            trouble = self.change_tag(context, &format!("tag {id} {key} {turn}"), call).await.or(trouble);
+        }
+        Err(not_seen(trouble, format!("the tag {key} of {kind} {id} does not show")))
+    }
+
+    /// Takes a tag off something.
+    pub(super) async fn untag(
+        &self,
+        context: &Context,
+        kind: &str,
+        id: &str,
+        key: &str,
+    ) -> Result<(), Failure> {
+        let mut trouble = None;
+        for turn in 0..=TURNS {
+            if self.tag_of(kind, id, key).await?.is_none() {
+                return Ok(());
+            }
+            if turn < TURNS {
+                let call =
+                    |job| async move { self.cloudstack.delete_tags(kind, id, &[key], Some(job)).await };
+                trouble = self.change_tag(context, &format!("untag {id} {key} {turn}"), call).await;
+            }
+        }
+        Err(not_seen(trouble, format!("the tag {key} of {kind} {id} does not go")))
+    }
+
+    async fn tag_of(&self, kind: &str, id: &str, key: &str) -> Result<Option<String>, Failure> {
+        let tags = self.cloudstack.list_tags(kind, id).await?;
+        Ok(tags.into_iter().find(|tag| tag.key == key).map(|tag| tag.value.unwrap_or_default()))
+    }
+
+    /// One call, to its end. What is there afterwards is for a look to say.
+    async fn change_tag<Calling>(
+        &self,
+        context: &Context,
+        what: &str,
+        call: impl FnOnce(Uuid) -> Calling,
+    ) -> Option<Trouble>
+    where
+        Calling: Future<Output = Result<Started, Trouble>>,
+    {
+        let planned = Uuid::new_v5(&context.key(), format!("{what} {}", context.attempt()).as_bytes());
+        match call(planned).await {
+            Ok(started) => self.cloudstack.finish(&started.jobid, None, context.cancelled()).await.err(),
+            Err(trouble) => Some(trouble),
+        }
+    }
+}
+
+fn not_seen(trouble: Option<Trouble>, what: String) -> Failure {
+    trouble.map_or_else(|| Failure::retryable("not_seen", what), Failure::from)
+}

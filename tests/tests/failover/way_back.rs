@@ -1,0 +1,278 @@
+//! The way back: what is gone back to, when a disk counts as put back, and what becomes of one that is not.
+
+use std::time::Duration;
+
+use backstay_engine::machine::Verb;
+use backstay_engine::{Engine, RunId, Status};
+use backstay_simulator::conversion::{Misfortune, Order};
+use backstay_simulator::faults::{Fault, Rule};
+use backstay_simulator::world::things::SnapshotBy;
+use backstay_simulator::world::{Cause, State, estate};
+use chrono::{DateTime, Utc};
+use serde_json::json;
+
+use crate::judge::{Before, judge};
+use crate::stage::Stage;
+
+const PROVIDERS: [&str; 3] = ["cloudstack", "linstor", "machine"];
+
+fn by_people() -> Cause {
+    Cause::new("people", "by hand", "")
+}
+
+/// Says of each snapshot that is there whether it is gone.
+fn show_snapshots(stage: &Stage, of: impl Fn(&str) -> bool, removed: Option<DateTime<Utc>>) {
+    stage.centre.world().change(by_people(), |state: &mut State| {
+        for one in state.snapshots.values_mut().filter(|one| of(&one.name)) {
+            one.removed = removed;
+            one.state = if removed.is_some() { "Destroyed".into() } else { "BackedUp".into() };
+        }
+        for one in state.vm_snapshots.values_mut().filter(|one| of(&one.display_name)) {
+            one.state = if removed.is_some() { "Removed".into() } else { "Ready".into() };
+        }
+    });
+}
+
+fn names_of(run: RunId) -> impl Fn(&str) -> bool {
+    let mark = run.to_string().replace('-', "");
+    move |name| name.contains(&mark)
+}
+
+async fn rehearsed(stage: &Stage, engine: &Engine, name: &str, provider: &str) -> anyhow::Result<RunId> {
+    let mut input = stage.input(name, "test");
+    input["snapshots"] = json!(provider);
+    let run = stage.submit(engine, &input).await?;
+    let status = stage.settled(engine, run).await?;
+    anyhow::ensure!(status == Status::Succeeded, "{provider}:\n{}", stage.lab.story(run).await?);
+    Ok(run)
+}
+
+async fn rolled_back(stage: &Stage, engine: &Engine, run: RunId) -> anyhow::Result<Status> {
+    stage.roll_back(engine, run).await?;
+    stage.moves_on(engine, run, Status::Succeeded).await?;
+    stage.settled(engine, run).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn disks_go_back_whoever_takes_the_snapshots() -> anyhow::Result<()> {
+    for provider in PROVIDERS {
+        for mode in ["test", "live"] {
+            let stage = Stage::new().await?;
+            let before = Before::of(&stage, "archive-01");
+            let (engine, _node) = stage.node(Stage::config("a")).await?;
+            let mut input = stage.input("archive-01", mode);
+            input["snapshots"] = json!(provider);
+            let run = stage.submit(&engine, &input).await?;
+            let status = stage.settled(&engine, run).await?;
+            let wrong = judge(&stage, "archive-01", mode == "live", &before, run, status);
+            anyhow::ensure!(
+                wrong.is_empty(),
+                "{provider}, {mode}: {wrong:#?}\n{}",
+                stage.lab.story(run).await?
+            );
+            let status = rolled_back(&stage, &engine, run).await?;
+            let wrong = judge(&stage, "archive-01", mode == "live", &before, run, status);
+            anyhow::ensure!(
+                wrong.is_empty(),
+                "{provider}, {mode}, back: {wrong:#?}\n{}",
+                stage.lab.story(run).await?
+            );
+        }
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_way_back_is_given_up_at_the_commit() -> anyhow::Result<()> {
+    for provider in PROVIDERS {
+        let stage = Stage::new().await?;
+        let (engine, _node) = stage.node(Stage::config("a")).await?;
+        let mut input = stage.input("db-01", "live");
+        input["snapshots"] = json!(provider);
+        let run = stage.submit(&engine, &input).await?;
+        assert_eq!(stage.settled(&engine, run).await?, Status::Succeeded, "{}", stage.lab.story(run).await?);
+        let count = |state: &State| {
+            let of = names_of(run);
+            let volumes = state.snapshots.values().filter(|one| one.removed.is_none() && of(&one.name));
+            let gone = |state: &str| matches!(state, "Destroyed" | "Removed");
+            let machines = state.vm_snapshots.values().filter(|one| of(&one.display_name));
+            volumes.filter(|one| !gone(&one.state)).count() + machines.filter(|one| !gone(&one.state)).count()
+        };
+        assert_ne!(stage.centre.world().look(count), 0, "{provider}");
+        stage
+            .centre
+            .truth()
+            .commit(&stage.input("db-01", "live")["source"]["id"].as_str().unwrap().to_owned());
+        stage.act(&engine, run, Verb::Commit).await?;
+        stage.moves_on(&engine, run, Status::Succeeded).await?;
+        assert_eq!(stage.settled(&engine, run).await?, Status::Committed, "{}", stage.lab.story(run).await?);
+        assert_eq!(stage.centre.world().look(count), 0, "{provider}");
+        stage.is_sound()?;
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_disk_whose_snapshot_does_not_show_is_not_taken_for_put_back() -> anyhow::Result<()> {
+    for provider in PROVIDERS {
+        let stage = Stage::new().await?;
+        let before = Before::of(&stage, "db-01");
+        let (engine, _node) = stage.node(Stage::config("a")).await?;
+        let run = rehearsed(&stage, &engine, "db-01", provider).await?;
+        show_snapshots(&stage, names_of(run), Some(Utc::now()));
+        stage.roll_back(&engine, run).await?;
+        let refused = async {
+            loop {
+                let rows = engine.journal(run).await?;
+                let refused = |row: &&backstay_engine::machine::Row| {
+                    row.undo && row.kind == "failed" && row.step.as_deref() == Some("snapshot")
+                };
+                if let Some(row) = rows.iter().find(refused) {
+                    return Ok::<_, anyhow::Error>(format!("{:?}", row.body));
+                }
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        let Ok(why) = tokio::time::timeout(Duration::from_secs(60), refused).await else {
+            anyhow::bail!("{provider}: it was not refused:\n{}", stage.lab.story(run).await?);
+        };
+        assert!(why?.contains("no_snapshot"), "{provider}");
+        show_snapshots(&stage, names_of(run), None);
+        let status = stage.settled(&engine, run).await?;
+        let wrong = judge(&stage, "db-01", false, &before, run, status);
+        anyhow::ensure!(wrong.is_empty(), "{provider}: {wrong:#?}\n{}", stage.lab.story(run).await?);
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_disk_that_cannot_be_put_back_comes_home_marked_and_keeps_its_snapshot() -> anyhow::Result<()> {
+    let mut stage = Stage::new().await?;
+    stage.reverts = 2;
+    let (engine, _node) = stage.node(Stage::config("a")).await?;
+    let run = rehearsed(&stage, &engine, "web-01", "cloudstack").await?;
+    stage.centre.faults().rule(Rule::every("cloudstack", "revertSnapshot", Fault::JobFails { code: 530 }));
+    let status = rolled_back(&stage, &engine, run).await?;
+    assert_eq!(status, Status::Stuck, "{}", stage.lab.story(run).await?);
+    stage.is_sound()?;
+    stage.centre.world().look(|state| {
+        for disk in &state.sources[&estate::source("web-01")].disks {
+            let volume = &state.volumes[&disk.replica];
+            assert_eq!(volume.plugged.iter().collect::<Vec<_>>(), [&state.oma]);
+            assert_eq!(volume.tags.get("backstay-dirty"), Some(&run.to_string()));
+            let kept = state.snapshots.values().filter(|one| {
+                one.volume == volume.id && one.by == SnapshotBy::CloudStack && one.removed.is_none()
+            });
+            assert_eq!(kept.filter(|one| one.state == "BackedUp").count(), 1);
+        }
+    });
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_target_that_is_away_says_nothing_against_a_snapshot() -> anyhow::Result<()> {
+    let mut stage = Stage::new().await?;
+    stage.reverts = 1;
+    let before = Before::of(&stage, "web-01");
+    let (engine, _node) = stage.node(Stage::config("a")).await?;
+    let run = rehearsed(&stage, &engine, "web-01", "cloudstack").await?;
+    for n in 1..=2 {
+        let away = Rule::nth("cloudstack", "revertSnapshot", n, Fault::Refused { status: 503 });
+        stage.centre.faults().rule(away.once());
+    }
+    let status = rolled_back(&stage, &engine, run).await?;
+    assert!(stage.centre.faults().fired().iter().all(|rule| rule.times == 1));
+    let wrong = judge(&stage, "web-01", false, &before, run, status);
+    anyhow::ensure!(wrong.is_empty(), "{wrong:#?}\n{}", stage.lab.story(run).await?);
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_an_earlier_run_left_is_never_gone_back_to() -> anyhow::Result<()> {
+    for provider in ["cloudstack", "linstor"] {
+        let stage = Stage::new().await?;
+        let (engine, _node) = stage.node(Stage::config("a")).await?;
+        let first = rehearsed(&stage, &engine, "db-01", provider).await?;
+        assert_eq!(rolled_back(&stage, &engine, first).await?, Status::RolledBack);
+        // They were never really gone, and replication has gone on since.
+        show_snapshots(&stage, names_of(first), None);
+        stage.centre.world().change(Cause::new("vma", "replicate", ""), |state| {
+            let source = estate::source("db-01");
+            let disks = state.sources[&source].disks.clone();
+            for disk in state.sources.get_mut(&source).unwrap().disks.iter_mut() {
+                disk.version += 1;
+            }
+            for disk in disks {
+                state.volumes.get_mut(&disk.replica).unwrap().content.replicated = disk.version + 1;
+            }
+        });
+        let before = Before::of(&stage, "db-01");
+        let second = rehearsed(&stage, &engine, "db-01", provider).await?;
+        let status = rolled_back(&stage, &engine, second).await?;
+        show_snapshots(&stage, names_of(first), Some(Utc::now()));
+        let wrong = judge(&stage, "db-01", false, &before, second, status);
+        anyhow::ensure!(wrong.is_empty(), "{provider}: {wrong:#?}\n{}", stage.lab.story(second).await?);
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_windows_machine_is_rehearsed_again_and_again() -> anyhow::Result<()> {
+    let stage = Stage::new().await?;
+    let before = Before::of(&stage, "sql-01");
+    let (engine, _node) = stage.node(Stage::config("a")).await?;
+    let notes = |stage: &Stage| {
+        stage.centre.world().look(|state| {
+            let first = &state.sources[&estate::source("sql-01")].disks[0];
+            state.volumes[&first.replica].tags.get("backstay-virtio").cloned()
+        })
+    };
+    for _ in 0..2 {
+        let run = rehearsed(&stage, &engine, "sql-01", "cloudstack").await?;
+        assert_eq!(notes(&stage), Some(format!("{run}:done")));
+        let status = rolled_back(&stage, &engine, run).await?;
+        let wrong = judge(&stage, "sql-01", false, &before, run, status);
+        anyhow::ensure!(wrong.is_empty(), "{wrong:#?}\n{}", stage.lab.story(run).await?);
+        assert_eq!(notes(&stage), None);
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_conversion_that_is_cut_off_on_its_way_back_to_the_snapshots_is_taken_up() -> anyhow::Result<()> {
+    let stage = Stage::new().await?;
+    let before = Before::of(&stage, "sql-01");
+    stage.centre.world().change(by_people(), |state| {
+        state.conversion.orders.push(Order { volume: None, misfortune: Misfortune::HangsAfter, times: 1 });
+    });
+    let (engine, node) = stage.node(Stage::config("a")).await?;
+    let run = stage.submit(&engine, &stage.input("sql-01", "test")).await?;
+    until(|| {
+        stage.centre.world().look(|state| state.conversion.runs.iter().any(|run| run.stage == "writing"))
+    })
+    .await?;
+    node.kill().await;
+
+    stage.centre.faults().rule(Rule::nth("cloudstack", "revertSnapshot", 1, Fault::DoneThenSilent).once());
+    let (_, node) = stage.node(Stage::config("a")).await?;
+    until(|| stage.centre.faults().fired().iter().any(|rule| rule.times > 0)).await?;
+    node.kill().await;
+
+    let (engine, _node) = stage.node(Stage::config("a")).await?;
+    let status = stage.settled(&engine, run).await?;
+    assert_eq!(status, Status::Succeeded, "{}", stage.lab.story(run).await?);
+    let wrong = judge(&stage, "sql-01", false, &before, run, status);
+    anyhow::ensure!(wrong.is_empty(), "{wrong:#?}\n{}", stage.lab.story(run).await?);
+    Ok(())
+}
+
+async fn until(what: impl Fn() -> bool) -> anyhow::Result<()> {
+    let waiting = async {
+        while !what() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(60), waiting)
+        .await
+        .map_err(|_| anyhow::anyhow!("it does not happen"))
+}
