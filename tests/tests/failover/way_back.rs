@@ -99,10 +99,7 @@ async fn the_way_back_is_given_up_at_the_commit() -> anyhow::Result<()> {
             volumes.filter(|one| !gone(&one.state)).count() + machines.filter(|one| !gone(&one.state)).count()
         };
         assert_ne!(stage.centre.world().look(count), 0, "{provider}");
-        stage
-            .centre
-            .truth()
-            .commit(&stage.input("db-01", "live")["source"]["id"].as_str().unwrap().to_owned());
+        stage.centre.truth().commit(stage.input("db-01", "live")["source"]["id"].as_str().unwrap());
         stage.act(&engine, run, Verb::Commit).await?;
         stage.moves_on(&engine, run, Status::Succeeded).await?;
         assert_eq!(stage.settled(&engine, run).await?, Status::Committed, "{}", stage.lab.story(run).await?);
