@@ -4,7 +4,10 @@
 //! that is thrown away afterwards, or the one at `--database-url`. Figures of one machine compare only within one
 //! run; `all` runs the floor first and prints the ratios.
 
+mod activities;
 mod api;
+mod centre;
+mod failover;
 mod floor;
 mod growth;
 mod history;
@@ -31,7 +34,8 @@ struct Args {
     /// A database server to use; its databases `backstay_bench_*` are made and dropped. Left out: a private one.
     #[arg(long, env = "BENCH_DATABASE_URL")]
     database_url: Option<String>,
-    /// Workflows in flight (sequential, fanout), runs (recovery, idle, takeover, signals, storm), or watchers (api).
+    /// Workflows in flight (sequential, fanout), runs (recovery, idle, takeover, signals, storm, failover, activities), or
+    /// watchers (api).
     #[arg(long, alias = "runs")]
     concurrency: Option<usize>,
     /// Steps of a workflow; for growth and removal the events of the largest journal, for api the runs of the longest list.
@@ -73,6 +77,10 @@ enum Scenario {
     Removal,
     /// How long it takes to open the history of one long run.
     History,
+    /// Failovers in an instant data centre: one, and many at once; time, CPU, memory.
+    Failover,
+    /// Machines polled at once until they are off: calls a second, and what they cost.
+    Activities,
     /// The server over HTTP: submits, reads, pages, watchers.
     Api,
     /// What the same database does without an engine.
@@ -94,6 +102,8 @@ async fn run(args: Args) -> anyhow::Result<()> {
             Scenario::Takeover => takeover::worker(url, &args).await,
             Scenario::Signals => signals::worker(url).await,
             Scenario::Storm => storm::worker(url, &args).await,
+            Scenario::Failover => failover::worker(url, &args).await,
+            Scenario::Activities => activities::worker(url, &args).await,
             _ => idle::worker(url, &args).await,
         };
     }
@@ -109,6 +119,8 @@ async fn run(args: Args) -> anyhow::Result<()> {
         Scenario::Storm => storm::measure(&host, &args).await?,
         Scenario::Removal => removal::measure(&host, &args).await?,
         Scenario::History => history::measure(&host, &args).await?,
+        Scenario::Failover => failover::measure(&host, &args).await?,
+        Scenario::Activities => activities::measure(&host, &args).await?,
         Scenario::Api => api::measure(&host, &args).await?,
         Scenario::Floor => floor::measure(&host, &args).await?,
         Scenario::All => all(&host, &args).await?,

@@ -7,7 +7,8 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use backstay_machine::plan::{Effect, Span};
 use backstay_machine::{
-    ActivityError, ActivitySpec, Applied, Catalog, Direction, Fate, Json, RunId, Sender, StepEvent, Time,
+    ActivityError, ActivitySpec, Applied, Catalog, Direction, FACT, Fate, Json, RunId, Sender, StepEvent,
+    Time,
 };
 use schemars::JsonSchema;
 use serde::Serialize;
@@ -17,6 +18,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
+use crate::fact::Facts;
 use crate::node::Message;
 
 /// An idempotent effect on the world.
@@ -170,6 +172,7 @@ pub struct Context {
     pub(crate) course: backstay_machine::CourseId,
     pub(crate) node: mpsc::UnboundedSender<Message>,
     pub(crate) reported: std::sync::Mutex<Option<std::time::Instant>>,
+    pub(crate) facts: Facts,
 }
 
 /// What an undo is told of the step that it undoes.
@@ -374,6 +377,10 @@ impl Resource<'_> {
                 "resource",
                 "its details hold the character U+0000, which cannot be kept",
             ));
+        }
+        if self.kind == FACT {
+            let message = format!("resources of the kind \"{FACT}\" are the engine's; see Context::fact");
+            return Err(Failure::permanent("resource", message));
         }
         let (done, durable) = oneshot::channel();
         let message = Message::Resource {

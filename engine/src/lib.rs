@@ -2,6 +2,7 @@
 //!
 //! ```text
 //!   activity  what can be done: your code, and what it is given
+//!   fact      named values that steps change by compare-and-set
 //!   store     what did happen: the journal; the only home of SQL
 //!   node      who makes it happen: claims runs, drives them, calls activities
 //!   operate   how operators and clients speak to runs
@@ -16,6 +17,7 @@
 
 pub mod activity;
 mod engine;
+mod fact;
 mod insight;
 mod node;
 mod operate;
@@ -28,8 +30,9 @@ pub use activity::{Activity, Context, Failure, Filled, Probe, Registry, Resource
 pub use async_trait::async_trait;
 pub use backstay_machine as machine;
 pub use backstay_machine::plan::{Effect, OnFailure, PlanBuilder, Retry, Span, output};
-pub use backstay_machine::{Action, Plan, RunId, Sender, Status, Verb};
+pub use backstay_machine::{Action, Fact, Plan, RunId, Sender, Status, Verb};
 pub use engine::{Engine, EngineError, SubmitOptions, Submitted};
+pub use fact::Seen;
 pub use insight::{Child, Continuation};
 #[cfg(debug_assertions)]
 pub use node::crash;

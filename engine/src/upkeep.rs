@@ -1,11 +1,12 @@
 //! What operators set and look at beside the runs: the limits of targets and their outages, lines for exclusive keys,
-//! and what is kept of runs that are over.
+//! facts, and what is kept of runs that are over.
 //!
 //! Each change takes the entry of the audit trail that says who made it, and why: both are in one commit, and what
 //! changed nothing leaves no entry.
 
 use std::time::Duration;
 
+use backstay_machine::Fact;
 use serde::Serialize;
 
 use crate::engine::{Engine, EngineError};
@@ -98,6 +99,16 @@ impl Engine {
     /// Who has an exclusive key, and who stands in line for it.
     pub async fn line(&self, key: &str) -> Result<Line, EngineError> {
         Ok(self.store().line(key).await?)
+    }
+
+    /// A fact as it stands, if anybody has set it: which run did, and when.
+    pub async fn fact(&self, name: &str) -> Result<Option<Fact>, EngineError> {
+        Ok(self.store().fact(name).await?)
+    }
+
+    /// Facts whose names begin so, in the order of their names, at most so many: those after this name.
+    pub async fn facts(&self, prefix: &str, after: &str, most: u32) -> Result<Vec<Fact>, EngineError> {
+        Ok(self.store().facts(prefix, after, i64::from(most)).await?)
     }
 
     /// Removes runs that ended so long ago, at most `batch` of them, each wholly: its journal and its row. Their keys go

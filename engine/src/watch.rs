@@ -33,6 +33,16 @@ pub struct RunHandle {
     ended: Option<oneshot::Receiver<Status>>,
     seen: Seq,
     buffer: VecDeque<Row>,
+    /// It has looked, there was nothing, and it is told of more.
+    waiting: Option<Waiting>,
+}
+
+/// It outlives a `next` that is given up and asked for again, as those do who look at their watch meanwhile: it would have
+/// to look into the journal each time otherwise.
+#[derive(Debug)]
+struct Waiting {
+    watcher: Watcher,
+    look_at: Option<Instant>,
 }
 
 impl RunHandle {
@@ -42,7 +52,7 @@ impl RunHandle {
         seen: Seq,
         ended: Option<oneshot::Receiver<Status>>,
     ) -> Self {
-        Self { engine, run, ended, seen, buffer: VecDeque::new() }
+        Self { engine, run, ended, seen, buffer: VecDeque::new(), waiting: None }
     }
 
     /// The run.
@@ -63,7 +73,7 @@ impl RunHandle {
             if info.status.settles() {
                 return Ok(info.status);
             }
-            watcher.told().await;
+            watcher.told(watcher.look_at()).await;
         }
     }
 
@@ -74,6 +84,10 @@ impl RunHandle {
                 self.seen = row.seq;
                 return Ok(Some(row));
             }
+            if let Some(waiting) = &self.waiting {
+                waiting.watcher.told(waiting.look_at).await;
+                self.waiting = None;
+            }
             let watcher = self.engine.watchers.listen(self.engine.store(), self.run);
             // Before the journal: a run that is over now has all its events there.
             let over = self.engine.get(self.run).await?.status.is_end();
@@ -82,7 +96,8 @@ impl RunHandle {
                 if over {
                     return Ok(None);
                 }
-                watcher.told().await;
+                let look_at = watcher.look_at();
+                self.waiting = Some(Waiting { watcher, look_at });
             }
         }
     }
@@ -249,6 +264,7 @@ async fn listen_once(store: &Store, watchers: &Weak<Watchers>) -> Result<(), Sto
     }
 }
 
+#[derive(Debug)]
 pub(crate) struct Watcher {
     notify: Arc<Notify>,
     run: RunId,
@@ -261,15 +277,25 @@ impl Watcher {
         self.notify.notified().await;
     }
 
-    /// Ends when something may have been written of the run.
-    async fn told(&self) {
+    /// When to look although nobody has said anything: never, if everybody who writes says so.
+    fn look_at(&self) -> Option<Instant> {
         if self.watchers.trusted.load(Ordering::SeqCst) {
-            return self.notified().await;
+            return None;
         }
         let all = self.watchers.count.load(Ordering::Relaxed);
         let pause =
             LOOK_AGAIN.max(Duration::from_secs(1) * u32::try_from(all / LOOKS_A_SECOND).unwrap_or(u32::MAX));
-        let _ = tokio::time::timeout(pause, self.notified()).await;
+        Instant::now().checked_add(pause)
+    }
+
+    /// Ends when something may have been written of the run, or when it is time to look.
+    async fn told(&self, look_at: Option<Instant>) {
+        match look_at {
+            None => self.notified().await,
+            Some(at) => {
+                let _ = tokio::time::timeout_at(at.into(), self.notified()).await;
+            }
+        }
     }
 }
 

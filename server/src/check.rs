@@ -2,7 +2,7 @@
 
 use backstay_engine::machine::checker::{Case, Checker, Index, Violation};
 use backstay_engine::machine::{Row, RunId};
-use backstay_engine::{Engine, EngineError, RunFilter, RunInfo};
+use backstay_engine::{Engine, EngineError, Fact, RunFilter, RunInfo};
 use serde_json::json;
 
 use crate::config::Config;
@@ -25,6 +25,10 @@ pub(crate) async fn run(
 
 async fn check(engine: &Engine, only: Option<RunId>, as_json: bool) -> Result<(), Trouble> {
     let mut checker = Checker::new();
+    // Before the journals: then these hold every change that made them. Of one run nothing follows about them.
+    if only.is_none() {
+        checker = checker.with_facts(facts(engine).await?);
+    }
     let mut found = Vec::new();
     let mut report = |violations: Vec<Violation>| {
         for violation in violations {
@@ -54,6 +58,9 @@ async fn check(engine: &Engine, only: Option<RunId>, as_json: bool) -> Result<()
             break;
         }
     }
+    if only.is_none() {
+        report(checker.facts(&facts(engine).await?));
+    }
     let (summary, rest) = checker.finish();
     report(rest);
     if as_json {
@@ -68,6 +75,18 @@ async fn check(engine: &Engine, only: Option<RunId>, as_json: bool) -> Result<()
             "{total} violations were found. Keep a copy of this database, and report them with the output of \"backstay \
              check --json\"."
         ))),
+    }
+}
+
+async fn facts(engine: &Engine) -> Result<Vec<Fact>, Trouble> {
+    let mut all: Vec<Fact> = Vec::new();
+    loop {
+        let after = all.last().map_or("", |fact| fact.name.as_str());
+        let page = engine.facts("", after, PAGE).await?;
+        if page.is_empty() {
+            return Ok(all);
+        }
+        all.extend(page);
     }
 }
 

@@ -3,21 +3,36 @@
 use std::path::PathBuf;
 
 use backstay_engine::store::RoleName;
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 
 use crate::remote::args::{
     AuditCommand, PoolCommand, PrincipalCommand, REMOTE, RunCommand, SecretCommand, Shown, TokenCommand,
+    Where,
 };
 use crate::trouble::EXIT_CODES;
 
 /// Runs long, dangerous procedures step by step: journaled in Postgres, resumed after any crash, undone when they fail.
 #[derive(Debug, Parser)]
-#[command(name = "backstay", version, after_help = EXIT_CODES, disable_help_subcommand = true)]
+#[command(name = "backstay", version, disable_help_subcommand = true)]
 pub(crate) struct Cli {
     #[command(flatten)]
     pub settings: Flags,
     #[command(subcommand)]
     pub command: Command,
+}
+
+/// The command line. Each command's help ends with the exit codes, and with how the server is found where it speaks to one.
+pub(crate) fn command_line() -> clap::Command {
+    documented(Cli::command())
+}
+
+fn documented(command: clap::Command) -> clap::Command {
+    let mut ends: Vec<_> = command.get_after_help().map(ToString::to_string).into_iter().collect();
+    if command.get_arguments().any(|argument| argument.get_id() == "server") {
+        ends.push(REMOTE.into());
+    }
+    ends.push(EXIT_CODES.into());
+    command.after_help(ends.join("\n\n")).mut_subcommands(documented)
 }
 
 /// Settings that a flag can state; they win over the environment and the configuration file.
@@ -57,52 +72,49 @@ pub(crate) enum LogFormat {
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     /// Fails three machines over before your eyes, in a pretend data centre
-    #[command(after_help = EXIT_CODES, long_about = DEMO)]
+    #[command(long_about = DEMO)]
     Demo(DemoArgs),
     /// Serves the API, and runs a node beside it, until SIGTERM or Ctrl-C
-    #[command(after_help = EXIT_CODES, long_about = SERVE)]
+    #[command(long_about = SERVE)]
     Serve(NodeArgs),
     /// Runs a node: it claims runs and works on them until SIGTERM or Ctrl-C
-    #[command(after_help = EXIT_CODES, long_about = NODE)]
+    #[command(long_about = NODE)]
     Node(NodeArgs),
     /// Checks the journals of all runs, or of one, against the rules that every history obeys
-    #[command(after_help = EXIT_CODES, long_about = CHECK)]
+    #[command(long_about = CHECK)]
     Check(CheckArgs),
     /// Says why a run does not move, since when, and what will unblock it
-    #[command(after_help = EXIT_CODES)]
     Explain(RunArgs),
     /// Writes a run as a page (Markdown): what is done, what is left, how to undo it; to go on by hand
-    #[command(after_help = EXIT_CODES, long_about = EXPORT)]
+    #[command(long_about = EXPORT)]
     Export(ExportArgs),
-    /// Workflows: check, list, show, plan, picture; none of these needs a database
-    #[command(subcommand, after_help = EXIT_CODES)]
+    /// Workflows: check, list, show, plan, picture; in files, or those that a server has
+    #[command(subcommand, long_about = WORKFLOW)]
     Workflow(WorkflowCommand),
     /// The database: its schema, its roles, its server's binaries
-    #[command(subcommand, after_help = EXIT_CODES)]
+    #[command(subcommand)]
     Db(DbCommand),
     /// Runs, over the API of a server
-    #[command(subcommand, after_help = REMOTE)]
+    #[command(subcommand)]
     Run(RunCommand),
     /// Principals: people and programs that may speak to a server
-    #[command(subcommand, after_help = REMOTE)]
+    #[command(subcommand)]
     Principal(PrincipalCommand),
     /// Tokens of principals
-    #[command(subcommand, after_help = REMOTE)]
+    #[command(subcommand)]
     Token(TokenCommand),
     /// Secrets that activities name: set, listed, removed, and never shown
-    #[command(subcommand, after_help = REMOTE)]
+    #[command(subcommand)]
     Secret(SecretCommand),
     /// The audit trail: changes that no run's journal holds, and attempts that were refused
-    #[command(subcommand, after_help = REMOTE)]
+    #[command(subcommand)]
     Audit(AuditCommand),
     /// Pools: how many calls targets bear, and which of them are down
-    #[command(subcommand, after_help = REMOTE)]
+    #[command(subcommand)]
     Pool(PoolCommand),
     /// The nodes that work on a server's database
-    #[command(after_help = REMOTE)]
     Nodes(Shown),
     /// Looks for what is wrong here, and says what to do about it
-    #[command(after_help = EXIT_CODES)]
     Doctor,
     /// Prints completions for a shell
     Completions {
@@ -167,6 +179,13 @@ What may have happened and nobody knows comes first; then what the run made, wha
 what is left to do in order, and how to undo it in order, with the values as they are now.
 
   backstay export 01a1fc20-324d-77f1-9755-eac4a11cc462 > runbook.md";
+
+const WORKFLOW: &str = "\
+Workflows: check, list, show, plan, picture. None of these needs a database.
+
+Which workflows: those in the files of --dir, if it is given; else those of the server of --server or BACKSTAY_SERVER, if \
+one is named, as \"backstay run start\" runs them; else those that this machine's configuration has (workflows.dir, and \
+failover if there is a site). Which it was is said on stderr.";
 
 const WORKFLOW_CHECK: &str = "\
 Checks workflows that are files, as they are checked when they are loaded.
@@ -249,7 +268,7 @@ pub(crate) struct CheckArgs {
 #[derive(Debug, Subcommand)]
 pub(crate) enum WorkflowCommand {
     /// Says everything that is wrong with workflows
-    #[command(after_help = EXIT_CODES, long_about = WORKFLOW_CHECK)]
+    #[command(long_about = WORKFLOW_CHECK)]
     Check {
         /// Files and directories [default: workflows.dir]
         #[arg(value_name = "PATH")]
@@ -259,13 +278,11 @@ pub(crate) enum WorkflowCommand {
         json: bool,
     },
     /// Lists the workflows there are
-    #[command(after_help = EXIT_CODES)]
     List {
         #[command(flatten)]
         from: WorkflowFrom,
     },
     /// Says what a workflow does and what it takes
-    #[command(after_help = EXIT_CODES)]
     Show {
         /// The workflow
         #[arg(value_name = "NAME")]
@@ -274,7 +291,7 @@ pub(crate) enum WorkflowCommand {
         from: WorkflowFrom,
     },
     /// Makes the plan for an input and prints its steps; nothing is run
-    #[command(after_help = EXIT_CODES, long_about = WORKFLOW_PLAN)]
+    #[command(long_about = WORKFLOW_PLAN)]
     Plan {
         /// The workflow
         #[arg(value_name = "NAME")]
@@ -289,7 +306,7 @@ pub(crate) enum WorkflowCommand {
         from: WorkflowFrom,
     },
     /// Draws the plan for an input; nothing is run
-    #[command(after_help = EXIT_CODES, long_about = WORKFLOW_PICTURE)]
+    #[command(long_about = WORKFLOW_PICTURE)]
     Picture {
         /// The workflow
         #[arg(value_name = "NAME")]
@@ -300,9 +317,8 @@ pub(crate) enum WorkflowCommand {
         /// In which language
         #[arg(long = "as", value_name = "LANGUAGE", default_value = "svg")]
         form: Drawing,
-        /// The directory of the workflows [default: workflows.dir]
-        #[arg(long, value_name = "DIR")]
-        dir: Option<PathBuf>,
+        #[command(flatten)]
+        source: WorkflowSource,
     },
 }
 
@@ -322,17 +338,28 @@ impl WorkflowCommand {
     pub(crate) fn dir(&self) -> Option<&PathBuf> {
         match self {
             Self::Check { .. } => None,
-            Self::List { from } | Self::Show { from, .. } | Self::Plan { from, .. } => from.dir.as_ref(),
-            Self::Picture { dir, .. } => dir.as_ref(),
+            Self::List { from } | Self::Show { from, .. } | Self::Plan { from, .. } => {
+                from.source.dir.as_ref()
+            }
+            Self::Picture { source, .. } => source.dir.as_ref(),
         }
     }
 }
 
+/// Which workflows.
 #[derive(Debug, Args)]
-pub(crate) struct WorkflowFrom {
-    /// The directory of the workflows [default: workflows.dir]
+pub(crate) struct WorkflowSource {
+    /// Those in the files of this directory, whatever server is named
     #[arg(long, value_name = "DIR")]
     pub dir: Option<PathBuf>,
+    #[command(flatten)]
+    pub at: Where,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct WorkflowFrom {
+    #[command(flatten)]
+    pub source: WorkflowSource,
     /// For programs
     #[arg(long)]
     pub json: bool,
@@ -381,13 +408,12 @@ pub(crate) enum DbCommand {
     /// Brings the schema up to date; safe to call at any time and from many machines at once
     Migrate,
     /// Prints who may do what in the database, or sees to it
-    #[command(after_help = EXIT_CODES, long_about = DB_ROLES)]
+    #[command(long_about = DB_ROLES)]
     Roles(RolesArgs),
     /// Fetches the server binaries of the embedded database, once, where the machine has none
-    #[command(after_help = EXIT_CODES)]
     Install,
     /// Tells every live run to pause, by the database alone: after a restore, before any node is started
-    #[command(after_help = EXIT_CODES, long_about = DB_PAUSE)]
+    #[command(long_about = DB_PAUSE)]
     Pause {
         /// Who asks
         #[arg(long, value_name = "NAME")]

@@ -20,7 +20,7 @@ enum Kind {
 
 use Kind::{Counter, Counters, Gauge, Histogram, Open};
 
-const FIGURES: [(&str, Kind, &str); 28] = [
+const FIGURES: [(&str, Kind, &str); 29] = [
     ("backstay_runs", Gauge, "Live runs by status, of the whole installation."),
     (
         "backstay_silent_runs",
@@ -40,6 +40,11 @@ const FIGURES: [(&str, Kind, &str); 28] = [
     ("backstay_commit_seconds", Histogram, "How long a write to the journal takes."),
     ("backstay_batch_rows", Histogram, "Events in a write."),
     ("backstay_append_retries_total", Counter, "Writes to the journal that were tried again."),
+    (
+        "backstay_facts_moved_total",
+        Counter,
+        "Successes that changed a fact which was no longer as they had seen it.",
+    ),
     (
         "backstay_attempts_total",
         Counters("outcome", &["succeeded", "failed"]),

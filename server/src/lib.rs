@@ -45,7 +45,7 @@ mod written;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use clap::Parser;
+use clap::FromArgMatches;
 
 use cli::{Cli, Command, ConfigCommand, DbCommand};
 use interrupt::Interrupt;
@@ -56,7 +56,10 @@ pub fn main() -> ExitCode {
     if let Some(pretended) = demo::stand_in(std::env::args()) {
         return pretended;
     }
-    let cli = Cli::parse();
+    let cli = match Cli::from_arg_matches(&cli::command_line().get_matches()) {
+        Ok(cli) => cli,
+        Err(error) => error.exit(),
+    };
     // One provider for everything that speaks TLS; a second caller would only find it installed.
     let _ = rustls::crypto::ring::default_provider().install_default();
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
@@ -99,7 +102,7 @@ async fn command(cli: &Cli) -> Result<(), Trouble> {
         Command::Check(check) => check::run(config, &interrupt, check.run.as_deref(), check.json).await,
         Command::Explain(args) => run::explain(config, &interrupt, &args.run, args.json).await,
         Command::Export(args) => run::export(config, &interrupt, &args.run).await,
-        Command::Workflow(command) => workflow::run(command, config),
+        Command::Workflow(command) => workflow::run(command, config).await,
         Command::Db(DbCommand::Migrate) => db::migrate(config, &interrupt).await,
         Command::Db(DbCommand::Status { json }) => db::status(config, &interrupt, *json).await,
         Command::Db(DbCommand::Roles(args)) => db::roles(args, config, &interrupt).await,

@@ -33,11 +33,7 @@ pub(crate) async fn explain(
         }
         text += &format!("Until:   {}\n", explanation.unblocked_by);
         if let Some(rest) = explanation.remaining {
-            let unknown = match rest.unknown {
-                0 => String::new(),
-                n => format!(", and {n} steps that were never timed"),
-            };
-            text += &format!("Left:    about {}{unknown}: {}\n", rest.time, rest.path.join(", "));
+            text += &format!("Left:    {rest}\n");
         }
         print(&text);
         Ok(())

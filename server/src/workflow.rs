@@ -1,44 +1,102 @@
-//! `backstay workflow`: the workflows there are, without a database.
+//! `backstay workflow`: the workflows there are, here or at a server.
 
 mod fields;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use backstay_engine::machine::Plan;
+use backstay_engine::machine::{Json, Plan};
 use backstay_workflows::{Prepared, Problem, Workflow, Workflows, harmless};
 use serde_json::{Value, json};
 
 use crate::api::plans::{Failing, PlanView};
 use crate::catalog;
-use crate::cli::{Drawing, WorkflowCommand, WorkflowFrom};
+use crate::cli::{Drawing, WorkflowCommand, WorkflowSource};
 use crate::config::Config;
 use crate::db::print;
-use crate::remote::show::if_fails;
+use crate::remote::show::{field, if_fails};
+use crate::remote::workflows::OfServer;
 use crate::trouble::Trouble;
 use crate::written;
 
 /// Does what is asked.
-pub(crate) fn run(command: &WorkflowCommand, config: &Config) -> Result<(), Trouble> {
+pub(crate) async fn run(command: &WorkflowCommand, config: &Config) -> Result<(), Trouble> {
     match command {
         WorkflowCommand::Check { paths, json } => check(paths, config, *json),
-        WorkflowCommand::List { from } => list(&load(config)?, from),
-        WorkflowCommand::Show { name, from } => show(&*named(&load(config)?, name)?, from),
-        WorkflowCommand::Plan { name, input, failing, from } => {
-            let workflow = named(&load(config)?, name)?;
-            plan(&*workflow, input.as_deref(), failing.as_ref(), from, config)
+        WorkflowCommand::List { from } => {
+            let all = match source(&from.source, config)? {
+                Source::Here(workflows) => workflows.list().map(|one| described(&**one)).collect(),
+                Source::Server(server) => server.list().await?,
+            };
+            list(&all, from.json);
+            Ok(())
         }
-        WorkflowCommand::Picture { name, input, form, .. } => {
-            let workflow = named(&load(config)?, name)?;
-            let (_, plan) = made(&*workflow, input.as_deref(), config)?;
-            print(&match form {
-                Drawing::Dot => plan.to_dot(),
-                Drawing::Mermaid => plan.to_mermaid(),
-                Drawing::Svg => plan.to_svg(),
+        WorkflowCommand::Show { name, from } => {
+            let one = match source(&from.source, config)? {
+                Source::Here(workflows) => {
+                    let workflow = named(&workflows, name)?;
+                    let mut all = described(&*workflow);
+                    if let Some(map) = all.as_object_mut() {
+                        map.insert("source".into(), json!(workflow.source()));
+                    }
+                    all
+                }
+                Source::Server(server) => server.one(name).await?,
+            };
+            show(&one, from.json);
+            Ok(())
+        }
+        WorkflowCommand::Plan { name, input, failing, from } => {
+            let input = input.as_deref().map_or(Ok(json!({})), written::read)?;
+            let planned = match source(&from.source, config)? {
+                Source::Here(workflows) => {
+                    here(&*named(&workflows, name)?, &input, failing.as_ref(), config)?
+                }
+                Source::Server(server) => {
+                    of_server(name, server.plan(name, &input, failing.as_ref()).await?)?
+                }
+            };
+            plan(&planned, from.json);
+            Ok(())
+        }
+        WorkflowCommand::Picture { name, input, form, source: from } => {
+            let input = input.as_deref().map_or(Ok(json!({})), written::read)?;
+            print(&match source(from, config)? {
+                Source::Server(server) => server.picture(name, &input, *form).await?,
+                Source::Here(workflows) => {
+                    let (_, plan) = made(&*named(&workflows, name)?, &input, config)?;
+                    match form {
+                        Drawing::Dot => plan.to_dot(),
+                        Drawing::Mermaid => plan.to_mermaid(),
+                        Drawing::Svg => plan.to_svg(),
+                    }
+                }
             });
             Ok(())
         }
     }
+}
+
+/// Where workflows are looked up.
+enum Source {
+    Here(Workflows),
+    Server(OfServer),
+}
+
+/// The files of a directory that is named, else the server that is named, else what this machine is configured with; and it
+/// says which, since a server may have others than the machine that one sits at.
+fn source(from: &WorkflowSource, config: &Config) -> Result<Source, Trouble> {
+    if from.dir.is_none() && from.at.server.is_some() {
+        let server = OfServer::open(&from.at, config)?;
+        eprintln!("Workflows of the server at {}", server.address());
+        return Ok(Source::Server(server));
+    }
+    let here = load(config)?;
+    match config.workflows.dir.display().to_string() {
+        none if none.is_empty() => eprintln!("Workflows of this machine"),
+        dir => eprintln!("Workflows of this machine, from {dir}"),
+    }
+    Ok(Source::Here(here))
 }
 
 fn check(paths: &[PathBuf], config: &Config, as_json: bool) -> Result<(), Trouble> {
@@ -79,66 +137,61 @@ fn check(paths: &[PathBuf], config: &Config, as_json: bool) -> Result<(), Troubl
     }
 }
 
-fn list(workflows: &Workflows, from: &WorkflowFrom) -> Result<(), Trouble> {
-    if from.json {
-        let all: Vec<_> = workflows.list().map(|workflow| described(&**workflow)).collect();
+fn list(all: &[Value], as_json: bool) {
+    if as_json {
         print(&format!("{:#}\n", Value::from(all)));
-        return Ok(());
+        return;
     }
-    let width = workflows.list().map(|workflow| workflow.name().len()).max().unwrap_or(0);
-    for workflow in workflows.list() {
-        let title = workflow.title().unwrap_or_default();
-        let line = format!("{:width$}  {}  {title}", workflow.name(), short(workflow.version()));
+    let width = all.iter().map(|one| field(one, "name").chars().count()).max().unwrap_or(0);
+    for one in all {
+        let version = field(one, "version");
+        let line = format!("{:width$}  {}  {}", field(one, "name"), short(&version), field(one, "title"));
         print(&format!("{}\n", harmless(&line)));
     }
-    Ok(())
 }
 
-fn show(workflow: &dyn Workflow, from: &WorkflowFrom) -> Result<(), Trouble> {
-    if from.json {
-        let mut all = described(workflow);
-        if let Some(map) = all.as_object_mut() {
-            map.insert("source".into(), json!(workflow.source()));
-        }
-        print(&format!("{all:#}\n"));
-        return Ok(());
+fn show(one: &Value, as_json: bool) {
+    if as_json {
+        print(&format!("{one:#}\n"));
+        return;
     }
-    let mut text = format!("Name:     {}\n", workflow.name());
-    if let Some(title) = workflow.title() {
+    let mut text = format!("Name:     {}\n", field(one, "name"));
+    let title = field(one, "title");
+    if !title.is_empty() {
         text += &format!("Title:    {title}\n");
     }
-    text += &format!("Version:  {}\n", workflow.version());
-    if let Some(description) = workflow.description() {
+    text += &format!("Version:  {}\n", field(one, "version"));
+    let description = field(one, "description");
+    if !description.is_empty() {
         text += &format!("\n{}\n", description.trim());
     }
-    text += &fields::told(&workflow.input_schema());
+    text += &fields::told(one.get("input_schema").unwrap_or(&Value::Null));
     print(&harmless(&text));
-    Ok(())
 }
 
 /// The plan that it makes of an input, and what a run of it would be submitted with.
-fn made(
-    workflow: &dyn Workflow,
-    input: Option<&Path>,
-    config: &Config,
-) -> Result<(Prepared, Arc<Plan>), Trouble> {
-    let input = input.map_or(Ok(json!({})), written::read)?;
+fn made(workflow: &dyn Workflow, input: &Value, config: &Config) -> Result<(Prepared, Arc<Plan>), Trouble> {
     let refused = |problems: Vec<Problem>| {
         problems.iter().for_each(|problem| print(&format!("{problem}\n")));
         Trouble::failed(format!("There is no plan for this input: {}.", counted(problems.len(), "problem")))
     };
-    let prepared = workflow.prepare(&input).map_err(refused)?;
-    let plan = workflow.checked(&input, &catalog::known(config)?).map_err(refused)?;
+    let prepared = workflow.prepare(input).map_err(refused)?;
+    let plan = workflow.checked(input, &catalog::known(config)?).map_err(refused)?;
     Ok((prepared, plan))
 }
 
-fn plan(
+/// A plan, and all that is said of it.
+struct Planned {
+    plan: Arc<Plan>,
+    all: Value,
+}
+
+fn here(
     workflow: &dyn Workflow,
-    input: Option<&Path>,
+    input: &Value,
     failing: Option<&String>,
-    from: &WorkflowFrom,
     config: &Config,
-) -> Result<(), Trouble> {
+) -> Result<Planned, Trouble> {
     let (prepared, plan) = made(workflow, input, config)?;
     if let Some(step) = failing.filter(|step| plan.find(step).is_none()) {
         let there_are: Vec<_> = plan.steps().map(|(_, step)| step.name.to_string()).take(20).collect();
@@ -151,27 +204,45 @@ fn plan(
     let failing = Failing { failing: failing.cloned() };
     let preview = PlanView::of(&plan, &failing).map_err(|_| Trouble::failed("The plan cannot be shown."))?;
     let preview = serde_json::to_value(&preview).unwrap_or_default();
-    if from.json {
-        let mut all = json!({
-            "workflow": workflow.name(), "version": workflow.version(), "input": prepared.input,
-            "exclusive": prepared.exclusive, "labels": prepared.labels,
-        });
-        if let (Value::Object(all), Value::Object(preview)) = (&mut all, preview) {
-            all.extend(preview);
-        }
-        print(&format!("{all:#}\n"));
-        return Ok(());
+    let mut all = json!({
+        "workflow": workflow.name(), "version": workflow.version(), "input": prepared.input,
+        "exclusive": prepared.exclusive, "labels": prepared.labels,
+    });
+    if let (Value::Object(all), Value::Object(preview)) = (&mut all, preview) {
+        all.extend(preview);
     }
-    let mut text = format!("Workflow: {}\n", workflow.name());
+    Ok(Planned { plan, all })
+}
+
+fn of_server(name: &str, mut all: Value) -> Result<Planned, Trouble> {
+    let plan = Plan::from_submitted(&Json::of(&all)).map_err(|error| {
+        Trouble::failed(format!(
+            "The plan that the server made cannot be read; is it another release? {error}"
+        ))
+    })?;
+    if let Some(map) = all.as_object_mut() {
+        map.insert("workflow".into(), name.into());
+    }
+    Ok(Planned { plan, all })
+}
+
+fn plan(Planned { plan, all }: &Planned, as_json: bool) {
+    if as_json {
+        print(&format!("{all:#}\n"));
+        return;
+    }
+    let mut text = format!("Workflow: {}\n", field(all, "workflow"));
     if let Some(title) = &plan.spec().title {
         text += &format!("Title:    {title}\n");
     }
-    text += &format!("Version:  {}\nHash:     {}\n", workflow.version(), plan.hash());
-    if let Some(key) = &prepared.exclusive {
+    text += &format!("Version:  {}\nHash:     {}\n", field(all, "version"), plan.hash());
+    let key = field(all, "exclusive");
+    if !key.is_empty() {
         text += &format!("Key:      {key}\n");
     }
-    for (name, value) in &prepared.labels {
-        text += &format!("Label:    {name}={value}\n");
+    let labels = all.get("labels").and_then(Value::as_object);
+    for (name, value) in labels.into_iter().flatten() {
+        text += &format!("Label:    {name}={}\n", value.as_str().unwrap_or_default());
     }
     text += &format!("\n{}:\n", counted(plan.len(), "step"));
     for &ix in plan.order() {
@@ -182,9 +253,8 @@ fn plan(
             step.undo.as_ref().map(|undo| format!(", undone by {}", undo.activity)).unwrap_or_default();
         text += &format!("  {}: {}{undo}{after}\n", step.name, step.forward.activity);
     }
-    text += &format!("\n{}", if_fails(&preview));
+    text += &format!("\n{}", if_fails(all));
     print(&harmless(&text));
-    Ok(())
 }
 
 fn dir(config: &Config) -> Result<&Path, Trouble> {
@@ -198,8 +268,11 @@ fn dir(config: &Config) -> Result<&Path, Trouble> {
 }
 
 fn load(config: &Config) -> Result<Workflows, Trouble> {
-    if !config.has_site() {
-        dir(config)?;
+    if !config.has_site() && config.workflows.dir.as_os_str().is_empty() {
+        return Err(Trouble::usage(
+            "There is no directory of workflows on this machine: set workflows.dir, name one with --dir, or a server with \
+             --server or BACKSTAY_SERVER.",
+        ));
     }
     catalog::all_workflows(config, &catalog::known(config)?).map_err(|problems| {
         problems.iter().for_each(|problem| eprintln!("{problem}"));

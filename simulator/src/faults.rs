@@ -60,11 +60,12 @@ pub enum Fault {
     /// It is done as if nothing were wrong, and said nothing about: an empty body.
     Empty,
 
-    /// CloudStack: the job runs, and nobody knows it when asked.
+    /// CloudStack: the job runs, and nobody knows it when asked. The VMA: it is started anew in the middle of the copy, and
+    /// knows none any more; when it is asked about a copy: it does not know it this once.
     JobLost,
     /// CloudStack: the job fails as cancelled, and the hypervisor does it all the same.
     JobCancelledButDone,
-    /// CloudStack: the job fails, and nothing was done.
+    /// CloudStack: the job fails, and nothing was done. The VMA: the copy fails in the middle.
     JobFails {
         /// Its result code.
         code: u16,
@@ -74,7 +75,8 @@ pub enum Fault {
         /// How long.
         ms: u64,
     },
-    /// CloudStack: the job never ends, and what it is about stays in its transitional state.
+    /// CloudStack: the job never ends, and what it is about stays in its transitional state. The VMA: the copy stops in the
+    /// middle, and never ends.
     Stuck,
     /// A list tells what was so before, for this long.
     Stale {
@@ -83,7 +85,7 @@ pub enum Fault {
     },
     /// A name that is taken is accepted.
     DuplicateName,
-    /// A deletion says that it is done; after this time the thing is there again.
+    /// A deletion says that it is done; after this time the thing is there again. A stop of a VM: it runs again.
     Reappears {
         /// How long.
         ms: u64,

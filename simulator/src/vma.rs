@@ -77,6 +77,8 @@ pub struct Switches {
     pub hangs_at_prompt: BTreeSet<String>,
     /// Sources, by instance id or name, that are brought back on so long after they went off. Once each.
     pub comes_back_after_ms: BTreeMap<String, u64>,
+    /// Sources, by instance id or name, whose power state it does not know.
+    pub power_unknown: BTreeSet<String>,
     /// Replication of a disk takes this long.
     pub disk_ms: u64,
     /// Progress says `completed` and `failed`, as the copy process pushes them; off: `Succeeded` and `Failed`.
@@ -96,6 +98,7 @@ impl Default for Switches {
             tools_ms: 30_000,
             hangs_at_prompt: BTreeSet::new(),
             comes_back_after_ms: BTreeMap::new(),
+            power_unknown: BTreeSet::new(),
             disk_ms: 15_000,
             lower_case_words: true,
             not_found_is_200: false,
@@ -231,5 +234,6 @@ fn power_word(source: &Source) -> &'static str {
     match source.power {
         crate::world::things::Power::On => "poweredOn",
         crate::world::things::Power::Off => "poweredOff",
+        crate::world::things::Power::Suspended => "suspended",
     }
 }

@@ -7,12 +7,13 @@ use std::time::Duration;
 
 use backstay_engine::crash::{CrashPoint, Hook};
 use backstay_engine::machine::Row;
-use backstay_engine::machine::checker::{Case, Index, WorldLog, check_run};
-use backstay_engine::{Engine, Node, NodeConfig, Plan, Registry, RunId, RunInfo, Status, Store};
+use backstay_engine::machine::checker::{Case, Checker, Index, WorldLog, check_run};
+use backstay_engine::{Engine, Node, NodeConfig, Plan, Registry, RunFilter, RunId, RunInfo, Status, Store};
 use sqlx::{AssertSqlSafe, Connection, PgConnection};
 use tokio::sync::OnceCell;
 use uuid::Uuid;
 
+use crate::facts::{Become, GiveBack};
 use crate::world::{Make, Unmake, World};
 
 /// One database with the schema and a world, both empty.
@@ -78,7 +79,11 @@ impl Lab {
     }
 
     async fn engine_on(store: Store, world: &World) -> anyhow::Result<Engine> {
-        let registry = Registry::new().with(Make(world.clone())).with(Unmake(world.clone()));
+        let registry = Registry::new()
+            .with(Make(world.clone()))
+            .with(Unmake(world.clone()))
+            .with(Become(world.clone()))
+            .with(GiveBack);
         Ok(Engine::open(store, registry).await?)
     }
 
@@ -179,6 +184,21 @@ impl Lab {
         let info = self.engine.get(run).await?;
         let rows = self.engine.journal(run).await?;
         self.judge(run, &info, &rows, None).await
+    }
+
+    /// What must be true of all histories together: what they say of facts is what the facts are. Nothing may be under way.
+    pub async fn assert_facts(&self) -> anyhow::Result<()> {
+        let facts = self.engine.facts("", "", 1_000).await?;
+        let mut checker = Checker::new().with_facts(facts.clone());
+        let mut found = Vec::new();
+        for info in self.engine.list(&RunFilter { limit: 1_000, ..RunFilter::default() }).await? {
+            let rows = self.engine.journal(info.run).await?;
+            found.extend(checker.run(&Case::of(info.run, &rows)));
+        }
+        found.extend(checker.facts(&facts));
+        let found: Vec<_> = found.iter().map(|one| one.to_string()).collect();
+        anyhow::ensure!(found.is_empty(), "{}", found.join("\n"));
+        Ok(())
     }
 
     async fn judge(

@@ -2,12 +2,14 @@
 //! A laboratory for the engine: a fresh database, a world with ground truth, nodes that can be made to die.
 
 pub mod decoders;
+mod facts;
 mod lab;
 pub mod meter;
 pub mod plans;
 mod wire;
 mod world;
 
+pub use facts::{Become, GiveBack};
 pub use lab::{Deaths, Lab};
 pub use meter::Meter;
 pub use wire::{Cut, Wire};

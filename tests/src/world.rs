@@ -67,7 +67,7 @@ impl World {
         Ok(())
     }
 
-    async fn wait_for_gate(&self, name: &str) -> Result<(), Failure> {
+    pub(crate) async fn wait_for_gate(&self, name: &str) -> Result<(), Failure> {
         let open = "select exists (select from gates where name = $1)";
         while !sqlx::query_scalar::<_, bool>(open).bind(name).fetch_one(&self.pool).await? {
             tokio::time::sleep(Duration::from_millis(5)).await;
@@ -75,7 +75,7 @@ impl World {
         Ok(())
     }
 
-    async fn note(&self, key: Uuid, context: &Context, what: &str) -> Result<(), Failure> {
+    pub(crate) async fn note(&self, key: Uuid, context: &Context, what: &str) -> Result<(), Failure> {
         self.note_change(key, context, what, false).await
     }
 

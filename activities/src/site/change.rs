@@ -18,8 +18,9 @@
 
 use std::future::Future;
 
-use backstay_engine::machine::Applied;
-use backstay_engine::{Context, Failure};
+use backstay_engine::machine::{Applied, Json};
+use backstay_engine::{Context, Failure, Probe};
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 use uuid::Uuid;
@@ -40,6 +41,19 @@ pub(super) enum Found<T> {
     AtWork(String),
     /// It is on its way, and no job says so.
     Moving(String),
+}
+
+impl<T> Found<T> {
+    /// The same, as the answer of a probe. `done` says what it means for it that things are as wanted:
+    /// [`Probe::Present`], or [`Probe::Partial`] where more belongs to it than a look can see.
+    pub(super) fn probe<U>(self, done: impl FnOnce(T) -> Probe<U>) -> Probe<U> {
+        match self {
+            Self::Done(it) => done(it),
+            Self::Todo => Probe::Absent,
+            Self::AtWork(job) => Probe::Unknown(format!("the job {job} of CloudStack is at work on it")),
+            Self::Moving(state) => Probe::Unknown(format!("it is {state}")),
+        }
+    }
 }
 
 /// What was begun over there.
@@ -94,6 +108,19 @@ pub(super) struct Saved<S = ()> {
     pub calls: u32,
     /// What else has to outlive us.
     pub more: S,
+}
+
+/// For an undo: what the step left in the journal. What cannot be read is no sign that nothing was done: then a person has
+/// to look.
+pub(super) fn left<T: DeserializeOwned>(what: &str, text: Option<&Json>) -> Result<Option<T>, Failure> {
+    let Some(text) = text else { return Ok(None) };
+    serde_json::from_str(text.as_str()).map_err(|error| {
+        let message = format!(
+            "{what} cannot be read ({error}), so it is not known what has to be undone. Look how things are, mend them by \
+             hand, and skip this undo"
+        );
+        Failure::needs_operator(message).not_applied()
+    })
 }
 
 /// So often a look may find somebody else at work before that is an error.

@@ -105,7 +105,7 @@ impl Activity for OpenExports {
     type Output = Exports;
 
     fn effect(&self) -> Effect {
-        self.0.effect()
+        Effect { probed: false, ..self.0.effect() }
     }
 
     fn pool(&self) -> Option<String> {

@@ -19,6 +19,13 @@ impl Site {
         })
     }
 
+    /// A machine, which has to be there.
+    pub(super) async fn machine(&self, id: &str) -> Result<Vm, Failure> {
+        self.cloudstack.vm(id).await?.ok_or_else(|| {
+            Failure::permanent("vm_missing", format!("CloudStack does not know the machine {id}"))
+        })
+    }
+
     /// Nothing that this activity may touch is the appliance's own disk.
     pub(super) fn not_of_oma_itself(&self, volume: &Volume) -> Result<(), Failure> {
         let at_oma = volume.virtualmachineid.as_deref() == Some(self.settings.oma.as_str());

@@ -4,12 +4,15 @@
 //!   change      the protocol of every change: look, adopt what is at work, call, wait, look again
 //!   tags        notes on things over there
 //!   guard       what is asked right before a call, whatever the plan says
-//!   source      the machine at VMware: off, on, its last changes copied
+//!   source      the machine at VMware: off, and on again
+//!   sync        its last changes, copied once it is off
 //!   exports     the way by which replication writes
 //!   volumes     from the appliance to the machine, and home
 //!   snapshots   the way back, for all disks of a machine or for none; revert
 //!   virtio      drivers for Windows
-//!   machine     the machine at CloudStack: made, stripped of its blank disk, its cards, unmade
+//!   machine     the machine at CloudStack: made, and unmade
+//!   blank       the blank disk that it is born with, thrown away
+//!   nics        its cards, for plans of your own
 //!   power       it starts and stops; whether it came up
 //!   validate    everything that can be known before anything is touched
 //! ```
@@ -17,13 +20,16 @@
 //! Each reads the state of the world before it claims success: that a command was answered is not its effect. Volumes go
 //! through the Volume Daemon, which keeps devices and exports, but where a volume is only CloudStack says.
 
+mod blank;
 mod change;
 mod exports;
 mod guard;
 mod machine;
+mod nics;
 mod power;
 mod snapshots;
 mod source;
+mod sync;
 mod tags;
 mod validate;
 mod virtio;
@@ -69,8 +75,10 @@ pub struct SiteSettings {
     pub settle: Span,
     /// After a call was lost, its effect may still come for so long.
     pub longest_delay: Span,
-    /// A source that is off is looked at again after so long: somebody may have it started again.
+    /// A machine that is off, the source or its copy, is looked at again after so long: it may have been started again.
     pub look_twice: Span,
+    /// So many copies of the last changes are begun, if they fail.
+    pub copies: u32,
     /// A revert that failed so often is left to people; the volume comes home all the same.
     pub reverts: u32,
     /// The key may choose the ids of what it makes: it is a root administrator's.
@@ -88,6 +96,7 @@ impl Default for SiteSettings {
             settle: Span::secs(60),
             longest_delay: Span::secs(30),
             look_twice: Span::secs(5),
+            copies: 5,
             reverts: 5,
             root_admin: false,
             nbd_host: "127.0.0.1:10809".into(),
@@ -149,7 +158,7 @@ pub fn register(registry: Registry, site: Site, how: &impl Adds) -> Registry {
     let registry = how.add(registry, validate::Validate(of()));
     let registry = how.add(registry, source::PowerOffSource(of()));
     let registry = how.add(registry, source::PowerOnSource(of()));
-    let registry = how.add(registry, source::FinalSync(of()));
+    let registry = how.add(registry, sync::FinalSync(of()));
     let registry = how.add(registry, exports::CloseExports(of()));
     let registry = how.add(registry, exports::OpenExports(of()));
     let registry = how.add(registry, volumes::TakeFromOma(of()));
@@ -162,9 +171,9 @@ pub fn register(registry: Registry, site: Site, how: &impl Adds) -> Registry {
     let registry = how.add(registry, virtio::InjectDrivers(of()));
     let registry = how.add(registry, machine::CreateVm(of()));
     let registry = how.add(registry, machine::DestroyVm(of()));
-    let registry = how.add(registry, machine::DropBlankRoot(of()));
-    let registry = how.add(registry, machine::RemoveBlankDisk(of()));
-    let registry = how.add(registry, machine::SetNics(of()));
+    let registry = how.add(registry, blank::DropBlankRoot(of()));
+    let registry = how.add(registry, blank::RemoveBlankDisk(of()));
+    let registry = how.add(registry, nics::SetNics(of()));
     let registry = how.add(registry, power::StartVm(of()));
     let registry = how.add(registry, power::StopVm(of()));
     how.add(registry, power::CheckBoot(of()))

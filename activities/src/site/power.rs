@@ -12,7 +12,6 @@ use tokio::time::Instant;
 use super::change::{Found, NotBegun, Saved};
 use super::guard::{at_work, mark};
 use super::{Site, TEST_NETWORK_TAG};
-use crate::cloudstack::Vm;
 use crate::vma::{Power, VCenter};
 
 pub(super) struct StartVm(pub Arc<Site>);
@@ -127,8 +126,8 @@ impl StartVm {
             let state = site.vma.power_state(&input.source.id, &input.source.vcenter).await?;
             if state.power_state != Power::Off {
                 let message = format!(
-                    "the source machine is {:?}: its copy is started once it is known to be off",
-                    state.power_state
+                    "the source machine is {}: its copy is started once it is known to be off",
+                    state.power_state.word()
                 );
                 return Err(Failure::retryable("source_not_off", message).not_applied());
             }
@@ -151,13 +150,6 @@ impl StartVm {
 }
 
 impl Site {
-    async fn machine(&self, id: &str) -> Result<Vm, Failure> {
-        let vm = self.cloudstack.vm(id).await?;
-        vm.ok_or_else(|| {
-            Failure::permanent("vm_missing", format!("CloudStack does not know the machine {id}"))
-        })
-    }
-
     /// Why no rehearsal may take place in a network, if that is so.
     pub(super) async fn not_for_rehearsals(&self, network: &str) -> Result<Option<String>, Failure> {
         let tags = self.cloudstack.list_tags("Network", network).await?;
@@ -202,12 +194,7 @@ impl Activity for StartVm {
     }
 
     async fn probe(&self, _: &Context, input: Start) -> Result<Probe<State>, Failure> {
-        Ok(match self.look(&input).await? {
-            Found::Done(state) => Probe::Present(state),
-            Found::Todo => Probe::Absent,
-            Found::AtWork(job) => Probe::Unknown(format!("the job {job} is at work on it")),
-            Found::Moving(state) => Probe::Unknown(format!("it is {state}")),
-        })
+        Ok(self.look(&input).await?.probe(Probe::Present))
     }
 }
 
@@ -256,16 +243,24 @@ impl Activity for StopVm {
                 Ok::<_, NotBegun>(site.cloudstack.stop_vm(id, forced, Some(job)).await?)
             }
         };
-        site.bring_about(context, &mut saved, what, || self.look(&input), call).await
+        let stopped = site.bring_about(context, &mut saved, what, || self.look(&input), call).await?;
+        if stopped.state == "gone" {
+            return Ok(stopped);
+        }
+        // A cluster that keeps machines up may start it again, and its disks are detached next.
+        site.breathe_for(context, "looking again whether it is stopped", site.settings.look_twice.0).await?;
+        match self.look(&input).await? {
+            Found::Done(state) => Ok(state),
+            _ => {
+                let message = format!("the machine {id} was stopped, and something has started it again");
+                Err(Failure::retryable("started_again", message))
+            }
+        }
     }
 
     async fn probe(&self, _: &Context, input: Stop) -> Result<Probe<State>, Failure> {
-        Ok(match self.look(&input).await? {
-            Found::Done(state) => Probe::Present(state),
-            Found::Todo => Probe::Absent,
-            Found::AtWork(job) => Probe::Unknown(format!("the job {job} is at work on it")),
-            Found::Moving(state) => Probe::Unknown(format!("it is {state}")),
-        })
+        // Whether it stays so is for the next attempt to see.
+        Ok(self.look(&input).await?.probe(|_| Probe::Partial))
     }
 }
 

@@ -1,7 +1,8 @@
-//! The machine at VMware: off, on again, and its last changes copied.
+//! The machine at VMware: off, and on again.
 //!
 //! The VMA answers before a machine is off, so its state is read until it is, and once more a little later: a cluster may
-//! start it again by itself.
+//! start it again by itself. One that is suspended is not touched: it cannot shut down, and to switch it off is to lose what
+//! it has in memory.
 
 use std::sync::Arc;
 
@@ -12,14 +13,14 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
+use super::Site;
+use super::change::left;
 use super::guard::{HostName, mark};
-use super::{DIRTY_TAG, Site};
 use crate::remote::{Kind, Trouble};
-use crate::vma::{Copying, NbdTarget, Power, Replicate, VCenter};
+use crate::vma::{Power, VCenter};
 
 pub(super) struct PowerOffSource(pub Arc<Site>);
 pub(super) struct PowerOnSource(pub Arc<Site>);
-pub(super) struct FinalSync(pub Arc<Site>);
 
 /// A machine to be switched off.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
@@ -50,7 +51,7 @@ pub(super) struct PoweredOff {
     /// `poweredOff`.
     state: String,
     /// As it was before anybody touched it.
-    original: String,
+    original: Was,
     /// `graceful`, `forced` or `already-off`.
     method: String,
 }
@@ -65,39 +66,17 @@ pub(super) struct Powered {
 /// Saved once, before it is touched: what it was like is not to be found out later.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 struct Before {
-    original: Power2,
+    original: Was,
     #[serde(default)]
     method: Option<String>,
 }
 
-/// As the journal writes it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+/// How it was before it was touched.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
-enum Power2 {
+enum Was {
     PoweredOn,
     PoweredOff,
-    Suspended,
-    Unknown,
-}
-
-impl From<Power> for Power2 {
-    fn from(power: Power) -> Self {
-        match power {
-            Power::On => Self::PoweredOn,
-            Power::Off => Self::PoweredOff,
-            Power::Suspended => Self::Suspended,
-            Power::Unknown => Self::Unknown,
-        }
-    }
-}
-
-fn word(power: Power) -> &'static str {
-    match power {
-        Power::On => "poweredOn",
-        Power::Off => "poweredOff",
-        Power::Suspended => "suspended",
-        Power::Unknown => "unknown",
-    }
 }
 
 impl PowerOffSource {
@@ -111,6 +90,23 @@ impl PowerOffSource {
         site.breathe_for(context, "looking again whether the source is off", site.settings.look_twice.0)
             .await?;
         Ok(site.vma.power_state(&input.id, &input.vcenter).await?.power_state == Power::Off)
+    }
+
+    /// How it is, right before it is touched.
+    async fn awake(&self, input: &Off) -> Result<Was, Failure> {
+        match self.0.vma.power_state(&input.id, &input.vcenter).await?.power_state {
+            Power::On => Ok(Was::PoweredOn),
+            Power::Off => Ok(Was::PoweredOff),
+            Power::Suspended => {
+                let message = "the source machine is suspended: what it has in memory would be lost. Resume it, or switch it \
+                               off yourself if nothing there is needed";
+                Err(Failure::permanent("source_suspended", message).not_applied())
+            }
+            Power::Unknown => {
+                let message = "the state of the source machine is not known; it is not touched before it is";
+                Err(Failure::retryable("source_unknown", message).not_applied())
+            }
+        }
     }
 }
 
@@ -133,32 +129,23 @@ impl Activity for PowerOffSource {
         let mut before: Before = match context.saved()? {
             Some(before) => before,
             None => {
-                let original = vma.power_state(&input.id, &input.vcenter).await?.power_state;
-                if original == Power::Unknown {
-                    let message =
-                        "the state of the source machine is not known; it is not touched before it is";
-                    return Err(Failure::retryable("source_unknown", message).not_applied());
-                }
-                let before = Before { original: original.into(), method: None };
+                let before = Before { original: self.awake(&input).await?, method: None };
                 context.save(&before).await?;
                 before
             }
         };
-        let original = format!("{}", json!(before.original)).trim_matches('"').to_owned();
         let resource = context.resource("source power", &input.id);
-        if before.original != Power2::PoweredOff {
-            resource.planned().await?;
-        }
-        let done = |method: Option<String>| PoweredOff {
-            state: word(Power::Off).into(),
-            original: original.clone(),
-            method: method.unwrap_or_else(|| "already-off".into()),
-        };
         if !self.is_off_for_good(context, &input).await? {
             for force in [false, true] {
                 if force && input.force_after.is_none() {
                     break;
                 }
+                let now = self.awake(&input).await?;
+                if before.method.is_none() {
+                    // Somebody may have started it since.
+                    before.original = now;
+                }
+                resource.planned().await?;
                 context.progress(30.0, if force { "switching it off" } else { "asking it to shut down" });
                 before.method = Some(if force { "forced".into() } else { "graceful".into() });
                 context.save(&before).await?;
@@ -191,10 +178,14 @@ impl Activity for PowerOffSource {
                 return Err(Failure::retryable("source_not_off", message));
             }
         }
-        if before.original != Power2::PoweredOff {
-            resource.present(json!({ "state": "poweredOff", "original": original })).await?;
+        if before.original == Was::PoweredOn {
+            resource.present(json!({ "state": "poweredOff", "original": before.original })).await?;
         }
-        Ok(done(before.method))
+        Ok(PoweredOff {
+            state: Power::Off.word().into(),
+            original: before.original,
+            method: before.method.unwrap_or_else(|| "already-off".into()),
+        })
     }
 }
 
@@ -231,18 +222,19 @@ impl Activity for PowerOnSource {
     async fn run(&self, context: &Context, input: On) -> Result<Powered, Failure> {
         let site = &self.0;
         let resource = context.resource("source power", &input.id);
-        let before: Option<Before> = context
-            .undone()
-            .and_then(|undone| undone.checkpoint.as_ref())
-            .and_then(|saved| serde_json::from_str(saved.as_str()).ok());
-        let state = site.vma.power_state(&input.id, &input.vcenter).await?.power_state;
-        let Some(before) = before else {
-            // It was not touched.
-            return Ok(Powered { state: word(state).into() });
+        let undone = context.undone();
+        let (saved, told) = undone.map(|undone| (undone.checkpoint.as_ref(), undone.output.as_ref())).unzip();
+        let what = "how the source machine was before";
+        let original = match left(what, saved.flatten())? {
+            Some(Before { original, .. }) => Some(original),
+            None => left(what, told.flatten())?.map(|told: PoweredOff| told.original),
         };
-        if before.original != Power2::PoweredOn || state == Power::On {
+        let state = site.vma.power_state(&input.id, &input.vcenter).await?.power_state;
+        // Nothing on record: it was not touched.
+        let Some(original) = original else { return Ok(Powered { state: state.word().into() }) };
+        if original == Was::PoweredOff || state == Power::On {
             resource.gone().await?;
-            return Ok(Powered { state: word(state).into() });
+            return Ok(Powered { state: state.word().into() });
         }
         let copy = site.made_by(&mark(context.run()), &input.copy.of(context.run())).await?;
         if let Some(copy) = copy.filter(crate::cloudstack::Vm::may_run) {
@@ -260,212 +252,9 @@ impl Activity for PowerOnSource {
         match site.vma.wait_for_power(&input.id, &input.vcenter, Power::On, context.cancelled()).await {
             Ok(_) => {
                 resource.gone().await?;
-                Ok(Powered { state: word(Power::On).into() })
+                Ok(Powered { state: Power::On.word().into() })
             }
             Err(late) => Err(answered.err().unwrap_or(late).into()),
-        }
-    }
-}
-
-/// The last changes of a machine.
-#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub(super) struct Sync {
-    /// The id of its instance.
-    id: String,
-    /// Its path in vCenter.
-    path: String,
-    vcenter: VCenter,
-    /// All of its disks.
-    disks: Vec<SyncDisk>,
-    /// How long it may take.
-    within: Span,
-}
-
-/// One of them.
-#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub(super) struct SyncDisk {
-    /// Its key in VMware, from 2000.
-    key: u32,
-    /// The volume that it is copied to.
-    volume: String,
-}
-
-/// They are copied.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
-pub(super) struct Synced {
-    /// The job of the VMA.
-    job: String,
-    /// What it copied, as far as it says.
-    bytes: Option<i64>,
-}
-
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
-struct Copy {
-    job: String,
-    tries: u32,
-}
-
-#[async_trait]
-impl Activity for FinalSync {
-    const NAME: &'static str = "final-sync";
-    type Input = Sync;
-    type Output = Synced;
-
-    fn effect(&self) -> Effect {
-        Effect { probed: false, ..self.0.effect() }
-    }
-
-    fn pool(&self) -> Option<String> {
-        Some(super::VMA_POOL.into())
-    }
-
-    /// A copy that nobody knows any more is begun again: the source is off, so the second brings the same.
-    async fn run(&self, context: &Context, input: Sync) -> Result<Synced, Failure> {
-        let (site, vma) = (&self.0, &self.0.vma);
-        let mut copy: Copy = context.saved()?.unwrap_or_default();
-        let end = tokio::time::Instant::now() + input.within.0;
-        loop {
-            if copy.tries > 0 {
-                match self.follow(context, &copy.job, end).await? {
-                    Ended::Well(bytes) => {
-                        self.guard(&input).await?;
-                        return Ok(Synced { job: copy.job, bytes });
-                    }
-                    Ended::Forgotten => {
-                        tracing::warn!(job = copy.job, "the VMA forgot the copy; it is begun again")
-                    }
-                    Ended::Badly(why) => {
-                        copy.tries += 1;
-                        copy.job.clear();
-                        context.save(&copy).await?;
-                        return Err(Failure::retryable("sync_failed", why));
-                    }
-                }
-            }
-            self.guard(&input).await?;
-            copy.tries += 1;
-            copy.job = format!("backstay-{}-{}", context.key().simple(), copy.tries);
-            context.save(&copy).await?;
-            let mut targets = Vec::new();
-            for disk in &input.disks {
-                let export = site.daemon.export(&disk.volume).await?.ok_or_else(|| {
-                    let message =
-                        format!("the volume {} has no export, so nothing can be copied to it", disk.volume);
-                    Failure::permanent("no_export", message).not_applied()
-                })?;
-                targets.push(NbdTarget {
-                    device_path: format!("nbd://{}/{}", site.settings.nbd_host, export.export_name),
-                    vm_disk_id: i64::from(disk.key),
-                    vmware_disk_key: disk.key.to_string(),
-                });
-            }
-            let order = Replicate {
-                job: copy.job.clone(),
-                vm_paths: vec![input.path.clone()],
-                oma_url: site.settings.oma_url.clone(),
-                targets,
-            };
-            context.progress(1.0, "beginning the copy of the last changes");
-            // If its answer is lost, it shows whether it goes on.
-            if let Err(trouble) = vma.replicate(&order, &input.vcenter).await
-                && (trouble.applied() == backstay_engine::machine::Applied::No
-                    || vma.progress(&copy.job).await?.is_none())
-            {
-                return Err(trouble.into());
-            }
-        }
-    }
-}
-
-enum Ended {
-    Well(Option<i64>),
-    Badly(String),
-    Forgotten,
-}
-
-impl FinalSync {
-    /// The source is off, and every volume is where replication may write to it and as it left it.
-    async fn guard(&self, input: &Sync) -> Result<(), Failure> {
-        let site = &self.0;
-        let state = site.vma.power_state(&input.id, &input.vcenter).await?.power_state;
-        if state != Power::Off {
-            let message = format!("the source machine is {}; what it writes now would be lost", word(state));
-            return Err(Failure::retryable("source_not_off", message).not_applied());
-        }
-        for disk in &input.disks {
-            let volume = site.volume(&disk.volume).await?;
-            if volume.virtualmachineid.as_deref() != Some(site.settings.oma.as_str()) {
-                let message = format!("the volume {} is not attached to the appliance", volume.id);
-                return Err(Failure::permanent("not_home", message).not_applied());
-            }
-            if volume.tag(DIRTY_TAG).is_some() {
-                let message = format!(
-                    "the volume {} is no copy of its source any more: it needs a full copy first",
-                    volume.id
-                );
-                return Err(Failure::permanent("dirty", message).not_applied());
-            }
-        }
-        Ok(())
-    }
-
-    async fn follow(
-        &self,
-        context: &Context,
-        job: &str,
-        end: tokio::time::Instant,
-    ) -> Result<Ended, Failure> {
-        let vma = &self.0.vma;
-        let mut unknown_since = None;
-        loop {
-            match vma.progress(job).await {
-                Ok(Some(progress)) => {
-                    unknown_since = None;
-                    match &progress.status {
-                        Copying::Succeeded => {
-                            // One disk that failed is a machine that failed.
-                            let failed = progress.disk_progresses.iter().find(|disk| {
-                                disk.status
-                                    .as_deref()
-                                    .is_some_and(|status| status.eq_ignore_ascii_case("failed"))
-                            });
-                            return Ok(match failed {
-                                Some(disk) => {
-                                    Ended::Badly(format!("the copy of the disk {} failed", disk.disk_id))
-                                }
-                                None => Ended::Well(progress.bytes_transferred),
-                            });
-                        }
-                        Copying::Failed => {
-                            let why =
-                                progress.last_error.unwrap_or_else(|| "the VMA does not say why".into());
-                            return Ok(Ended::Badly(format!("the copy failed: {why}")));
-                        }
-                        Copying::Running | Copying::Unknown(_) => {
-                            let note = progress.current_operation.unwrap_or_else(|| "copying".into());
-                            context.progress(progress.percentage, note);
-                        }
-                    }
-                }
-                // It has forgotten everything if it was restarted; a moment after the start it may not know it yet.
-                Ok(None) => {
-                    let since = *unknown_since.get_or_insert_with(tokio::time::Instant::now);
-                    if since.elapsed() >= vma.settings().progress_grace.0 {
-                        return Ok(Ended::Forgotten);
-                    }
-                }
-                Err(trouble) if trouble.kind().is_retryable() => {
-                    tracing::debug!(%trouble, job, "the VMA does not tell how far the copy is");
-                }
-                Err(trouble) => return Err(trouble.into()),
-            }
-            if tokio::time::Instant::now() >= end {
-                let message = format!("the copy {job} did not end in time, and may still go on");
-                return Err(Failure::retryable("sync_late", message));
-            }
-            self.0.breathe_for(context, "copying the last changes", vma.settings().progress_poll.0).await?;
         }
     }
 }

@@ -142,13 +142,7 @@ impl Validate {
             "the source can be shut down",
             odd.then(|| "the source is suspended: what it has in memory is not on its disks. Resume it, and shut it down".to_owned()),
         );
-        Ok(match state.power_state {
-            Power::On => "poweredOn",
-            Power::Off => "poweredOff",
-            Power::Suspended => "suspended",
-            Power::Unknown => "unknown",
-        }
-        .to_owned())
+        Ok(state.power_state.word().to_owned())
     }
 
     /// A right that is missing must not show in the middle.

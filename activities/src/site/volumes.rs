@@ -184,15 +184,6 @@ impl Site {
     }
 }
 
-fn place<T>(found: Found<T>) -> Probe<T> {
-    match found {
-        Found::Done(it) => Probe::Present(it),
-        Found::Todo => Probe::Absent,
-        Found::AtWork(job) => Probe::Unknown(format!("the job {job} of CloudStack is at work on it")),
-        Found::Moving(state) => Probe::Unknown(format!("it is {state}")),
-    }
-}
-
 #[async_trait]
 impl Activity for TakeFromOma {
     const NAME: &'static str = "take-from-oma";
@@ -221,7 +212,7 @@ impl Activity for TakeFromOma {
     }
 
     async fn probe(&self, _: &Context, One { volume, .. }: One) -> Result<Probe<Place>, Failure> {
-        Ok(place(self.0.look_taken(&volume).await?))
+        Ok(self.0.look_taken(&volume).await?.probe(Probe::Present))
     }
 }
 
@@ -249,11 +240,8 @@ impl Activity for ReturnToOma {
     }
 
     async fn probe(&self, _: &Context, One { volume, .. }: One) -> Result<Probe<Place>, Failure> {
-        Ok(match self.0.look_home(&volume).await? {
-            // Whether the daemon knows its device is for the next attempt to see.
-            Found::Done(_) => Probe::Partial,
-            other => place(other),
-        })
+        // Whether the daemon knows its device is for the next attempt to see.
+        Ok(self.0.look_home(&volume).await?.probe(|_| Probe::Partial))
     }
 }
 
@@ -347,7 +335,7 @@ impl Activity for AttachVolume {
 
     async fn probe(&self, _: &Context, pair: Pair) -> Result<Probe<Place>, Failure> {
         match &pair.vm {
-            Some(vm) => Ok(place(self.look(&pair, vm).await?)),
+            Some(vm) => Ok(self.look(&pair, vm).await?.probe(Probe::Present)),
             None => Ok(Probe::Absent),
         }
     }
@@ -357,9 +345,9 @@ impl DetachVolume {
     /// Right before the call.
     async fn guard(&self, pair: &Pair, mark: &str) -> Result<(), Failure> {
         let (site, Some(vm)) = (&self.0, &pair.vm) else { return Ok(()) };
-        let machine = site.cloudstack.vm(vm).await?;
-        if let Some(machine) = machine.filter(|machine| !machine.is("Stopped")) {
-            site.only_ours(&machine, mark)?;
+        let Some(machine) = site.cloudstack.vm(vm).await? else { return Ok(()) };
+        site.only_ours(&machine, mark)?;
+        if !machine.is("Stopped") {
             let state = machine.state.as_deref().unwrap_or("in no known state");
             let message = format!("the machine {vm} is {state}; its disks are detached once it is stopped");
             return Err(Failure::retryable("vm_not_stopped", message).not_applied());
@@ -410,6 +398,6 @@ impl Activity for DetachVolume {
     }
 
     async fn probe(&self, _: &Context, pair: Pair) -> Result<Probe<Place>, Failure> {
-        Ok(place(self.look(&pair).await?))
+        Ok(self.look(&pair).await?.probe(Probe::Present))
     }
 }

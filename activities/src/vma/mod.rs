@@ -62,6 +62,8 @@ pub struct VmaSettings {
     pub progress_poll: Span,
     /// How long after its beginning a copy may be unknown.
     pub progress_grace: Span,
+    /// A copy that has not moved for so long counts as failed.
+    pub progress_stall: Span,
 }
 
 impl Default for VmaSettings {
@@ -80,6 +82,7 @@ impl Default for VmaSettings {
             power_on_wait: Span::secs(180),
             progress_poll: Span::secs(5),
             progress_grace: Span::secs(30),
+            progress_stall: Span::secs(1800),
         }
     }
 }
@@ -266,6 +269,29 @@ impl Vma {
             return Err(said.unknown(&Shape::new("is about another job")));
         }
         Ok(started)
+    }
+
+    /// Begins the copy of a machine's last changes by the call that was designed for it. `None`: this VMA does not serve it,
+    /// as none does that we know of; nothing was begun, and [`Vma::replicate`] is the way.
+    pub async fn final_sync(
+        &self,
+        job: &str,
+        vm: &str,
+        vcenter: &VCenter,
+    ) -> Result<Option<Started>, Trouble> {
+        let more = [("job_id".to_owned(), job.into()), ("vm_id".to_owned(), vm.into())];
+        let timeout = self.settings.replicate_timeout;
+        let said =
+            self.post(Nature::Changes, &["sync", "final"], vcenter, Map::from_iter(more), timeout).await?;
+        let no_such_path = said.status == 404 && !says_not_found(&said.body);
+        if no_such_path || matches!(said.status, 405 | 501) {
+            return Ok(None);
+        }
+        let started = said.read(objects::started, refused)?;
+        if started.job_id != job {
+            return Err(said.unknown(&Shape::new("is about another job")));
+        }
+        Ok(Some(started))
     }
 
     /// How far a copy is. `None`: the VMA does not know it (any more), as after each of its restarts; that is no end.

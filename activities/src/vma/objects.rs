@@ -19,6 +19,16 @@ pub enum Power {
 }
 
 impl Power {
+    /// As VMware says it.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::On => "poweredOn",
+            Self::Off => "poweredOff",
+            Self::Suspended => "suspended",
+            Self::Unknown => "unknown",
+        }
+    }
+
     /// Everything counts as on that is not known to be off.
     pub fn may_run(self) -> bool {
         self != Self::Off

@@ -187,6 +187,38 @@ async fn a_copy_is_begun_under_the_callers_id() {
     assert_eq!((other.kind(), other.applied()), (Kind::Unknown, Applied::Maybe));
 }
 
+/// The call for it was designed, and is not served by those that we know.
+#[tokio::test]
+async fn a_last_copy_is_begun_where_there_is_a_call_for_it() {
+    for (status, body, served) in [
+        (404, "404 page not found\n", false),
+        (404, "<html>Not Found</html>", false),
+        (405, "method not allowed", false),
+        (501, "not implemented", false),
+        (200, "{\"job_id\": \"last\", \"status\": \"started\", \"estimate_seconds\": 60}", true),
+    ] {
+        let house = house(move |_, _| Reply::Say(status, Vec::new(), body.into())).await;
+        let begun = house.vma.final_sync("last", "u", &house.vcenter).await.unwrap();
+        assert_eq!(begun.is_some(), served, "{status} {body}");
+        let heard = &house.target.heard()[0];
+        let sent: Value = serde_json::from_str(&heard.body).unwrap();
+        assert_eq!(
+            (heard.path.as_str(), &sent["job_id"], &sent["vm_id"]),
+            ("/api/v1/sync/final", &json!("last"), &json!("u"))
+        );
+    }
+    for (status, body, kind, applied) in [
+        (404, "VM not found: u", Kind::Missing, Applied::No),
+        (500, "Replication failed: snapshot", Kind::Internal, Applied::Maybe),
+        (200, "{\"job_id\": \"another\"}", Kind::Unknown, Applied::Maybe),
+        (200, "<html>", Kind::Unknown, Applied::Maybe),
+    ] {
+        let house = house(move |_, _| Reply::Say(status, Vec::new(), body.into())).await;
+        let trouble = house.vma.final_sync("last", "u", &house.vcenter).await.unwrap_err();
+        assert_eq!((trouble.kind(), trouble.applied()), (kind, applied), "{status} {body}");
+    }
+}
+
 #[tokio::test]
 async fn what_is_known_of_machines_is_read() {
     let vm = json!({ "id": "vm-42", "name": "web", "path": "/DC1/vm/web", "power_state": "poweredOn", "os_type": "windows",

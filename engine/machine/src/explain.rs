@@ -1,11 +1,11 @@
-//! Why a run does not move, since when, what will unblock it, and how long it is likely to take: for people.
+//! Why a run does not move, since when, and what will unblock it: for people.
 
 use serde::Serialize;
 
 use crate::Time;
 use crate::event::{CourseId, Direction, Outcome};
+use crate::forecast::Forecast;
 use crate::names::{RunId, StepIx};
-use crate::plan::{Kind, Span};
 use crate::state::{CourseAt, Phase, State, Status};
 
 /// Who moves a run, as the index knows it.
@@ -43,17 +43,6 @@ pub struct Explanation {
     pub pool: Option<String>,
     /// How long the rest is likely to take once it moves, where the past tells.
     pub remaining: Option<Forecast>,
-}
-
-/// How long the rest is likely to take: the longest chain of what is left, each step as long as it took before.
-#[derive(Clone, Debug, PartialEq, Serialize, schemars::JsonSchema)]
-pub struct Forecast {
-    /// So long, at least.
-    pub time: Span,
-    /// The steps of that chain.
-    pub path: Vec<String>,
-    /// Steps that nobody has timed yet; they count as nothing.
-    pub unknown: usize,
 }
 
 /// Explains a run.
@@ -175,71 +164,4 @@ fn course_in_words(state: &State, ix: StepIx, now: Time) -> Option<(String, Stri
         }
         _ => None,
     }
-}
-
-/// How long the rest is likely to take, from how long each step, or its undo, took before.
-pub fn forecast(state: &State, now: Time, took: impl Fn(CourseId) -> Option<Span>) -> Option<Forecast> {
-    let plan = state.plan();
-    let back = match state.phase() {
-        Phase::Forward | Phase::Committing => false,
-        Phase::RollingBack => true,
-        Phase::Succeeded | Phase::Over(_) => return None,
-    };
-    let mut unknown = 0;
-    // For each step the longest chain that ends with it, and the step before it on that chain.
-    let mut chains: Vec<(Span, Option<StepIx>)> = vec![(Span::default(), None); plan.len()];
-    let mut longest: Option<StepIx> = None;
-    let order: Vec<StepIx> =
-        if back { plan.order().iter().rev().copied().collect() } else { plan.order().to_vec() };
-    for ix in order {
-        let step = plan.step(ix);
-        let id = if back { CourseId::undo(ix) } else { CourseId::forward(ix) };
-        let course = state.course(id);
-        let left = !state.settled(ix)
-            && (state.phase() == Phase::Committing || !step.finalize)
-            && (!back || step.undo.is_some());
-        let own = match (left, took(id)) {
-            (false, _) => Span::default(),
-            (true, _) if step.kind != Kind::Call && !back => match &course.at {
-                CourseAt::Waiting(wait) => wait.until.map_or(Span::default(), |at| span(at - now)),
-                _ => Span::default(),
-            },
-            (true, None) => {
-                unknown += 1;
-                Span::default()
-            }
-            (true, Some(took)) => match (&course.at, course.first_started) {
-                (CourseAt::Running, Some(since)) => span(took.delta() - (now - since)),
-                _ => took,
-            },
-        };
-        let before = if back { &step.before } else { &step.after };
-        let from = before.iter().max_by_key(|ix| chains.get(ix.index()).map(|chain| chain.0)).copied();
-        let base = from.and_then(|ix| chains.get(ix.index())).map_or(Span::default(), |chain| chain.0);
-        let whole = Span(base.0.saturating_add(own.0));
-        if let Some(chain) = chains.get_mut(ix.index()) {
-            *chain = (whole, from);
-        }
-        let best = longest.and_then(|ix| chains.get(ix.index())).map_or(Span::default(), |chain| chain.0);
-        if left && whole >= best {
-            longest = Some(ix);
-        }
-    }
-    let time = longest.and_then(|ix| chains.get(ix.index())).map_or(Span::default(), |chain| chain.0);
-    let mut path = Vec::new();
-    let mut at = longest;
-    while let Some(ix) = at {
-        if !state.settled(ix) {
-            path.push(plan.step(ix).name.to_string());
-        }
-        at = chains.get(ix.index()).and_then(|chain| chain.1);
-    }
-    path.reverse();
-    // Parts of a second of a guess say nothing.
-    let time = Span::secs(time.0.as_secs_f64().ceil() as u64);
-    Some(Forecast { time, path, unknown })
-}
-
-fn span(delta: chrono::TimeDelta) -> Span {
-    Span(delta.to_std().unwrap_or_default())
 }

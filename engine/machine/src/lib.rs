@@ -20,6 +20,8 @@ pub mod checker;
 pub mod decide;
 pub mod event;
 mod explain;
+mod fact;
+mod forecast;
 mod json;
 mod judge;
 mod names;
@@ -35,7 +37,9 @@ pub use event::{
     ActivityError, Answer, Applied, ClaimReason, CourseId, Direction, Event, Journaled, NEEDS_OPERATOR,
     Outcome, Row, Sender, StepEvent, TARGET_DOWN, Undecodable, idempotency_key,
 };
-pub use explain::{Driven, Explanation, Forecast, explain, forecast};
+pub use explain::{Driven, Explanation, explain};
+pub use fact::{FACT, Fact, FactChange};
+pub use forecast::{Forecast, forecast};
 pub use json::{Json, canonical, strict_json};
 pub use judge::{judge, judge_probe};
 pub use names::{ClaimNo, Epoch, RunId, Seq, StepIx, StepName};

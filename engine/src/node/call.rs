@@ -12,6 +12,7 @@ use tracing::Instrument;
 use super::pools::Slot;
 use super::{AbortOnDrop, Message, Shared};
 use crate::activity::{Context, Failure, Filled, Probe, Undone};
+use crate::fact::Facts;
 use crate::trace;
 
 /// A call in flight. Dropping it ends it wherever it is.
@@ -74,8 +75,8 @@ pub(super) fn start(shared: &Shared, state: &State, course: CourseId, now: Time)
         }
         traced.ended(&result);
         shared.crash_point("call.after").await;
-        let run = context.run;
-        let _ = shared.inbox.send(Message::Outcome { run, course, attempt, result });
+        let (run, fact) = (context.run, context.facts.take());
+        let _ = shared.inbox.send(Message::Outcome { run, course, attempt, result, fact });
     };
     let task = tokio::spawn(task.instrument(span));
     Call { attempt, cancel, noted: None, slot: None, _task: AbortOnDrop(task.abort_handle()) }
@@ -176,6 +177,7 @@ fn prepare<'a>(
         course: id,
         node: shared.inbox.clone(),
         reported: std::sync::Mutex::default(),
+        facts: Facts::of(shared),
     };
     (context, work)
 }

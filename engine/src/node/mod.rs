@@ -22,7 +22,9 @@ use std::sync::atomic::AtomicUsize;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use backstay_machine::{ActivityError, Answer, Chain, CourseId, Json, RunId, State, StepEvent, StepIx, Time};
+use backstay_machine::{
+    ActivityError, Answer, Chain, CourseId, FactChange, Json, RunId, State, StepEvent, StepIx, Time,
+};
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio_util::sync::{CancellationToken, DropGuard};
@@ -127,8 +129,14 @@ pub(crate) enum Message {
     Submit(Box<Submission>),
     /// Runs that the scout has claimed and folded. `done` once that is journaled.
     Claimed { runs: Vec<Found>, done: oneshot::Sender<()> },
-    /// A call ended.
-    Outcome { run: RunId, course: CourseId, attempt: (u32, u32), result: Result<Json, ActivityError> },
+    /// A call ended. Its success changes this fact.
+    Outcome {
+        run: RunId,
+        course: CourseId,
+        attempt: (u32, u32),
+        result: Result<Json, ActivityError>,
+        fact: Option<Box<FactChange>>,
+    },
     /// A probe ended.
     Probed {
         run: RunId,
@@ -154,6 +162,20 @@ pub(crate) enum Message {
     Acquit(RunId),
     /// Hand everything over and end.
     Drain { grace: Duration },
+}
+
+impl Message {
+    /// The run whose journal it may bring forward.
+    pub(crate) fn of_run(&self) -> Option<RunId> {
+        match self {
+            Message::Outcome { run, .. }
+            | Message::Probed { run, .. }
+            | Message::Checkpoint { run, .. }
+            | Message::Resource { run, .. }
+            | Message::Progress { run, .. } => Some(*run),
+            _ => None,
+        }
+    }
 }
 
 /// A run that was claimed, as its journal tells it.

@@ -9,7 +9,7 @@ use sqlx::postgres::types::PgRecordEncoder;
 use sqlx::postgres::{PgArgumentBuffer, PgHasArrayType, PgTypeInfo};
 use sqlx::{PgConnection, Postgres};
 
-use super::{Life, Outgoing, Store, StoreError, Told};
+use super::{Life, Moved, Outgoing, Proviso, Store, StoreError, Told};
 
 /// Rows on their way into the statement, as Postgres reads them: see the types in the migration.
 struct NewRun<'a>(&'a Admission);
@@ -87,8 +87,8 @@ record!(
     it.1.seal.as_ref().map(<[u8; 32]>::as_slice)
 );
 
-/// What all runs of a node have ready: committed together or not at all.
-#[derive(Debug, Default)]
+/// What all runs of a node have ready: committed together or not at all, but for what stands under a proviso.
+#[derive(Clone, Debug, Default)]
 pub struct Batch {
     /// Runs that are new.
     pub admissions: Vec<Admission>,
@@ -98,6 +98,8 @@ pub struct Batch {
     pub changes: Vec<IndexChange>,
     /// What runs say to other runs, and which run says it.
     pub tells: Vec<(RunId, Outgoing)>,
+    /// Facts that change with some of the events, if they are as their runs have seen them; at most one of each run.
+    pub facts: Vec<Proviso>,
 }
 
 impl Batch {
@@ -171,6 +173,8 @@ pub struct Appended {
     pub spoken_to: bool,
     /// What became of what runs said to others.
     pub told: Vec<Told>,
+    /// Facts that were not as they were seen. What stood under that proviso was not written; everything else was.
+    pub moved: Vec<Moved>,
 }
 
 struct Written {
@@ -199,32 +203,50 @@ pub enum Refusal {
 }
 
 impl Store {
-    /// Writes a batch under a life: one statement, or two in one transaction if runs have something to say to others.
+    /// Writes a batch under a life: one statement, or some in one transaction if runs have something to say to others or
+    /// change facts.
     pub(crate) async fn append(
         conn: &mut PgConnection,
         life: &Life,
         batch: &Batch,
     ) -> Result<Appended, StoreError> {
-        if batch.tells.is_empty() {
+        if batch.tells.is_empty() && batch.facts.is_empty() {
             return Self::append_rows(conn, life, batch).await;
         }
         // The connection is the writer's own: whoever drops this drops it too, and the transaction with it.
         let database = StoreError::database("write to the journal");
         sqlx::query("begin").execute(&mut *conn).await.map_err(database)?;
-        let both = async {
-            Self::lock_all(conn, batch).await?;
-            let appended = Self::append_rows(conn, life, batch).await?;
-            let messages: Vec<_> = batch.tells.iter().map(|(_, message)| message.clone()).collect();
-            let told = Self::tell_on(conn, &messages).await?;
+        let all = async {
+            let appended = Self::append_all(conn, life, batch).await?;
             let database = StoreError::database("write to the journal");
             sqlx::query("commit").execute(&mut *conn).await.map_err(database)?;
-            Ok(Appended { told, ..appended })
+            Ok(appended)
         };
-        let done = both.await;
+        let done = all.await;
         if done.is_err() {
             let _ = sqlx::query("rollback").execute(&mut *conn).await;
         }
         done
+    }
+
+    /// The same in a transaction that is open.
+    pub(super) async fn append_all(
+        conn: &mut PgConnection,
+        life: &Life,
+        batch: &Batch,
+    ) -> Result<Appended, StoreError> {
+        Self::lock_all(conn, batch).await?;
+        let moved = Self::change_facts(conn, life, &batch.facts).await?;
+        let appended = match moved.is_empty() {
+            true => Self::append_rows(conn, life, batch).await?,
+            false => Self::append_rows(conn, life, &batch.without(&moved)).await?,
+        };
+        let mut told = Vec::new();
+        if !batch.tells.is_empty() {
+            let messages: Vec<_> = batch.tells.iter().map(|(_, message)| message.clone()).collect();
+            told = Self::tell_on(conn, &messages).await?;
+        }
+        Ok(Appended { told, moved, ..appended })
     }
 
     /// The rows of the runs that change and of those that are spoken to, in one order: two nodes whose runs speak to
@@ -232,6 +254,9 @@ impl Store {
     async fn lock_all(conn: &mut PgConnection, batch: &Batch) -> Result<(), StoreError> {
         let changed = batch.changes.iter().map(|change| change.run.0);
         let runs: Vec<_> = changed.chain(batch.tells.iter().map(|(_, message)| message.run.0)).collect();
+        if runs.is_empty() {
+            return Ok(());
+        }
         sqlx::query!("select from runs where run_id = any ($1) order by run_id for update", &runs)
             .execute(conn)
             .await
@@ -322,15 +347,19 @@ impl Store {
     /// After a lost answer: whether a batch was committed. It is one statement, so one of its rows speaks for
     /// all of them; while the lost statement still runs, its row locks make the repeat wait for it.
     pub(crate) async fn was_appended(conn: &mut PgConnection, batch: &Batch) -> Result<bool, StoreError> {
-        if let Some((run, row)) =
-            batch.events.iter().find(|(run, _)| batch.admissions.iter().all(|a| a.run != *run))
-        {
+        let is_sure = |run: RunId, row: &Row| {
+            batch.admissions.iter().all(|a| a.run != run) && !batch.is_provided(run, row.seq)
+        };
+        if let Some((run, row)) = batch.events.iter().find(|(run, row)| is_sure(*run, row)) {
             return Self::has_event(conn, *run, row.seq, row.epoch).await;
         }
-        // Only new runs: any of them, unless all were refused, and then the repeat is refused as well.
-        for admission in &batch.admissions {
-            if let Some((run, row)) = batch.events.iter().find(|(run, _)| *run == admission.run)
-                && Self::has_event(conn, *run, row.seq, row.epoch).await?
+        // Only new runs, and rows under a proviso: any of them, unless all were refused. Then nobody was told of that yet,
+        // and the repeat may find it otherwise.
+        let admitted = batch.admissions.iter().map(|admission| (admission.run, 1));
+        let provided = batch.facts.iter().map(|one| (one.run, one.from));
+        for (run, seq) in admitted.chain(provided) {
+            if let Some((_, row)) = batch.events.iter().find(|(of, row)| (*of, row.seq) == (run, seq))
+                && Self::has_event(conn, run, seq, row.epoch).await?
             {
                 return Ok(true);
             }
@@ -338,11 +367,14 @@ impl Store {
         Ok(false)
     }
 
-    /// Which of these admissions were refused is asked of the journal again.
+    /// Which of these admissions were refused is asked of the journal again, and so is which of these runs have found a fact
+    /// moved.
     async fn without_those_written(
         conn: &mut PgConnection,
         life: &Life,
+        batch: &Batch,
         admissions: Vec<RunId>,
+        provided: Vec<RunId>,
     ) -> Result<Appended, StoreError> {
         let mut refused = Vec::new();
         for run in admissions {
@@ -350,8 +382,14 @@ impl Store {
                 refused.push(run);
             }
         }
+        let mut moved = Vec::new();
+        for Proviso { run, from, change } in batch.facts.iter().filter(|one| provided.contains(&one.run)) {
+            if !Self::has_event(conn, *run, *from, life.epoch.0).await? {
+                moved.push(Moved { run: *run, found: Self::fact_on(conn, &change.name).await? });
+            }
+        }
         // What the lost answer said about it is not known; a look into the index costs little.
-        Ok(Appended { refused, spoken_to: true, ..Appended::default() })
+        Ok(Appended { refused, moved, spoken_to: true, ..Appended::default() })
     }
 
     async fn has_event(
@@ -466,12 +504,14 @@ pub(crate) async fn append_surely(
             };
             if unsure && Store::was_appended(open, batch).await? {
                 let refused = batch.admissions.iter().map(|admission| admission.run).collect();
-                return Store::without_those_written(open, life, refused).await;
+                let provided = batch.facts.iter().map(|one| one.run).collect();
+                return Store::without_those_written(open, life, batch, refused, provided).await;
             }
             let appended = Store::append(open, life, batch).await?;
             if unsure {
                 // The lost statement may have been committed beside this one, and then it is what stands in the way.
-                return Store::without_those_written(open, life, appended.refused).await;
+                let moved = appended.moved.into_iter().map(|moved| moved.run).collect();
+                return Store::without_those_written(open, life, batch, appended.refused, moved).await;
             }
             Ok(appended)
         };

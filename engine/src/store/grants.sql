@@ -19,13 +19,14 @@ end $$;
 -- The server reads everything.
 grant select on
     runs, journal, inbox, nodes, pools, pool_shares, retired_keys, principals, tokens, audit, audit_head, answers, secrets,
-    database_roles, _sqlx_migrations, steps, resources, run_status, silent_runs, node_status, pool_status
+    facts, database_roles, _sqlx_migrations, steps, resources, run_status, silent_runs, node_status, pool_status
 to {server};
 
 -- It adds to the journal, and never changes what stands there. Of a run's row it changes where the run is, not what it is.
-grant insert on runs, journal, inbox, nodes, pools, pool_shares, principals, tokens, answers, secrets to {server};
+grant insert on runs, journal, inbox, nodes, pools, pool_shares, principals, tokens, answers, secrets, facts to {server};
 grant update (status, owner, claim, due_at, crashes, note, finished_at, mail, told, failing) on runs to {server};
 grant update (lease_until, ended_at, ended_why) on nodes to {server};
+grant update (value, version, changed_by, changed_at) on facts to {server};
 grant update (at_once, per_second, version, failures, down_since, why, declarer, tries, next_try, trier, back_since)
     on pools to {server};
 grant update (slots, rate, busy, waiting, at) on pool_shares to {server};
@@ -40,8 +41,8 @@ grant delete on inbox, nodes, pool_shares, answers, secrets to {server};
 -- Runs that are over are removed whole, and the audit trail grows at its end: by functions that run as the owner.
 grant execute on function tell, audit_write, purge to {server};
 
--- People and dashboards read views: no tokens, no secrets, no answers, no audit trail.
-grant select on steps, resources, run_status, silent_runs, node_status, pool_status to {reader};
+-- People and dashboards read views, and facts: no tokens, no secrets, no answers, no audit trail.
+grant select on steps, resources, run_status, silent_runs, node_status, pool_status, facts to {reader};
 
 -- "backstay db migrate" tells them again about what is new.
 insert into database_roles (server, reader) values ('{server}', '{reader}') on conflict do nothing;

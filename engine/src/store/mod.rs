@@ -4,6 +4,7 @@
 //!   access/     who may speak to this installation, and what they did that no journal holds
 //!   append.rs   the writer's one statement: new runs, events, index changes; fenced, in one commit
 //!   claim.rs    who drives which run; reading a journal comes after its claim, in a later statement
+//!   facts.rs    named values that change by compare-and-set, in the commit of a success
 //!   inbox.rs    what is said to runs, and what the journal answers
 //!   lease.rs    the lives of nodes: begin, renew, take over, end
 //!   pools.rs    the limits of targets, and what each life holds of them
@@ -14,8 +15,9 @@
 //! ```
 //!
 //! Each write is one statement, so that no dropped future can leave a transaction open; but for a write in which runs
-//! speak to others, which is a transaction on the writer's own connection. Lock order: the own row of `nodes` (or, where
-//! runs speak, after their rows), rows of `runs` in the order of their ids, then `inbox` and `journal`. A takeover locks
+//! speak to others or change facts, which is a transaction on the writer's own connection. Lock order: the own row of
+//! `nodes` (or, in such a transaction, after the rows of runs), rows of `runs` in the order of their ids, `facts` in the
+//! order of their names, then `inbox` and `journal`. A takeover locks
 //! rows of `nodes` and waits for nothing else, and a claim skips what is locked. Who settles a share of a pool, in a
 //! transaction on a connection of its own, locks its own row of `nodes` and then the pool's.
 
@@ -23,6 +25,7 @@ pub mod access;
 mod append;
 mod claim;
 mod ears;
+mod facts;
 mod inbox;
 mod lease;
 mod pools;
@@ -41,6 +44,7 @@ use sqlx::{Connection, PgConnection};
 pub(crate) use append::append_surely;
 pub use append::{Admission, Appended, Batch, IndexChange, Refusal};
 pub use claim::Claimed;
+pub use facts::{Moved, Proviso};
 pub use inbox::{Answered, Letter, Outgoing, Told, UNREADABLE};
 pub use lease::{Life, NodeInfo};
 pub use pools::{Limits, Outage, PoolInfo, PoolRow, ShareRow};

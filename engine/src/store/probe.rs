@@ -22,6 +22,11 @@ pub async fn append(conn: &mut PgConnection, life: &Life, batch: &Batch) -> Resu
     Store::append(conn, life, batch).await
 }
 
+/// What the writer does where it takes more than one statement.
+pub async fn append_all(conn: &mut PgConnection, life: &Life, batch: &Batch) -> Result<Appended, StoreError> {
+    Store::append_all(conn, life, batch).await
+}
+
 /// What the writer does, over lost connections.
 pub async fn append_surely(
     store: &Store,

@@ -238,7 +238,8 @@ impl Store {
              from runs
              where ($1::text is null or status = $1) and ($2::text is null or workflow = $2)
                and ($3::uuid is null or run_id < $3) and ($5::bool is not true or finished_at is null)
-               and ($6::jsonb is null or labels @> $6)
+               -- The second half is what the index of those that have labels goes by.
+               and ($6::jsonb is null or (labels @> $6 and labels <> '{}'))
                and ($8::text[] is null or workflow = any($8))
                and ($9::text is null or exclusive_key = $9)
                and ($10::timestamptz is null or submitted_at >= $10)
@@ -250,7 +251,7 @@ impl Store {
             filter.before.map(|run| run.0),
             limit,
             filter.live,
-            filter.labels.as_object().map(|_| &filter.labels),
+            filter.labels.as_object().filter(|labels| !labels.is_empty()).map(|_| &filter.labels),
             filter.failing.as_deref(),
             filter.workflows.as_deref(),
             filter.exclusive.as_deref(),

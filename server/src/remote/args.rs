@@ -15,7 +15,7 @@ data folder.";
 /// Which server, and who asks.
 #[derive(Clone, Debug, Args)]
 #[command(next_help_heading = "Server")]
-pub(crate) struct Remote {
+pub(crate) struct Where {
     /// Where the server is, as in https://backstay.example:7433
     #[arg(long, value_name = "URL", env = "BACKSTAY_SERVER")]
     pub server: Option<String>,
@@ -25,6 +25,13 @@ pub(crate) struct Remote {
     /// A file with the certificate of the authority that signed the server's (PEM)
     #[arg(long, value_name = "FILE", env = "BACKSTAY_CA_FILE")]
     pub ca_file: Option<PathBuf>,
+}
+
+/// The same, and how the answer is shown.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct Remote {
+    #[command(flatten)]
+    pub at: Where,
     /// How the answer is shown
     #[arg(long, short, value_name = "FORM", default_value = "table")]
     pub output: Form,
@@ -250,7 +257,7 @@ pub(crate) enum RunCommand {
     /// Lets a run go on
     Resume(DoneToRun),
     /// Undoes what a run has started: while it runs (cancel), or after it has succeeded
-    #[command(alias = "cancel")]
+    #[command(visible_alias = "cancel")]
     Rollback {
         #[command(flatten)]
         at: DoneToRun,

@@ -7,7 +7,7 @@ use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use reqwest::{Method, StatusCode, Url};
 use serde_json::Value;
 
-use super::args::Remote;
+use super::args::{Remote, Where};
 use crate::config::Config;
 use crate::trouble::{Trouble, sentence};
 
@@ -44,7 +44,11 @@ pub(super) fn segment(text: &str) -> String {
 
 impl Api {
     pub(super) fn open(remote: &Remote, config: &Config) -> Result<Self, Trouble> {
-        let address = remote.server.clone().unwrap_or_else(|| format!("http://{}", config.listen.address));
+        Self::at(&remote.at, config)
+    }
+
+    pub(super) fn at(at: &Where, config: &Config) -> Result<Self, Trouble> {
+        let address = at.server.clone().unwrap_or_else(|| format!("http://{}", config.listen.address));
         let base = Url::parse(&address)
             .ok()
             .filter(|url| matches!(url.scheme(), "http" | "https") && url.host().is_some())
@@ -69,7 +73,7 @@ impl Api {
             .connect_timeout(Duration::from_secs(10))
             .redirect(reqwest::redirect::Policy::none())
             .user_agent(concat!("backstay/", env!("CARGO_PKG_VERSION")));
-        if let Some(path) = &remote.ca_file {
+        if let Some(path) = &at.ca_file {
             let pem = std::fs::read(path).map_err(Trouble::file("Reading", path))?;
             let authority = reqwest::Certificate::from_pem(&pem).map_err(|error| {
                 Trouble::usage(format!("{} holds no certificate: {error}.", path.display()))
@@ -78,7 +82,11 @@ impl Api {
         }
         let http =
             http.build().map_err(|error| Trouble::failed(format!("HTTP is not possible here: {error}.")))?;
-        Ok(Self { http, base, token: token(remote, config)? })
+        Ok(Self { http, base, token: token(at, config)? })
+    }
+
+    pub(super) fn address(&self) -> &str {
+        self.base.as_str().trim_end_matches('/')
     }
 
     pub(super) async fn get(&self, path: &str, query: &[(&str, String)]) -> Result<Value, Trouble> {
@@ -186,13 +194,13 @@ impl Api {
     }
 }
 
-fn token(remote: &Remote, config: &Config) -> Result<String, Trouble> {
+fn token(at: &Where, config: &Config) -> Result<String, Trouble> {
     let given = std::env::var("BACKSTAY_TOKEN").ok().filter(|text| !text.trim().is_empty());
-    if let (Some(token), None) = (given, &remote.token_file) {
+    if let (Some(token), None) = (given, &at.token_file) {
         return Ok(token.trim().to_owned());
     }
     let first = config.data_dir.join(crate::serve::FIRST_TOKEN);
-    let path = remote.token_file.as_ref().unwrap_or(&first);
+    let path = at.token_file.as_ref().unwrap_or(&first);
     match std::fs::read_to_string(path) {
         Ok(text) => Ok(text.trim().to_owned()),
         Err(error) => Err(Trouble::denied(format!(

@@ -6,6 +6,7 @@
 //!   run      runs: start, look, watch, steer
 //!   people   principals, tokens, the audit trail, nodes
 //!   secrets  secrets and the keys that seal them
+//!   workflows  the workflows that it has
 //!   show     tables, JSON, names
 //! ```
 
@@ -15,3 +16,4 @@ pub(crate) mod people;
 pub(crate) mod run;
 pub(crate) mod secrets;
 pub(crate) mod show;
+pub(crate) mod workflows;

@@ -3,8 +3,9 @@
 use std::time::Duration;
 
 use backstay_engine::RunId;
-use backstay_engine::machine::{Json, Row, event};
+use backstay_engine::machine::{Forecast, Json, Row, event};
 use clap::ValueEnum;
+use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
 use super::args::{Became, DoneToRun, DoneToStep, Form, OfRun, Remote, RunCommand};
@@ -95,8 +96,9 @@ async fn command_of(command: &RunCommand, config: &Config) -> Result<(), Trouble
             let mut text = format!("Why:     {}\n", clean(&field(&said, "why")));
             text += &format!("Since:   {}\n", time(&said, "since"));
             text += &format!("Until:   {}\n", clean(&field(&said, "unblocked_by")));
-            if let Some(rest) = said.get("remaining").filter(|rest| !rest.is_null()) {
-                text += &format!("Left:    about {}: {}\n", field(rest, "time"), clean(&field(rest, "path")));
+            let rest = said.get("remaining").and_then(|rest| Forecast::deserialize(rest).ok());
+            if let Some(rest) = rest {
+                text += &format!("Left:    {}\n", clean(&rest.to_string()));
             }
             print(&text);
             Ok(())

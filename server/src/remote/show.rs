@@ -9,7 +9,7 @@ use crate::db::print;
 pub(super) type Column = (&'static str, fn(&Value) -> String);
 
 /// A field as text.
-pub(super) fn field(value: &Value, name: &str) -> String {
+pub(crate) fn field(value: &Value, name: &str) -> String {
     match value.get(name) {
         None | Some(Value::Null) => String::new(),
         Some(Value::String(text)) => text.clone(),

@@ -5,7 +5,8 @@ use std::time::Duration;
 use reqwest::Method;
 use serde_json::{Value, json};
 
-use crate::served::{Served, said, waiting_plan};
+use crate::secrets::Target;
+use crate::served::{Said, Served, said, waiting_plan};
 use crate::support::Place;
 
 #[tokio::test(flavor = "multi_thread")]
@@ -109,26 +110,47 @@ async fn the_progress_of_a_run_within_a_run_is_shown_by_its_parent() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_same_key_is_the_same_run_however_often_and_wherever_it_is_submitted() {
-    let one = Served::start().await;
-    let two = Served::on(one.place.another(), "n2").await;
-    let body = json!({ "plan": waiting_plan("waits") });
+    let target = Target::new().await;
+    let one = Served::calling(Place::with_url().await, "n1", &target, "", &[]).await;
+    let two = Served::calling(one.place.another(), "n2", &target, "", &[]).await;
+    let three = Served::calling(one.place.another(), "n3", &target, "", &[]).await;
+    let call = json!({ "name": "call", "activity": "http", "input": { "url": format!("{}/200", target.origin) },
+        "nothing_to_undo": "a test" });
+    let mut plan = waiting_plan("once");
+    plan["steps"][0]["after"] = json!(["call"]);
+    plan["steps"].as_array_mut().unwrap().push(call);
+    let body = json!({ "plan": plan });
     let mut asked = tokio::task::JoinSet::new();
-    for n in 0..64 {
-        let api = if n % 2 == 0 { &one } else { &two };
+    for api in [&one, &two, &three].into_iter().cycle().take(64) {
         let request = api.request(Method::POST, "/api/v1/runs", &one.admin).header("idempotency-key", "once");
         asked.spawn(said(request.header("content-type", "application/json").body(body.to_string())));
     }
     let answers = asked.join_all().await;
-    let runs: std::collections::BTreeSet<_> =
-        answers.into_iter().map(|answer| answer.is(202).json()["run"].as_str().unwrap().to_owned()).collect();
+    // How far it is may differ; what was submitted may not.
+    let same = ["run", "workflow", "plan_hash", "submitted_at"];
+    let told = |answer: Said| {
+        let (location, run) = (answer.header("location").to_owned(), answer.is(202).json());
+        (location, same.map(|field| run[field].as_str().unwrap().to_owned()))
+    };
+    let runs: std::collections::BTreeSet<_> = answers.into_iter().map(told).collect();
     assert_eq!(runs.len(), 1, "{runs:?}");
+    let (location, [run, ..]) = runs.into_iter().next().unwrap();
+    assert_eq!(location, format!("/api/v1/runs/{run}"));
+    one.until(&run, "waiting").await;
+    one.post(&format!("/api/v1/runs/{run}/signals"), json!({ "name": "go" })).await.is(200);
+    one.until(&run, "succeeded").await;
+    assert_eq!(target.heard().len(), 1, "it ran once: {:?}", target.heard());
+    let stored = "select (select count(*) from runs), (select count(*) from journal where kind = 'started')";
+    let stored: (i64, i64) = sqlx::query_as(stored).fetch_one(&mut one.place.sql().await).await.unwrap();
+    assert_eq!(stored, (1, 2), "a run of two steps");
     let other = json!({ "plan": waiting_plan("another") });
     let other = one.post_as("/api/v1/runs", other, &one.admin, Some("once")).await.is(422);
     assert_eq!(other.problem(), "idempotency-key-reused");
     // Another caller who thinks of the same key means another run.
     let ben = one.person("ben", &["operator", "author"]).await;
     let his = one.post_as("/api/v1/runs", body, &ben, Some("once")).await.is(202).json();
-    assert!(!runs.contains(his["run"].as_str().unwrap()));
+    assert_ne!(his["run"], json!(run));
+    three.end().await;
     two.end().await;
     one.end().await;
 }

@@ -9,6 +9,7 @@
 
 mod api;
 mod canary;
+mod colours;
 mod config;
 mod demo;
 mod hostile;

@@ -61,7 +61,9 @@ async fn a_run_is_started_watched_and_steered_from_the_command_line() {
     assert_eq!(json_of(&api.cli(&["run", "get", &run, "-o", "json"]).await.exits(0))["run"], json!(run));
     api.cli(&["run", "steps", &run]).await.exits(0).says("STEP").says("for the signal \"go\"");
     api.cli(&["run", "resources", &run]).await.exits(0).says("KIND");
-    api.cli(&["run", "explain", &run]).await.exits(0).says("Why:     w waits for the signal \"go\"");
+    let said = api.cli(&["run", "explain", &run]).await.exits(0);
+    said.says("Why:     w waits for the signal \"go\"")
+        .says("Left:    as long as others take: the signal \"go\" (w)\n");
     api.cli(&["run", "export", &run]).await.exits(0).says("# ");
     api.cli(&["run", "picture", &run]).await.exits(0).says("<svg");
     api.cli(&["run", "picture", &run, "--as", "mermaid"]).await.exits(0).says("flowchart");
@@ -176,6 +178,37 @@ async fn workflows_are_listed_planned_and_started_by_name() {
         .exits(0)
         .says("If greet-ann fails for good");
     api.cli(&["run", "start", "greet", "--input", &given, "--wait"]).await.exits(0).says("succeeded");
+    // Where a server is named, its workflows are shown, and it is said; a directory that is named is meant.
+    let from = format!("Workflows of the server at {}\n", api.base);
+    let listed = api.cli(&["workflow", "list"]).await.exits(0).says("greet  ").says("  Greets people\n");
+    assert_eq!(listed.err, from);
+    let listed = json_of(&api.cli(&["workflow", "list", "--json"]).await.exits(0));
+    assert_eq!(listed[0]["version"], all[0]["version"]);
+    let shown = api.cli(&["workflow", "show", "greet"]).await.exits(0).complains(&from);
+    shown.says("Name:     greet\n").says("  people  list of string\n");
+    api.cli(&["workflow", "show", "none"]).await.exits(3).complains("there is no workflow \"none\"");
+    let plan = ["workflow", "plan", "greet", "--input", &given];
+    let at_server = api.cli(&plan).await.exits(0).complains(&from);
+    let here = [&plan[..], &["--dir", dir.to_str().unwrap()]].concat();
+    let here = api.cli(&here).await.exits(0).complains("Workflows of this machine, from ");
+    assert_eq!(at_server.out, here.out, "the same file makes the same plan");
+    let planned_there = json_of(&api.cli(&[&plan[..], &["--json"]].concat()).await.exits(0));
+    assert_eq!(
+        (&planned_there["hash"], &planned_there["workflow"]),
+        (&planned["hash"], &json!("greet")),
+        "as the API gives it"
+    );
+    let one = [&plan[..], &["--failing", "greet-ben"]].concat();
+    assert!(!api.cli(&one).await.exits(0).says("If greet-ben fails").out.contains("If greet-ann fails"));
+    api.cli(&["workflow", "picture", "greet", "--input", &given])
+        .await
+        .exits(0)
+        .says("<svg")
+        .says("greet-ben");
+    let empty = api.place.path("nothing");
+    std::fs::create_dir_all(&empty).unwrap();
+    let none = api.cli(&["workflow", "list", "--dir", empty.to_str().unwrap()]).await.exits(0);
+    assert_eq!(none.out, "", "a directory is meant, whatever server there is");
     api.cli(&["run", "start", "none", "--wait"]).await.exits(3).complains("there is no workflow");
     // What is submitted stays as it was, whatever becomes of the file; a wrong file is named before anything is served.
     let place = api.end().await;
@@ -248,6 +281,14 @@ async fn the_exit_code_says_how_it_ended() {
         .complains("Reading no-such-file failed");
     api.cli(&["run", "get", "00000000-0000-0000-0000-000000000000"]).await.exits(3);
     api.cli(&["run", "get", "x"]).await.exits(2);
+    let waits = api.waiting_run().await;
+    for (signal, code) in [(Signal::INT, 130), (Signal::TERM, 143)] {
+        let mut watching = api.place.command(&["run", "watch", &waits]);
+        let mut watching = Running::start(watching.env("BACKSTAY_SERVER", &api.base));
+        watching.until_it_says("started").await;
+        watching.signal(signal);
+        watching.end().await.exits(code);
+    }
     let elsewhere = ["run", "list", "--server", "http://127.0.0.1:9"];
     api.cli(&elsewhere).await.exits(5).complains("cannot be reached").complains("backstay serve");
     api.cli(&["run", "list", "--server", "http://example.com"]).await.exits(2).complains("not encrypted");
@@ -388,6 +429,47 @@ async fn the_doctor_finds_what_is_wrong_and_says_what_to_do() {
     well().await.exits(1).says("is wrong in line 1").says("bring them back from their copy");
     server.signal(Signal::TERM);
     server.end().await.exits(0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_command_says_what_it_does_and_how_it_exits() {
+    let place = Place::embedded();
+    let mut asked = vec![Vec::<String>::new()];
+    let mut seen = Vec::new();
+    while let Some(words) = asked.pop() {
+        let arguments: Vec<&str> = words.iter().map(String::as_str).chain(["--help"]).collect();
+        let help = place.run(&arguments).await.exits(0);
+        let help =
+            help.says(&format!("Usage: {}", [&["backstay"], &arguments[..words.len()]].concat().join(" ")));
+        let help = help
+            .says("Exit codes:\n")
+            .says("  0    it was done\n")
+            .says("  8    the run that was waited for");
+        if help.out.contains("--server <URL>") {
+            help.clone().says("The server is the one of --server or BACKSTAY_SERVER");
+        }
+        let commands = help.out.split("\nCommands:\n").nth(1).unwrap_or_default();
+        for line in commands.lines().take_while(|line| !line.is_empty()) {
+            // What a line has no room for stands further in, below it.
+            if let Some(name) = line.strip_prefix("  ").filter(|rest| !rest.starts_with(' ')) {
+                let name = name.split_whitespace().next().unwrap();
+                asked.push([words.clone(), vec![name.to_owned()]].concat());
+            }
+        }
+        seen.push(words.join(" "));
+    }
+    for verb in "serve; demo; db migrate; db status; db install; workflow list; workflow show; workflow plan; run start; \
+                 run list; run get; run watch; run steps; run retry; run skip; run edit; run pause; run resume; run rollback; \
+                 run commit; run approve; run signal; run explain; run export; token create; token revoke; node; nodes; \
+                 pool list; pool set; config show; config check; check; audit list; audit verify; doctor; openapi; \
+                 completions; man"
+        .split(';')
+        .map(str::trim)
+    {
+        assert!(seen.iter().any(|one| one == verb), "there is no \"{verb}\" among {seen:?}");
+    }
+    place.run(&["run", "--help"]).await.says("[alias: cancel]");
+    place.run(&["run", "start", "--help"]).await.says("--wait");
 }
 
 #[tokio::test(flavor = "multi_thread")]

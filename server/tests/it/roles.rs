@@ -183,6 +183,8 @@ async fn who_serves_can_change_nothing_that_was_written_down() {
         "update runs set client_key = null",
         "insert into retired_keys values ('k', 'h', gen_random_uuid(), now())",
         "delete from retired_keys",
+        "delete from facts",
+        "update facts set name = 'x'",
         "update tokens set hash = sha256('')",
         "update tokens set expires_at = 'infinity'",
         "delete from tokens",
@@ -228,7 +230,7 @@ async fn who_serves_can_change_nothing_that_was_written_down() {
         run(&mut reader, "set default_transaction_read_only = off").await.unwrap();
         assert_eq!(said(&mut reader, statement).await, DENIED, "{statement}");
     }
-    for view in ["steps", "resources", "run_status", "silent_runs", "node_status", "pool_status"] {
+    for view in ["steps", "resources", "run_status", "silent_runs", "node_status", "pool_status", "facts"] {
         assert_eq!(said(&mut reader, &format!("select * from {view}")).await, "done", "{view}");
         assert_ne!(said(&mut reader, &format!("delete from {view}")).await, "done", "{view}");
     }
@@ -268,6 +270,7 @@ async fn every_right_is_one_that_was_decided_on() {
     assert_eq!(looked, of(&looks.map(|name| (name, "SELECT"))));
     let expected = [
         ("answers", "DELETE INSERT SELECT"),
+        ("facts", "INSERT SELECT"),
         ("inbox", "DELETE INSERT SELECT"),
         ("journal", "INSERT SELECT"),
         ("nodes", "DELETE INSERT SELECT"),
@@ -280,7 +283,7 @@ async fn every_right_is_one_that_was_decided_on() {
         ("tokens", "INSERT SELECT"),
     ];
     assert_eq!(rest, of(&expected));
-    let views = ["node_status", "pool_status", "resources", "run_status", "silent_runs", "steps"];
+    let views = ["facts", "node_status", "pool_status", "resources", "run_status", "silent_runs", "steps"];
     assert_eq!(held(&least.names[2]).await, of(&views.map(|name| (name, "SELECT"))));
     let open: Vec<String> = sqlx::query_scalar(
         "select proname::text from pg_proc where pronamespace = 'public'::regnamespace and prosecdef

@@ -21,7 +21,7 @@ pub struct Place {
 pub const ROLE_PASSWORD: &str = "of-a-test";
 
 /// What a process did.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Ran {
     pub code: Option<i32>,
     pub signal: Option<i32>,

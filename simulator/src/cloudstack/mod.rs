@@ -5,6 +5,7 @@
 //!   commands.rs   every command: which ones there are, which are jobs, who does them
 //!   jobs.rs       async jobs: one line for each VM, results, purge; what a restart does to them
 //!   vms.rs volumes.rs snapshots.rs nics.rs tags.rs     the commands that change something
+//!   guests.rs     what a guest does once its VM is started
 //!   lists.rs show.rs                                   those that tell
 //! ```
 //!
@@ -12,6 +13,7 @@
 //! server restarts between them, the job has failed and the hypervisor has done it all the same.
 
 mod commands;
+mod guests;
 mod jobs;
 mod lists;
 mod nics;
@@ -33,6 +35,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use uuid::Uuid;
 
+pub use guests::Guest;
 pub use jobs::JobRow;
 
 use crate::world::moves::Refusal;
@@ -52,6 +55,8 @@ pub struct Rows {
     pub busy: BTreeMap<Uuid, Uuid>,
     /// How often the management server began: jobs of an earlier life are nobody's.
     pub life: u64,
+    /// VMs whose guest went down, and that are about to be started again.
+    pub coming_back: BTreeSet<Uuid>,
     /// What a list shows instead of a thing's state, until then.
     pub masks: BTreeMap<Uuid, Mask>,
     /// What lists tell until then, instead of what is so.
@@ -105,6 +110,12 @@ pub struct Switches {
     pub other_ms: u64,
     /// The hypervisors report what runs this often.
     pub ping_ms: u64,
+    /// Guests that do not come up in one go, by the id or the name of the source whose disk they start from.
+    pub guests: BTreeMap<String, Guest>,
+    /// How long one of them is up, and how long it is down then.
+    pub guest_up_ms: u64,
+    /// See `guest_up_ms`.
+    pub guest_down_ms: u64,
 }
 
 impl Default for Switches {
@@ -125,6 +136,9 @@ impl Default for Switches {
             stop_ms: 10_000,
             other_ms: 2_000,
             ping_ms: 60_000,
+            guests: BTreeMap::new(),
+            guest_up_ms: 30_000,
+            guest_down_ms: 5_000,
         }
     }
 }

@@ -4,7 +4,7 @@ use chrono::{DateTime, Utc};
 use serde_json::{Map, Value, json};
 use uuid::Uuid;
 
-use super::JobRow;
+use super::{Guest, JobRow, guests};
 use crate::world::State;
 use crate::world::things::{Fixture, Network, Nic, Power, Snapshot, Vm, VmSnapshot, Volume};
 
@@ -55,6 +55,7 @@ fn tags(of: &std::collections::BTreeMap<String, String>, account: &str, kind: &s
 
 /// A VM.
 pub fn vm(state: &State, vm: &Vm) -> Value {
+    let addressed = guests::of(state, vm.id) != Some(Guest::HasNoAddress);
     let mut map = object(json!({
         "id": vm.id,
         "name": vm.name,
@@ -74,7 +75,7 @@ pub fn vm(state: &State, vm: &Vm) -> Value {
         "guestosid": Uuid::from_u128(1),
         // A string, which some clients do not expect.
         "ostypeid": "e5b3c8c6-4b0a-4cf5-8c57-6f4c2f7b1f2e",
-        "nic": vm.nics.iter().map(|one| nic(state, one)).collect::<Vec<_>>(),
+        "nic": vm.nics.iter().map(|one| nic(state, one, addressed)).collect::<Vec<_>>(),
         "securitygroup": [],
         "affinitygroup": [],
         "tags": tags(&vm.tags, &vm.account, "UserVm", vm.id),
@@ -101,7 +102,7 @@ pub fn vm(state: &State, vm: &Vm) -> Value {
     Value::Object(map)
 }
 
-fn nic(state: &State, nic: &Nic) -> Value {
+fn nic(state: &State, nic: &Nic, addressed: bool) -> Value {
     let network = state.networks.get(&nic.network);
     let mut map = object(json!({
         "id": nic.id,
@@ -113,7 +114,7 @@ fn nic(state: &State, nic: &Nic) -> Value {
     put(&mut map, "networkname", network.map(|network| network.name.clone()));
     put(&mut map, "type", network.map(|network| network.kind.clone()));
     put(&mut map, "traffictype", Some("Guest"));
-    put(&mut map, "ipaddress", nic.ip.clone());
+    put(&mut map, "ipaddress", nic.ip.clone().filter(|_| addressed));
     Value::Object(map)
 }
 

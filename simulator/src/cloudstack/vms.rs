@@ -9,7 +9,7 @@ use uuid::Uuid;
 
 use super::jobs::{Begun, End, Job};
 use super::request::Asked;
-use super::{nics, show};
+use super::{guests, nics, show};
 use crate::faults::Fault;
 use crate::world::State;
 use crate::world::moves::Refusal;
@@ -285,10 +285,13 @@ async fn power_up(job: &Job, id: Uuid) -> std::result::Result<(), End> {
     job.rows(|state| {
         state.applied("startVirtualMachine", id);
         is_up(state, id)
-    })
+    })?;
+    guests::begins(&job.world, id);
+    Ok(())
 }
 
-fn is_up(state: &mut State, id: Uuid) -> Result<()> {
+/// The rows say that it runs.
+pub fn is_up(state: &mut State, id: Uuid) -> Result<()> {
     state.vm_mut(id)?.state = VmState::Running;
     // The first start gives storage to what was only a row.
     for volume in state.attached_to(id) {
@@ -301,7 +304,7 @@ fn is_up(state: &mut State, id: Uuid) -> Result<()> {
 }
 
 /// A host that is up, and has the memory.
-fn room_for(state: &State, vm: Uuid) -> Result<Uuid> {
+pub fn room_for(state: &State, vm: Uuid) -> Result<Uuid> {
     let wanted = u64::from(state.vm(vm)?.memory_mb);
     let used = |host: Uuid| -> u64 {
         state
@@ -328,7 +331,10 @@ pub async fn stop(job: Job) -> std::result::Result<Value, End> {
     let forced = job.asked.params.flag("forced", false);
     let now = job.rows(|state| Ok(state.vm(id)?.state))?;
     match now {
-        VmState::Stopped => return shown(&job, id),
+        VmState::Stopped => {
+            job.rows(|state| Ok(state.cloudstack.coming_back.remove(&id)))?;
+            return shown(&job, id);
+        }
         VmState::Running => {}
         other => {
             return Err(
@@ -337,6 +343,9 @@ pub async fn stop(job: Job) -> std::result::Result<Value, End> {
         }
     }
     power_down(&job, id, forced).await?;
+    if let Some(Fault::Reappears { ms }) = &job.asked.fault {
+        job.asked.reappear(&job.world, *ms, move |state| _ = guests::comes_back(state, id));
+    }
     shown(&job, id)
 }
 

@@ -42,6 +42,8 @@ pub async fn off(world: &World, call: &Call, fault: Option<Fault>) -> Answer {
         let tools = matches!(source.tools.as_str(), "toolsOk" | "toolsOld");
         let how = match source.power {
             Power::Off => Off::Already,
+            // It cannot be asked.
+            Power::Suspended => Off::Hard,
             Power::On if request.force || !tools => Off::Hard,
             Power::On => Off::Asked,
         };
@@ -103,7 +105,10 @@ pub fn state(world: &World, call: &Call) -> Answer {
     let told = world.look(|state| -> Result<Value, Refused> {
         Credentials::asked(call).check(state)?;
         let source = find(state, id)?;
-        Ok(json!({"vm_id": id, "power_state": power_word(source), "tools_status": tools(source), "timestamp": Utc::now()}))
+        let unknown = &state.settings.vma.power_unknown;
+        let known = !unknown.contains(&source.id) && !unknown.contains(&source.name);
+        let word = if known { power_word(source) } else { "unknown" };
+        Ok(json!({"vm_id": id, "power_state": word, "tools_status": tools(source), "timestamp": Utc::now()}))
     });
     told.map_or_else(|(status, text)| wrong(status, &text), |body| Answer::json(200, &body))
 }
@@ -133,7 +138,7 @@ fn response(
 /// Of a guest that does not run no tools run.
 fn tools(source: &Source) -> &str {
     match (source.power, source.tools.as_str()) {
-        (Power::Off, tools) if tools != "toolsNotInstalled" => "toolsNotRunning",
+        (Power::Off | Power::Suspended, tools) if tools != "toolsNotInstalled" => "toolsNotRunning",
         (_, tools) => tools,
     }
 }
@@ -181,6 +186,12 @@ pub fn goes_down(world: &World, source: String, due: DateTime<Utc>) {
 /// It is off, unless something brings it back.
 fn switch_off(world: &World, cause: Cause, id: &str) {
     let back = world.change(cause, |state| {
+        if state.sources.get(id).is_some_and(|source| source.power == Power::Suspended) {
+            state.broke(
+                "memory",
+                format!("{id} is suspended and switched off: what it had in memory is lost"),
+            );
+        }
         let _ = state.source_power(id, Power::Off);
         let name = state.sources.get(id).map(|source| source.name.clone()).unwrap_or_default();
         let comes_back = &mut state.settings.vma.comes_back_after_ms;

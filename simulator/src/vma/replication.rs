@@ -206,6 +206,10 @@ impl Copying {
                 if matches!(fault, Some(Fault::JobFails { .. })) && step == 5 {
                     return Err("nbdcopy: write failed: connection reset by peer".to_owned());
                 }
+                if fault == Some(Fault::JobLost) && step == 5 {
+                    super::restart(&self.world);
+                    return Ok(());
+                }
                 self.moves(disk.key, disk.total * step / 10);
             }
             self.writes(disk, volume)?;
@@ -350,9 +354,10 @@ impl Disk {
     }
 }
 
-/// By the name of the job, or of one of its exports.
+/// By the name of the job, or of one of its exports: then it is the newest.
 fn find<'a>(jobs: &'a BTreeMap<String, Job>, id: &str) -> Option<&'a Job> {
-    jobs.get(id).or_else(|| jobs.values().find(|job| job.disks.iter().any(|disk| disk.export == id)))
+    let into = |job: &&Job| job.disks.iter().any(|disk| disk.export == id);
+    jobs.get(id).or_else(|| jobs.values().filter(into).max_by_key(|job| job.started))
 }
 
 fn unknown(world: &World) -> Answer {

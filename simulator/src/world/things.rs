@@ -80,6 +80,8 @@ pub enum Power {
     On,
     /// It does not.
     Off,
+    /// It stands still with what it has in memory: sources only.
+    Suspended,
 }
 
 /// An interface.

@@ -3,6 +3,7 @@
 
 mod client;
 mod faults;
+mod guests;
 mod invariants;
 mod jobs;
 mod program;

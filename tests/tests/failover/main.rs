@@ -7,11 +7,16 @@
 )]
 //! Failovers against the pretend data centre: whatever goes wrong, they end as was asked or say truly how they ended.
 
+mod alone;
 mod breaks;
 mod commit;
+mod guards;
+mod guests;
 mod judge;
 mod play;
+mod providers;
 mod rotation;
+mod source;
 mod stage;
 mod storm;
 mod sweep;

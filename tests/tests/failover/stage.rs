@@ -34,6 +34,8 @@ pub struct Stage {
     pub dir: tempfile::TempDir,
     /// After so many failed reverts a disk is left to people.
     pub reverts: u32,
+    /// After so long it is looked again whether something that is off stays so.
+    pub look_twice: Span,
     /// How long an operation of the daemon may take.
     pub daemon_deadline: Span,
     /// What the site takes for the appliance, where that is not it.
@@ -63,7 +65,7 @@ impl Secrets for Told {
     }
 }
 
-fn ms(millis: u64) -> Span {
+pub fn ms(millis: u64) -> Span {
     Span::from(Duration::from_millis(millis))
 }
 
@@ -94,9 +96,16 @@ impl Stage {
         secrets.tell("cloudstack-key", &account.key);
         secrets.tell("cloudstack-secret", &account.secret);
         secrets.tell("vcenter", "pretend-vcenter-password");
-        let (daemon_deadline, wrong_oma) = (Span::secs(5), None);
-        let reverts = SiteSettings::default().reverts;
-        Ok(Self { lab: Lab::new().await?, centre, secrets, dir, reverts, daemon_deadline, wrong_oma })
+        Ok(Self {
+            lab: Lab::new().await?,
+            centre,
+            secrets,
+            dir,
+            reverts: SiteSettings::default().reverts,
+            look_twice: ms(20),
+            daemon_deadline: Span::secs(5),
+            wrong_oma: None,
+        })
     }
 
     /// The activities, as a node in this process has them.
@@ -128,18 +137,6 @@ impl Stage {
             detach_deadline: self.daemon_deadline,
             ..DaemonSettings::default()
         };
-        let vma = VmaSettings {
-            url: format!("{}/api/v1", self.centre.vma_url()),
-            power_poll: ms(10),
-            progress_poll: ms(10),
-            progress_grace: ms(200),
-            power_off_wait: Span::secs(2),
-            power_on_wait: Span::secs(5),
-            power_timeout: Span::secs(3),
-            replicate_timeout: Span::secs(3),
-            progress_timeout: Span::secs(3),
-            ..VmaSettings::default()
-        };
         let linstor = LinstorSettings { url: self.centre.linstor_url(), ..LinstorSettings::default() };
         let v2v = V2vSettings {
             program: env!("CARGO_BIN_EXE_pretend-v2v").into(),
@@ -151,7 +148,7 @@ impl Stage {
         let site = Site {
             cloudstack: CloudStack::new(cloudstack, secrets()).map_err(wrong)?,
             daemon: Daemon::new(daemon, secrets()).map_err(wrong)?,
-            vma: Vma::new(vma, secrets()).map_err(wrong)?,
+            vma: self.vma()?,
             linstor: Some(Linstor::new(linstor, secrets()).map_err(wrong)?),
             v2v: Some(V2v::new(v2v).map_err(wrong)?),
             settings: SiteSettings {
@@ -161,13 +158,32 @@ impl Stage {
                     .unwrap_or_else(|| self.centre.world().look(|state| state.oma).to_string()),
                 settle: ms(1_000),
                 longest_delay: ms(100),
-                look_twice: ms(20),
+                look_twice: self.look_twice,
                 root_admin: true,
                 reverts: self.reverts,
                 ..SiteSettings::default()
             },
         };
         Ok(register(Registry::new(), site, how))
+    }
+
+    /// The client of the VMA.
+    pub fn vma(&self) -> anyhow::Result<Vma> {
+        let settings = VmaSettings {
+            url: format!("{}/api/v1", self.centre.vma_url()),
+            power_poll: ms(10),
+            progress_poll: ms(10),
+            progress_grace: ms(200),
+            progress_stall: ms(1_500),
+            power_off_wait: Span::secs(2),
+            power_on_wait: Span::secs(5),
+            power_timeout: Span::secs(3),
+            replicate_timeout: Span::secs(3),
+            progress_timeout: Span::secs(3),
+            ..VmaSettings::default()
+        };
+        Vma::new(settings, Arc::clone(&self.secrets) as Arc<dyn Secrets>)
+            .map_err(|wrong| anyhow::anyhow!(wrong))
     }
 
     pub fn config(name: &str) -> NodeConfig {

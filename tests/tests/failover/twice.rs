@@ -10,7 +10,7 @@ use crate::stage::Stage;
 
 /// How an attempt is doubled.
 #[derive(Clone, Copy, Debug, PartialEq)]
-enum Doubled {
+pub enum Doubled {
     OneAfterTheOther,
     AtOnce,
 }

@@ -2,7 +2,6 @@
 
 use std::time::Duration;
 
-use backstay_engine::machine::Verb;
 use backstay_engine::{Engine, RunId, Status};
 use backstay_simulator::conversion::{Misfortune, Order};
 use backstay_simulator::faults::{Fault, Rule};
@@ -51,62 +50,6 @@ async fn rolled_back(stage: &Stage, engine: &Engine, run: RunId) -> anyhow::Resu
     stage.roll_back(engine, run).await?;
     stage.moves_on(engine, run, Status::Succeeded).await?;
     stage.settled(engine, run).await
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn disks_go_back_whoever_takes_the_snapshots() -> anyhow::Result<()> {
-    for provider in PROVIDERS {
-        for mode in ["test", "live"] {
-            let stage = Stage::new().await?;
-            let before = Before::of(&stage, "archive-01");
-            let (engine, _node) = stage.node(Stage::config("a")).await?;
-            let mut input = stage.input("archive-01", mode);
-            input["snapshots"] = json!(provider);
-            let run = stage.submit(&engine, &input).await?;
-            let status = stage.settled(&engine, run).await?;
-            let wrong = judge(&stage, "archive-01", mode == "live", &before, run, status);
-            anyhow::ensure!(
-                wrong.is_empty(),
-                "{provider}, {mode}: {wrong:#?}\n{}",
-                stage.lab.story(run).await?
-            );
-            let status = rolled_back(&stage, &engine, run).await?;
-            let wrong = judge(&stage, "archive-01", mode == "live", &before, run, status);
-            anyhow::ensure!(
-                wrong.is_empty(),
-                "{provider}, {mode}, back: {wrong:#?}\n{}",
-                stage.lab.story(run).await?
-            );
-        }
-    }
-    Ok(())
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn the_way_back_is_given_up_at_the_commit() -> anyhow::Result<()> {
-    for provider in PROVIDERS {
-        let stage = Stage::new().await?;
-        let (engine, _node) = stage.node(Stage::config("a")).await?;
-        let mut input = stage.input("db-01", "live");
-        input["snapshots"] = json!(provider);
-        let run = stage.submit(&engine, &input).await?;
-        assert_eq!(stage.settled(&engine, run).await?, Status::Succeeded, "{}", stage.lab.story(run).await?);
-        let count = |state: &State| {
-            let of = names_of(run);
-            let volumes = state.snapshots.values().filter(|one| one.removed.is_none() && of(&one.name));
-            let gone = |state: &str| matches!(state, "Destroyed" | "Removed");
-            let machines = state.vm_snapshots.values().filter(|one| of(&one.display_name));
-            volumes.filter(|one| !gone(&one.state)).count() + machines.filter(|one| !gone(&one.state)).count()
-        };
-        assert_ne!(stage.centre.world().look(count), 0, "{provider}");
-        stage.centre.truth().commit(stage.input("db-01", "live")["source"]["id"].as_str().unwrap());
-        stage.act(&engine, run, Verb::Commit).await?;
-        stage.moves_on(&engine, run, Status::Succeeded).await?;
-        assert_eq!(stage.settled(&engine, run).await?, Status::Committed, "{}", stage.lab.story(run).await?);
-        assert_eq!(stage.centre.world().look(count), 0, "{provider}");
-        stage.is_sound()?;
-    }
-    Ok(())
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use backstay_engine::RunId;
 use backstay_engine::store::Claimed;
 
+use crate::facts;
 use crate::orders::{Done, Play};
 use crate::removed;
 use crate::scene::RunRow;
@@ -25,6 +26,7 @@ pub fn violations(play: &Play) -> Vec<String> {
     no_run_is_silent(play, &mut wrong);
     spoken::violations(play, &mut wrong);
     removed::violations(play, &mut wrong);
+    facts::violations(play, &mut wrong);
     wrong
 }
 
@@ -224,7 +226,7 @@ fn histories_are_whole(play: &Play, wrong: &mut Vec<String>) {
 fn keys_are_used_once(play: &Play, wrong: &mut Vec<String>) {
     let mut admitted = Vec::new();
     for done in &play.done {
-        let (Answer::Appended { refused }, Step::Append(number, crate::steps::What::All)) =
+        let (Answer::Appended { refused, .. }, Step::Append(number, crate::steps::What::All)) =
             (&done.answer, done.step)
         else {
             continue;

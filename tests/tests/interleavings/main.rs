@@ -13,9 +13,11 @@
 //!   judge.rs    what must hold of every order
 //!   spoken.rs   and of messages to runs
 //!   removed.rs  and of runs that are removed
+//!   facts.rs    and of facts
 //! ```
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, reason = "tests")]
 
+mod facts;
 mod judge;
 mod orders;
 mod removed;
@@ -31,7 +33,7 @@ use backstay_tests::{Lab, Wire};
 
 use orders::{Bench, PURGE, SCHEMA, TELL, all_orders};
 use scene::Scene;
-use steps::{OPS, Op, REMOVED, SPOKEN};
+use steps::{FACTS, OPS, Op, REMOVED, SPOKEN};
 
 /// Every pair of operations; the two of a pair may be the same.
 fn pairs(of: &[Op]) -> Vec<(Op, Op)> {
@@ -104,6 +106,30 @@ async fn whatever_the_order_a_run_is_removed_wholly_and_its_key_is_not_given_aga
         (Op::PurgeThatDies, Op::AdmitHeir),
         (Op::Purge, Op::TellBack),
         (Op::Purge, Op::TellOver),
+    ];
+    play_all(all, &seen).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whatever_the_order_a_fact_is_changed_by_one_and_with_its_event() -> anyhow::Result<()> {
+    let mut all = pairs(&FACTS);
+    let others = [
+        Op::Append2,
+        Op::Renew1,
+        Op::TakeOver,
+        Op::TakeOverThatDies,
+        Op::Recover2,
+        Op::End1,
+        Op::Supersede1,
+        Op::Tell,
+        Op::Purge,
+    ];
+    all.extend(FACTS.iter().flat_map(|left| others.iter().map(move |right| (*left, *right))));
+    let seen = [
+        (Op::Fact1, Op::Fact2),
+        (Op::NewFact1, Op::NewFact2),
+        (Op::FactThatDies1, Op::Fact2),
+        (Op::Fact1, Op::TakeOver),
     ];
     play_all(all, &seen).await
 }
@@ -199,7 +225,30 @@ struct Mistake {
 const APPEND: &str = "insert into journal (run_id, seq, claim, epoch, at, kind, step";
 const NO_CHECK: (&str, &str, &str) = (SCHEMA, "alter table runs drop constraint runs_wake_reason", "");
 const SPOKEN_TO: &str = "runs.mail > c.told";
-const MISTAKES: [Mistake; 22] = [
+const CHANGE: &str = "update facts";
+const MISTAKES: [Mistake; 25] = [
+    Mistake {
+        name: "a fact is changed whatever it has become",
+        exchanges: &[(CHANGE, "version = $6 - 1", "$6 > 1")],
+        pair: (Op::Fact1, Op::Fact2),
+        shows: "2 runs changed the fact",
+    },
+    Mistake {
+        name: "a fact that nobody had set is set by everybody",
+        exchanges: &[(
+            CHANGE,
+            "on conflict do nothing",
+            "on conflict (name) do update set value = excluded.value, changed_by = excluded.changed_by",
+        )],
+        pair: (Op::NewFact1, Op::NewFact2),
+        shows: "2 runs changed the fact",
+    },
+    Mistake {
+        name: "the rows of a fact are fenced by a look",
+        exchanges: &[(CHANGE, " for key share", ""), (APPEND, " for key share", "")],
+        pair: (Op::Fact1, Op::Recover2),
+        shows: "had gone past it",
+    },
     Mistake {
         name: "a key is not looked up again after a removal was waited for",
         exchanges: &[(SCHEMA, "alter table runs disable trigger runs_retired_key", "")],

@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use backstay_engine::machine::{Epoch, Json, Row};
-use backstay_engine::store::{Admission, Batch, IndexChange, Life, Outgoing};
+use backstay_engine::machine::{Epoch, FactChange, Json, Row};
+use backstay_engine::store::{Admission, Batch, IndexChange, Life, Outgoing, Proviso};
 use backstay_engine::{RunId, Status};
 use chrono::{DateTime, TimeDelta, Utc};
 use sqlx::{Connection, PgConnection};
@@ -106,12 +106,15 @@ pub struct Tables {
     pub inbox: Vec<LetterRow>,
     /// The runs whose keys are kept after them.
     pub retired: Vec<Uuid>,
+    /// Names, values, versions, and who has set them.
+    pub facts: Vec<(String, String, i64, Uuid)>,
 }
 
 impl Scene {
     pub async fn set(sql: &mut PgConnection, two_is_late: bool) -> anyhow::Result<Self> {
         let mut set = sql.begin().await?;
-        sqlx::raw_sql("delete from journal; delete from inbox; delete from runs; delete from nodes; delete from retired_keys")
+        sqlx::raw_sql("delete from journal; delete from inbox; delete from runs; delete from nodes; delete from retired_keys;
+                      delete from facts")
             .execute(&mut *set)
             .await?;
         let mut lives = Vec::new();
@@ -207,6 +210,10 @@ impl Scene {
             .bind(scene.letter)
             .bind(scene.a.0)
             .bind(scene.said(scene.letter))
+            .execute(&mut *set)
+            .await?;
+        sqlx::query("insert into facts (name, value, version, changed_by) values ('old', 'it', 1, $1)")
+            .bind(scene.over.0)
             .execute(&mut *set)
             .await?;
         set.commit().await?;
@@ -333,6 +340,7 @@ impl Scene {
         first.kind = "submitted";
         Batch {
             tells: Vec::new(),
+            facts: Vec::new(),
             admissions: vec![admission],
             events: vec![(run, self.event(3, 1, life)), (run, self.event(4, 1, life)), (new, first)],
             changes: vec![self.change(run, 1, false)],
@@ -345,6 +353,15 @@ impl Scene {
             events: vec![(run, self.event(3, 1, life)), (run, self.event(4, 1, life))],
             ..Batch::default()
         }
+    }
+
+    /// One event in any case, and one if a fact still is as it was: one that is there, or one that nobody has set.
+    pub fn fact_of(&self, life: &Life, run: RunId, new: bool) -> Batch {
+        let mut batch = self.events_of(life, run);
+        let (name, from, version) = if new { ("new", None, 1) } else { ("old", Some("it".to_owned()), 2) };
+        let change = FactChange { name: name.into(), from, to: life.name.clone(), version };
+        batch.facts.push(Proviso { run, from: 4, change });
+        batch
     }
 
     /// One event, and the run is given up.
@@ -374,6 +391,9 @@ impl Tables {
             .await?,
             inbox: sqlx::query_as("select id, run_id from inbox").fetch_all(&mut *sql).await?,
             retired: sqlx::query_scalar("select run_id from retired_keys").fetch_all(&mut *sql).await?,
+            facts: sqlx::query_as("select name, value, version, changed_by from facts")
+                .fetch_all(&mut *sql)
+                .await?,
         })
     }
 }

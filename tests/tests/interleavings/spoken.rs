@@ -110,7 +110,7 @@ fn refusals_are_true(play: &Play, sent: &HashMap<Uuid, RunId>, wrong: &mut Vec<S
     });
     let rival = when(
         play,
-        |done| matches!((done.step, &done.answer), (Step::Append(1, What::Rival), Answer::Appended { refused }) if refused.is_empty()),
+        |done| matches!((done.step, &done.answer), (Step::Append(1, What::Rival), Answer::Appended { refused, .. }) if refused.is_empty()),
     );
     for done in &play.done {
         let Answer::Told(told) = &done.answer else { continue };

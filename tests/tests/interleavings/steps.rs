@@ -81,6 +81,12 @@ pub enum Op {
     /// A new run under the client key of the one that is over: without a node, and by one.
     AdmitHeir,
     AppendHeir1,
+    /// A fact is changed that is there; and one that is not.
+    Fact1,
+    Fact2,
+    FactThatDies1,
+    NewFact1,
+    NewFact2,
     /// Mistakes.
     ClaimReadInOne2,
     RecoverInOneSnapshot2,
@@ -114,6 +120,9 @@ pub const SPOKEN: [Op; 20] = [
 
 /// What is about runs that are removed.
 pub const REMOVED: [Op; 4] = [Op::Purge, Op::PurgeThatDies, Op::AdmitHeir, Op::AppendHeir1];
+
+/// What is about facts.
+pub const FACTS: [Op; 5] = [Op::Fact1, Op::Fact2, Op::FactThatDies1, Op::NewFact1, Op::NewFact2];
 
 /// All else that the store does.
 pub const OPS: [Op; 19] = [
@@ -176,6 +185,8 @@ pub enum What {
     Two,
     Rival,
     Heir,
+    Fact,
+    NewFact,
 }
 
 /// Which message.
@@ -261,6 +272,11 @@ impl Op {
             Op::PurgeThatDies => &[Begin, Step::Purge, Rollback],
             Op::AdmitHeir => &[Begin, Step::AdmitHeir, Commit],
             Op::AppendHeir1 => &[Begin, Append(1, What::Heir), Commit],
+            Op::Fact1 => &[Begin, Append(1, What::Fact), Commit],
+            Op::Fact2 => &[Begin, Append(2, What::Fact), Commit],
+            Op::FactThatDies1 => &[Begin, Append(1, What::Fact), Rollback],
+            Op::NewFact1 => &[Begin, Append(1, What::NewFact), Commit],
+            Op::NewFact2 => &[Begin, Append(2, What::NewFact), Commit],
             Op::AnswerThenClear1 => &[Append(1, What::Answer(true, After::GoOn)), Commit, Clear, Commit],
             Op::ClearThenAnswer1 => &[Clear, Commit, Append(1, What::Answer(true, After::GoOn)), Rollback],
             Op::ClaimReadInOne2 => &[ClaimDueAndRead(2), Commit],
@@ -285,6 +301,8 @@ pub enum Answer {
     Done,
     Appended {
         refused: Vec<RunId>,
+        /// A fact was not as it was seen.
+        moved: bool,
     },
     /// The life is over.
     Fenced,
@@ -392,14 +410,20 @@ impl Session {
                     What::AnswerNew => scene.answer_of(Some(scene.x), 1, After::GoOn),
                     What::Two => scene.changes_of_two(),
                     What::Rival => scene.rival(),
+                    What::Fact => scene.fact_of(life(number), run, false),
+                    What::NewFact => scene.fact_of(life(number), run, true),
                     What::Heir => {
                         let (admission, first) = scene.heir(1);
                         let (admissions, events) = (vec![admission], vec![(scene.heirs[1], first)]);
                         Batch { admissions, events, ..Batch::default() }
                     }
                 };
-                let done = probe::append(conn, life(number), &batch).await?;
-                Answer::Appended { refused: done.refused }
+                // What takes more than one statement has a transaction of its own; here it is the test's.
+                let done = match batch.facts.is_empty() {
+                    true => probe::append(conn, life(number), &batch).await?,
+                    false => probe::append_all(conn, life(number), &batch).await?,
+                };
+                Answer::Appended { refused: done.refused, moved: !done.moved.is_empty() }
             }
             Step::Renew(number) => {
                 probe::renew(conn, life(number), LEASE).await?;

@@ -5,6 +5,7 @@ mod access;
 mod cluster;
 mod crashes;
 mod decoders;
+mod facts;
 mod failing;
 mod families;
 mod faults;

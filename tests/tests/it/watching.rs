@@ -92,7 +92,12 @@ async fn whoever_watches_from_elsewhere_is_told_and_asks_nothing_meanwhile() -> 
     let runs: Vec<_> = watchers.iter().map(RunHandle::run).collect();
     for mut handle in watchers {
         watching.spawn(async move {
-            let first = handle.next().await?;
+            // As the server does, which looks at the watcher's token meanwhile.
+            let first = loop {
+                if let Ok(first) = tokio::time::timeout(Duration::from_secs(1), handle.next()).await {
+                    break first?;
+                }
+            };
             let heard = Instant::now();
             while handle.next().await?.is_some() {}
             anyhow::Ok((handle.run(), first.map(|row| row.kind), heard))

@@ -4,7 +4,7 @@
 //! ```text
 //!   rows of one run --decode--> Reading: events, and for each step and each undo the list of its moves
 //!                                  |
-//!        owners   grammar   doubt   order   retry   proof   waits   actions   ending   index   world
+//!        owners   grammar   doubt   order   retry   proof   waits   actions   ending   index   world   facts
 //!                                  |         each rule reads for itself, all of them always do
 //!                                  v
 //!                         violations: rule, run, position, what happened and what it means
@@ -28,6 +28,7 @@ mod actions;
 mod client;
 mod doubt;
 mod ending;
+mod facts;
 mod grammar;
 mod index;
 mod order;
@@ -44,6 +45,7 @@ mod world;
 use std::collections::BTreeMap;
 
 use crate::event::{Journaled, Row};
+use crate::fact::Fact;
 use crate::names::{RunId, Seq};
 use crate::plan::Plan;
 
@@ -103,15 +105,16 @@ impl std::fmt::Display for Violation {
 
 /// Checks one run by itself.
 pub fn check_run(case: &Case<'_>) -> Vec<Violation> {
-    examine(case, &mut BTreeMap::new())
+    examine(case, &mut BTreeMap::new(), &mut facts::Chains::default())
 }
 
-/// Checks many runs, one after another, and keeps none of them: what grows is the list of nodes' lives and
-/// what the client log holds.
+/// Checks many runs, one after another, and keeps none of them: what grows is the list of nodes' lives, the changes of
+/// facts, and what the client log holds.
 #[derive(Debug, Default)]
 pub struct Checker {
     summary: Summary,
     lives: BTreeMap<i64, String>,
+    facts: facts::Chains,
     clients: Option<client::Clients>,
 }
 
@@ -126,9 +129,23 @@ impl Checker {
         Self { clients: Some(client::Clients::new(log)), ..Self::default() }
     }
 
+    /// With the facts as they were before the first journal was read: journals that are read later know of them.
+    pub fn with_facts(mut self, before: Vec<Fact>) -> Self {
+        self.facts.expect(before);
+        self
+    }
+
+    /// Compares what the journals say of facts with the facts as they are after the last journal was read.
+    pub fn facts(&mut self, now: &[Fact]) -> Vec<Violation> {
+        let mut found = Findings { run: None, violations: Vec::new() };
+        self.facts.compare(now, &mut found);
+        self.summary.add(&found.violations);
+        found.violations
+    }
+
     /// Checks the next run.
     pub fn run(&mut self, case: &Case<'_>) -> Vec<Violation> {
-        let mut violations = examine(case, &mut self.lives);
+        let mut violations = examine(case, &mut self.lives, &mut self.facts);
         if let Some(clients) = &mut self.clients {
             let mut found = Findings { run: Some(case.run), violations };
             clients.saw(case, &mut found);
@@ -162,7 +179,7 @@ impl Findings {
     }
 }
 
-fn examine(case: &Case<'_>, lives: &mut BTreeMap<i64, String>) -> Vec<Violation> {
+fn examine(case: &Case<'_>, lives: &mut BTreeMap<i64, String>, facts: &mut facts::Chains) -> Vec<Violation> {
     let mut found = Findings { run: Some(case.run), violations: Vec::new() };
     owners::sequence(case.rows, &mut found);
     owners::seals(case.run, case.rows, &mut found);
@@ -198,6 +215,7 @@ fn examine(case: &Case<'_>, lives: &mut BTreeMap<i64, String>) -> Vec<Violation>
 
     let reading = Reading::of(case.run, &plan, &events);
     owners::lives(&events, lives, &mut found);
+    facts.saw(case.run, &events, &mut found);
     grammar::run(&reading, &mut found);
     for course in reading.courses() {
         grammar::moves(&reading, course, &mut found);

@@ -105,6 +105,8 @@ rules! {
     NoReturn, "no return";
     /// A run turns round because somebody says so, a step failed, or nobody committed it in time.
     Turns, "turns";
+    /// A fact changes with the success of a step, from what the change before made of it, and stands as the last one says.
+    Facts, "facts";
 }
 
 impl fmt::Display for RuleId {

@@ -650,7 +650,7 @@ fn against_catalog(linked: &Linked, catalog: &dyn Catalog, problems: &mut Proble
                 problems.add(Some(&step.name), Rule::Activity, message);
                 continue;
             };
-            let shape = shapes.entry(activity.name.as_str()).or_insert_with(|| Shape::new(&activity.input));
+            let shape = shapes.entry(activity.name.as_str()).or_insert_with(|| Shape::of(activity));
             if let Some(wrong) = shape.unusable() {
                 let message = format!(
                     "its {} cannot be checked, as the schema of the activity {} is wrong: {wrong}",

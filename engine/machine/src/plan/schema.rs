@@ -3,13 +3,13 @@
 //! Outputs are not known yet when a plan is checked, so three questions are asked of the schemas alone: can an
 //! output have this place, can this input take what may stand there, and is the rest of the input right?
 
-use std::collections::HashSet;
-use std::sync::LazyLock;
+use std::collections::{HashMap, HashSet};
+use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 
 use serde_json::{Map, Value};
 
-use super::limits;
 use super::problem::tamed;
+use super::{ActivitySpec, limits};
 use crate::json::escape;
 
 /// What may stand at a place.
@@ -50,23 +50,48 @@ pub(super) fn at(schema: &Value, pointer: &str) -> Place {
     Place { possible: true, optional, types: Some(types) }
 }
 
-/// An input's schema, compiled once for all steps of a plan that use it.
+/// An input's schema, compiled.
 pub(super) struct Shape<'a> {
     schema: &'a Value,
-    validator: Result<jsonschema::Validator, String>,
+    validator: Arc<Compiled>,
 }
 
+type Compiled = Result<jsonschema::Validator, String>;
+type Known = (Value, Arc<Compiled>);
+
+/// Those of activities' inputs, by the activities' names: to compile them is a third of the work of checking a plan, and
+/// they are the same from plan to plan.
+static COMPILED: LazyLock<Mutex<HashMap<String, Known>>> = LazyLock::new(Mutex::default);
+/// No process has so many activities, but its tests may.
+const MOST: usize = 1_000;
+
 impl<'a> Shape<'a> {
+    /// Of the input of an activity.
+    pub(super) fn of(activity: &'a ActivitySpec) -> Self {
+        let mut compiled = COMPILED.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((of, validator)) = compiled.get(&activity.name)
+            && *of == activity.input
+        {
+            return Self { schema: &activity.input, validator: Arc::clone(validator) };
+        }
+        let shape = Self::new(&activity.input);
+        if compiled.len() >= MOST {
+            compiled.clear();
+        }
+        compiled.insert(activity.name.clone(), (activity.input.clone(), Arc::clone(&shape.validator)));
+        shape
+    }
+
     pub(super) fn new(schema: &'a Value) -> Self {
         Self {
             schema,
-            validator: jsonschema::validator_for(schema).map_err(|error| tamed(&error.to_string())),
+            validator: Arc::new(jsonschema::validator_for(schema).map_err(|error| tamed(&error.to_string()))),
         }
     }
 
     /// What is wrong with the schema itself.
     pub(super) fn unusable(&self) -> Option<&str> {
-        self.validator.as_ref().err().map(String::as_str)
+        self.validator.as_ref().as_ref().err().map(String::as_str)
     }
 
     /// Whether the input at this place takes what may come; otherwise why not.
@@ -96,7 +121,7 @@ impl<'a> Shape<'a> {
     /// What is wrong with an input, wherever no binding stands: the first things, if there are very many.
     pub(super) fn problems(&self, value: &Value, bound: &HashSet<String>) -> Vec<(String, String)> {
         let (mut found, mut closed) = (Vec::new(), Vec::new());
-        if let Ok(validator) = &self.validator {
+        if let Ok(validator) = self.validator.as_ref() {
             for error in validator.iter_errors(value) {
                 let at = error.instance_path().to_string();
                 // A binding is an object now and something else later: what is said of it means nothing, nor

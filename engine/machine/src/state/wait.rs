@@ -29,7 +29,7 @@ pub struct Wait {
 
 impl Wait {
     /// What an input, resolved at this time, means.
-    pub(super) fn new(kind: Kind, input: &Json, at: Time) -> Self {
+    pub(crate) fn new(kind: Kind, input: &Json, at: Time) -> Self {
         let nothing =
             Self { until: None, expires: None, signal: None, approval: None, run: None, wrong: None };
         let wrong = |error: serde_json::Error| Self { wrong: Some(error.to_string()), ..nothing.clone() };

@@ -55,6 +55,7 @@ pub fn all() -> Vec<Corruption> {
     all.extend(index());
     all.extend(world());
     all.extend(clients());
+    all.extend(crate::corrupt_facts::all());
     all
 }
 

@@ -9,6 +9,7 @@
 )]
 
 mod corrupt_ends;
+mod corrupt_facts;
 mod corrupt_people;
 mod corrupt_rows;
 mod corrupt_steps;

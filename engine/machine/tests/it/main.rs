@@ -15,6 +15,7 @@ mod big_plans;
 mod children;
 mod documents;
 mod enumeration;
+mod forecasts;
 mod hands;
 mod histories;
 mod hostile_plans;

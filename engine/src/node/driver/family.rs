@@ -14,6 +14,7 @@ use serde_json::json;
 use uuid::Uuid;
 
 use super::Driver;
+use super::facts::Later;
 use crate::engine::Submission;
 use crate::store::{Admission, Outgoing, Told};
 
@@ -178,7 +179,10 @@ impl Driver {
         }
     }
 
-    fn take_as_ended(&mut self, id: RunId, child: RunId, outcome: Outcome) {
+    pub(super) fn take_as_ended(&mut self, id: RunId, child: RunId, outcome: Outcome) {
+        if let Some(later) = self.put_by(id) {
+            return later.push(Later::Ended(child, outcome));
+        }
         let Some(run) = self.runs.get(&id).filter(|run| !run.leaving) else { return };
         let Some((_, step)) = run.state.plan().steps().find(|(ix, _)| run.state.run_of(*ix) == Some(child))
         else {

@@ -12,6 +12,7 @@ use backstay_machine::{Action, Event, Json, Row, RunId, State, Time, Verb, judge
 use serde_json::{Value, json};
 
 use super::Driver;
+use super::facts::Later;
 use crate::activity::Registry;
 use crate::store::{Letter, UNREADABLE};
 
@@ -20,8 +21,10 @@ impl Driver {
     /// run next.
     pub(super) fn deliver(&mut self, letters: Vec<Letter>) {
         let mut moved = BTreeSet::new();
-        for letter in &letters {
-            if self.answer(letter) {
+        for letter in letters {
+            if let Some(later) = self.put_by(letter.run) {
+                later.push(Later::Letter(letter));
+            } else if self.answer(&letter) {
                 moved.insert(letter.run);
             }
         }

@@ -8,6 +8,7 @@
 //! leaves the node (no call, no answer) before its events are durable. If a write is refused by the fence, all
 //! of that is thrown away with the node: the journal is the only truth.
 
+mod facts;
 mod family;
 mod mail;
 mod slots;
@@ -28,6 +29,7 @@ use sqlx::PgConnection;
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
+use self::facts::{Later, Undecided};
 use self::slots::Start;
 use super::call::{self, Call};
 use super::failing::Failing;
@@ -43,6 +45,8 @@ pub(super) struct Driver {
     shared: Shared,
     inbox: mpsc::UnboundedReceiver<Message>,
     runs: HashMap<RunId, Run>,
+    /// Those that stand still until it is known whether a fact was as they had seen it.
+    undecided: HashMap<RunId, Undecided>,
     pending: Pending,
     writing: Option<Writing>,
     conn: Option<PgConnection>,
@@ -178,6 +182,7 @@ impl Driver {
             shared,
             inbox,
             runs: HashMap::new(),
+            undecided: HashMap::new(),
             pending: Pending::default(),
             writing: None,
             conn: None,
@@ -231,6 +236,11 @@ impl Driver {
     // ---- what happened ----
 
     fn take_in(&mut self, message: Message) {
+        if let Some(id) = message.of_run()
+            && let Some(later) = self.put_by(id)
+        {
+            return later.push(Later::Message(message));
+        }
         match message {
             Message::Submit(submission) => self.submitted(submission),
             Message::Claimed { runs, done } => {
@@ -242,7 +252,7 @@ impl Driver {
                     self.done_without_writing();
                 }
             }
-            Message::Outcome { run: id, course, attempt, result } => {
+            Message::Outcome { run: id, course, attempt, result, fact } => {
                 let Some(run) = self.runs.get_mut(&id) else { return };
                 if run.calls.get(&course).is_none_or(|call| call.attempt != attempt) {
                     return;
@@ -252,9 +262,13 @@ impl Driver {
                 }
                 self.calls -= 1;
                 let now = self.shared.now();
-                let what = match result {
-                    Ok(output) => StepEvent::Succeeded { output },
-                    Err(error) => judge(&run.state, course, error, now),
+                let what = match (result, fact) {
+                    (Ok(output), Some(change)) => {
+                        self.succeed_provided(id, course, output, *change);
+                        return self.clear_suspicion(id);
+                    }
+                    (Ok(output), None) => StepEvent::Succeeded { output },
+                    (Err(error), _) => judge(&run.state, course, error, now),
                 };
                 let event = step_event(&run.state, course, what);
                 self.append(id, event);
@@ -475,6 +489,9 @@ impl Driver {
     fn advance(&mut self, id: RunId) {
         let now = self.shared.now();
         let draining = self.drain_until.is_some();
+        if self.undecided.contains_key(&id) {
+            return;
+        }
         let mut ask_soon = None;
         let mut refused;
         let wake_at = loop {

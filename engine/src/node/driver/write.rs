@@ -54,8 +54,10 @@ impl Driver {
                     self.send_off().await;
                 }
                 let tells = std::mem::take(&mut pending.batch.tells);
+                let facts = std::mem::take(&mut pending.batch.facts);
                 self.carry_out(pending, &appended.refused);
                 self.sent(tells, std::mem::take(&mut appended.told));
+                self.decided(facts, appended.moved);
             }
             Err(StoreError::Fenced) => return Err(()),
             Err(error) => {
@@ -137,6 +139,11 @@ impl Driver {
             return;
         };
         if course.direction == Direction::Forward && run.state.phase() == Phase::RollingBack {
+            // Nothing is journaled of a run that stands still; it is looked at again in a moment.
+            if self.undecided.contains_key(&id) {
+                self.deferred.push(Start { run: id, course, attempt, slot });
+                return;
+            }
             self.calls = self.calls.saturating_sub(1);
             let why = "the run turned round before the call was made";
             let error = Failure::permanent("not_called", why).not_applied().into_error();
@@ -179,7 +186,11 @@ impl Driver {
         for (from, message) in batch.tells {
             parts.entry(part(from)).or_default().tells.push((from, message));
         }
-        let mut refused = Vec::new();
+        let facts = batch.facts;
+        for proviso in &facts {
+            parts.entry(part(proviso.run)).or_default().facts.push(proviso.clone());
+        }
+        let (mut refused, mut moved) = (Vec::new(), Vec::new());
         for id in order {
             let Some(batch) = parts.remove(&id) else { continue };
             let error =
@@ -189,6 +200,7 @@ impl Driver {
                             self.shared.look.notify_one();
                         }
                         refused.extend(appended.refused);
+                        moved.extend(appended.moved);
                         continue;
                     }
                     Err(StoreError::Fenced) => return Err(()),
@@ -236,6 +248,7 @@ impl Driver {
             }
         }
         self.carry_out(Pending { then, ..Pending::default() }, &refused);
+        self.decided(facts, moved);
         Ok(())
     }
 
@@ -245,6 +258,10 @@ impl Driver {
         let forgotten = batch.events.extract_if(.., |(run, _)| *run == id).collect();
         batch.changes.retain(|change| change.run != id);
         batch.tells.retain(|(from, _)| *from != id);
+        // What was to be decided about it will not be.
+        if batch.facts.extract_if(.., |one| one.run == id).next().is_some() {
+            self.undecided.remove(&id);
+        }
         *changes = batch.changes.iter().enumerate().map(|(at, change)| (change.run, at)).collect();
         then.retain(|then| !matches!(then, Then::Leave(run, ..) if *run == id));
         forgotten

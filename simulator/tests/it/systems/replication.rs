@@ -242,3 +242,16 @@ async fn the_copy_process_pushes_its_own_words_and_a_cleanup_takes_the_snapshots
     assert_eq!(snapshots(&site), 0);
     assert_eq!(site.vma("GET /status/job-1", None).await.is(200)["status"], "completed");
 }
+
+#[tokio::test]
+async fn the_appliance_can_be_started_anew_in_the_middle_of_a_copy() {
+    let site = Site::small().await;
+    site.centre.faults().rule(Rule::nth("vma", "POST /replicate", 1, Fault::JobLost));
+    let before = site.content(replica("sql-01", 2000));
+    site.replicates("lost", "sql-01", &both()).await;
+    site.until("it is started anew", |state| state.vma.life > 1 && state.vma.jobs.is_empty()).await;
+    assert_eq!(site.vma("GET /progress/lost", None).await.status, 404);
+    site.replicates("again", "sql-01", &both()).await;
+    assert_eq!(site.over("again").await.0["status"], "completed");
+    assert!(site.content(replica("sql-01", 2000)).replicated >= before.replicated);
+}

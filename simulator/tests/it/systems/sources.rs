@@ -275,3 +275,30 @@ async fn change_tracking_what_changed_health_and_what_is_not_served() {
         assert_eq!(site.vma(not_there, None).await.status, 404, "{not_there}");
     }
 }
+
+#[tokio::test]
+async fn a_suspended_vm_is_resumed_by_a_power_on_and_loses_its_memory_by_a_power_off() {
+    let suspended =
+        || Site::with(|state| state.sources.get_mut(&source("web-01")).unwrap().power = Power::Suspended);
+    let site = suspended().await;
+    let told = site.power_state("web-01").await;
+    assert_eq!(
+        (&told["power_state"], &told["tools_status"]),
+        (&json!("suspended"), &json!("toolsNotRunning"))
+    );
+    let told = site.power("web-01", "on", json!({})).await;
+    assert_eq!((&told["previous_state"], &told["new_state"]), (&json!("suspended"), &json!("poweredOn")));
+    assert!(site.broken().is_empty());
+
+    let site = suspended().await;
+    let told = site.power("web-01", "off", json!({ "force": false })).await;
+    assert_eq!((&told["shutdown_method"], &told["new_state"]), (&json!("forced"), &json!("poweredOff")));
+    assert!(site.truth().violations().iter().any(|violation| violation.invariant == "memory"));
+}
+
+#[tokio::test]
+async fn a_power_state_may_be_unknown() {
+    let site = Site::with(|state| _ = state.settings.vma.power_unknown.insert("web-01".to_owned())).await;
+    assert_eq!(site.power_state("web-01").await["power_state"], "unknown");
+    assert_eq!(site.power_state("db-01").await["power_state"], "poweredOn");
+}

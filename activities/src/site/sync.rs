@@ -1,0 +1,301 @@
+//! The last changes of a machine that is off, copied by the VMA.
+//!
+//! ```text
+//!   the copy that an earlier attempt began ──> follow it ──> it ended well ──> the source is off still ──> done
+//!                                                  │ it failed, nobody knows it, it does not move
+//!                                                  v
+//!            failed: the next attempt begins another one, so many in all
+//!
+//!   no copy ──> those of others end ──> guard ──> its id is saved, then the call ──> follow it
+//! ```
+//!
+//! The VMA keeps what it knows of a copy in memory, so one that it does not know may be at any point, also at its end. Only
+//! one that says that it ended well counts. Another one brings the same, as the source is off.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use backstay_engine::machine::Applied;
+use backstay_engine::machine::plan::Effect;
+use backstay_engine::{Activity, Context, Failure, Span};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use tokio::time::Instant;
+
+use super::{DIRTY_TAG, Site};
+use crate::vma::{Copying, NbdTarget, Power, Progress, Replicate, VCenter};
+
+pub(super) struct FinalSync(pub Arc<Site>);
+
+/// The last changes of a machine.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Sync {
+    /// The id of its instance.
+    id: String,
+    /// Its path in vCenter.
+    path: String,
+    vcenter: VCenter,
+    /// All of its disks.
+    disks: Vec<SyncDisk>,
+    /// How long it may take.
+    within: Span,
+}
+
+/// One of them.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct SyncDisk {
+    /// Its key in VMware, from 2000.
+    key: u32,
+    /// The volume that it is copied to.
+    volume: String,
+}
+
+/// They are copied.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub(super) struct Synced {
+    /// The job of the VMA.
+    job: String,
+    /// What it copied, as far as it says.
+    bytes: Option<i64>,
+}
+
+/// What outlives an attempt.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+struct Copy {
+    /// The copy that goes on, as far as is known; empty: none does.
+    job: String,
+    /// So many were begun.
+    tries: u32,
+}
+
+enum Ended {
+    Well(Option<i64>),
+    Badly(String),
+}
+
+#[async_trait]
+impl Activity for FinalSync {
+    const NAME: &'static str = "final-sync";
+    type Input = Sync;
+    type Output = Synced;
+
+    fn effect(&self) -> Effect {
+        Effect { probed: false, ..self.0.effect() }
+    }
+
+    fn pool(&self) -> Option<String> {
+        Some(super::VMA_POOL.into())
+    }
+
+    async fn run(&self, context: &Context, input: Sync) -> Result<Synced, Failure> {
+        let mut copy: Copy = context.saved()?.unwrap_or_default();
+        let end = Instant::now() + input.within.0;
+        if copy.job.is_empty() {
+            self.begin(context, &input, &mut copy, end).await?;
+        }
+        match self.follow(context, &copy.job, end).await? {
+            Ended::Well(bytes) => {
+                self.guard(&input).await?;
+                Ok(Synced { job: copy.job, bytes })
+            }
+            Ended::Badly(why) => {
+                copy.job.clear();
+                context.save(&copy).await?;
+                if copy.tries < self.0.settings.copies {
+                    return Err(Failure::retryable("sync_failed", why));
+                }
+                let message =
+                    format!("{} copies were begun, and none is known to have ended well: {why}", copy.tries);
+                Err(Failure::permanent("sync_failed", message))
+            }
+        }
+    }
+}
+
+impl FinalSync {
+    async fn begin(
+        &self,
+        context: &Context,
+        input: &Sync,
+        copy: &mut Copy,
+        end: Instant,
+    ) -> Result<(), Failure> {
+        let (vma, key) = (&self.0.vma, context.key().simple().to_string());
+        let ours = format!("backstay-final-{}", context.run());
+        let targets = self.targets(input).await?;
+        self.others_end(context, &targets, &ours, end).await?;
+        self.guard(input).await?;
+        copy.tries += 1;
+        copy.job = format!("{ours}-{}-{}", key.get(..8).unwrap_or(&key), copy.tries);
+        context.save(copy).await?;
+        context.progress(1.0, "beginning the copy of the last changes");
+        let order = Replicate {
+            job: copy.job.clone(),
+            vm_paths: vec![input.path.clone()],
+            oma_url: self.0.settings.oma_url.clone(),
+            targets,
+        };
+        let begun = match vma.final_sync(&copy.job, &input.id, &input.vcenter).await {
+            Ok(None) => vma.replicate(&order, &input.vcenter).await.map(drop),
+            begun => begun.map(drop),
+        };
+        match begun {
+            Ok(()) => Ok(()),
+            // Nothing came of it, and it does not count.
+            Err(refused) if refused.applied() == Applied::No => {
+                copy.tries -= 1;
+                copy.job.clear();
+                context.save(copy).await?;
+                Err(refused.into())
+            }
+            // Its answer is lost. It goes on, if the VMA knows it; otherwise the next attempt looks for it.
+            Err(lost) => match vma.progress(&copy.job).await? {
+                Some(_) => Ok(()),
+                None => Err(lost.into()),
+            },
+        }
+    }
+
+    async fn targets(&self, input: &Sync) -> Result<Vec<NbdTarget>, Failure> {
+        let site = &self.0;
+        let mut targets = Vec::new();
+        for disk in &input.disks {
+            let export = site.daemon.export(&disk.volume).await?.ok_or_else(|| {
+                let message =
+                    format!("the volume {} has no export, so nothing can be copied to it", disk.volume);
+                Failure::permanent("no_export", message).not_applied()
+            })?;
+            targets.push(NbdTarget {
+                device_path: format!("nbd://{}/{}", site.settings.nbd_host, export.export_name),
+                vm_disk_id: i64::from(disk.key),
+                vmware_disk_key: disk.key.to_string(),
+            });
+        }
+        Ok(targets)
+    }
+
+    /// Waits for copies of others into the same volumes. One that began before the source was off brings what is older, and
+    /// may bring it last.
+    async fn others_end(
+        &self,
+        context: &Context,
+        targets: &[NbdTarget],
+        ours: &str,
+        end: Instant,
+    ) -> Result<(), Failure> {
+        let vma = &self.0.vma;
+        for target in targets {
+            let export = target.device_path.rsplit('/').next().unwrap_or_default();
+            let other = |progress: &Progress| {
+                let job = progress.job_id.as_deref().unwrap_or(export);
+                (progress.status == Copying::Running && !job.starts_with(ours)).then(|| job.to_owned())
+            };
+            while let Some(job) = vma.progress(export).await?.as_ref().and_then(other) {
+                if Instant::now() >= end {
+                    let message = format!(
+                        "the copy {job}, which is not of this run, is at work on the same volumes and does not end: end it at \
+                         the VMA"
+                    );
+                    return Err(Failure::permanent("another_copy", message).not_applied());
+                }
+                context.progress(0.0, format!("waiting for the end of the copy {job}"));
+                self.0
+                    .breathe_for(context, "waiting for another copy", vma.settings().progress_poll.0)
+                    .await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The source is off, and every volume is where replication may write to it and as it left it.
+    async fn guard(&self, input: &Sync) -> Result<(), Failure> {
+        let site = &self.0;
+        let state = site.vma.power_state(&input.id, &input.vcenter).await?.power_state;
+        if state != Power::Off {
+            let message = format!("the source machine is {}; what it writes now would be lost", state.word());
+            return Err(Failure::retryable("source_not_off", message).not_applied());
+        }
+        for disk in &input.disks {
+            let volume = site.volume(&disk.volume).await?;
+            if volume.virtualmachineid.as_deref() != Some(site.settings.oma.as_str()) {
+                let message = format!("the volume {} is not attached to the appliance", volume.id);
+                return Err(Failure::permanent("not_home", message).not_applied());
+            }
+            if volume.tag(DIRTY_TAG).is_some() {
+                let message = format!(
+                    "the volume {} is no copy of its source any more: it needs a full copy first",
+                    volume.id
+                );
+                return Err(Failure::permanent("dirty", message).not_applied());
+            }
+        }
+        Ok(())
+    }
+
+    async fn follow(&self, context: &Context, job: &str, end: Instant) -> Result<Ended, Failure> {
+        let vma = &self.0.vma;
+        let (grace, stall) = (vma.settings().progress_grace, vma.settings().progress_stall);
+        let mut unknown_since = None;
+        let (mut moved, mut last) = (Instant::now(), None);
+        loop {
+            match vma.progress(job).await {
+                Ok(Some(progress)) => {
+                    unknown_since = None;
+                    if let Some(ended) = ended(&progress) {
+                        return Ok(ended);
+                    }
+                    let place = (progress.percentage, progress.bytes_transferred, progress.phase);
+                    if last.as_ref() != Some(&place) {
+                        (moved, last) = (Instant::now(), Some(place));
+                    }
+                    if moved.elapsed() >= stall.0 {
+                        return Ok(Ended::Badly(format!("the copy {job} has not moved for {stall}")));
+                    }
+                    let note = progress.current_operation.unwrap_or_else(|| "copying".into());
+                    context.progress(progress.percentage, note);
+                }
+                // It has forgotten everything if it was restarted; a moment after the start it may not know it yet.
+                Ok(None) => {
+                    let since: Instant = *unknown_since.get_or_insert_with(Instant::now);
+                    if since.elapsed() >= grace.0 {
+                        return Ok(Ended::Badly(format!(
+                            "the VMA does not know the copy {job} (any more): it was started anew, perhaps"
+                        )));
+                    }
+                }
+                // While it cannot be asked nothing is known, and nothing is concluded.
+                Err(trouble) if trouble.kind().is_retryable() => {
+                    moved = Instant::now();
+                    tracing::debug!(%trouble, job, "the VMA does not tell how far the copy is");
+                }
+                Err(trouble) => return Err(trouble.into()),
+            }
+            if Instant::now() >= end {
+                let message =
+                    format!("the copy {job} did not end in the time that it may take, and may still go on");
+                return Err(Failure::permanent("sync_late", message));
+            }
+            self.0.breathe_for(context, "copying the last changes", vma.settings().progress_poll.0).await?;
+        }
+    }
+}
+
+/// How a copy ended, if it did. One disk that failed is a machine that failed.
+fn ended(progress: &Progress) -> Option<Ended> {
+    let failed = |status: &str| status.eq_ignore_ascii_case("failed");
+    match &progress.status {
+        Copying::Running | Copying::Unknown(_) => None,
+        Copying::Failed => {
+            let why = progress.last_error.as_deref().unwrap_or("the VMA does not say why");
+            Some(Ended::Badly(format!("the copy failed: {why}")))
+        }
+        Copying::Succeeded => Some(
+            match progress.disk_progresses.iter().find(|disk| disk.status.as_deref().is_some_and(failed)) {
+                Some(disk) => Ended::Badly(format!("the copy of the disk {} failed", disk.disk_id)),
+                None => Ended::Well(progress.bytes_transferred),
+            },
+        ),
+    }
+}
