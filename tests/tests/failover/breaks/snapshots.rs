@@ -2,7 +2,9 @@
 
 use backstay_engine::Status;
 use backstay_simulator::faults::Fault;
+use backstay_simulator::world::State;
 use backstay_simulator::world::estate;
+use backstay_simulator::world::things::{Snapshot, SnapshotBy};
 
 use crate::play::Play;
 
@@ -45,6 +47,51 @@ async fn some_of_the_snapshots_are_never_taken_for_all() -> anyhow::Result<()> {
         play.is_well(play.settled().await?, Status::RolledBack).await?;
         play.failed_with("snapshot: ").await?;
         assert_eq!(play.calls("daemon POST /volumes/{id}/attach-root"), 0, "{provider}");
+    }
+    Ok(())
+}
+
+/// A snapshot of the disk, older than what is on it now.
+fn leave_one(state: &mut State, name: &str, by: SnapshotBy) {
+    let volume = &state.volumes[&state.sources[&estate::source("web-01")].disks[0].replica];
+    let mut content = volume.content.clone();
+    content.replicated -= 5;
+    let id = estate::id("snapshot", "of somebody else");
+    let snapshot = Snapshot {
+        id,
+        name: name.into(),
+        volume: volume.id,
+        content,
+        size: volume.size,
+        by,
+        state: "BackedUp".into(),
+        tags: [].into(),
+        created: volume.created,
+        removed: None,
+    };
+    let on = ["kvm-01", "kvm-02", "kvm-03"].map(str::to_owned).into();
+    state.linstor.nodes.insert(id, backstay_simulator::linstor::Placed { on, failed_on: [].into() });
+    state.snapshots.insert(id, snapshot);
+}
+
+// Break 69: all snapshots had one name, so one job removed those of another; and what an earlier one had left was gone back to.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_snapshot_of_somebody_else_is_never_gone_back_to_nor_deleted() -> anyhow::Result<()> {
+    for (provider, by, name) in [
+        ("cloudstack", SnapshotBy::CloudStack, "backstay-web-01-0"),
+        ("linstor", SnapshotBy::Linstor, "backstay-web-01"),
+    ] {
+        let mut play = Play::new("web-01", "test").await?;
+        play.input["snapshots"] = provider.into();
+        play.change(|state| leave_one(state, name, by));
+        play.begin().await?;
+        play.settled().await?;
+        let status = play.back().await?;
+        let left = play.look(|state| state.snapshots[&estate::id("snapshot", "of somebody else")].clone());
+        assert!(left.removed.is_none() && left.state == "BackedUp", "{provider}: {left:?}");
+        // The judge takes each snapshot of LINSTOR of this disk for one of the run's.
+        play.change(|state| state.snapshots.remove(&left.id));
+        play.is_well(status, Status::RolledBack).await?;
     }
     Ok(())
 }
