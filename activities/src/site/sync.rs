@@ -71,7 +71,8 @@ struct Copy {
 }
 
 enum Ended {
-    Well(Option<i64>),
+    /// So many bytes, of these disks; none are named where there is but one.
+    Well(Option<i64>, Vec<String>),
     Badly(String),
 }
 
@@ -96,8 +97,13 @@ impl Activity for FinalSync {
             self.begin(context, &input, &mut copy, end).await?;
         }
         match self.follow(context, &copy.job, end).await? {
-            Ended::Well(bytes) => {
+            Ended::Well(bytes, disks) => {
                 self.guard(&input).await?;
+                let left_out = |disk: &&SyncDisk| !disks.contains(&format!("disk-{}", disk.key));
+                if let Some(disk) = input.disks.iter().find(left_out).filter(|_| !disks.is_empty()) {
+                    let message = format!("the copy {} says nothing of the disk {}", copy.job, disk.key);
+                    return Err(Failure::permanent("disk_left_out", message));
+                }
                 Ok(Synced { job: copy.job, bytes })
             }
             Ended::Badly(why) => {
@@ -111,6 +117,47 @@ impl Activity for FinalSync {
                 Err(Failure::permanent("sync_failed", message))
             }
         }
+    }
+}
+
+impl Site {
+    /// Why these are not all disks of the source, if so: each by its key and its size, where that is known. A disk that a copy
+    /// leaves out, or takes from elsewhere, fails nowhere.
+    pub(super) async fn other_disks(
+        &self,
+        vcenter: &VCenter,
+        path: &str,
+        wanted: &[(u32, Option<u64>)],
+    ) -> Result<Option<String>, Failure> {
+        let name = path.rsplit('/').next().filter(|name| !name.is_empty());
+        let found = self.vma.discover(vcenter, name).await?;
+        let Some(source) = found.iter().find(|vm| vm.path == path) else {
+            return Ok(Some(format!("vCenter has no machine at {path}")));
+        };
+        let named = |key: u32| format!("disk-{key}");
+        let mut wrong = Vec::new();
+        for (key, size) in wanted {
+            match source.disks.iter().find(|disk| disk.id == named(*key)) {
+                None => wrong.push(format!("the source has no disk {key}")),
+                Some(disk) => {
+                    let has = disk
+                        .capacity_bytes
+                        .and_then(|bytes| u64::try_from(bytes).ok())
+                        .filter(|bytes| *bytes > 0);
+                    if let (Some(has), Some(size)) = (has, size)
+                        && has != *size
+                    {
+                        wrong.push(format!("the source's disk {key} has {has} bytes, not {size}"));
+                    }
+                }
+            }
+        }
+        let left_out =
+            source.disks.iter().filter(|disk| !wanted.iter().any(|(key, _)| disk.id == named(*key)));
+        wrong.extend(
+            left_out.map(|disk| format!("the source's {} is not among those that are moved", disk.id)),
+        );
+        Ok((!wrong.is_empty()).then(|| wrong.join(", ")))
     }
 }
 
@@ -217,6 +264,10 @@ impl FinalSync {
             let message = format!("the source machine is {}; what it writes now would be lost", state.word());
             return Err(Failure::retryable("source_not_off", message).not_applied());
         }
+        let wanted: Vec<_> = input.disks.iter().map(|disk| (disk.key, None)).collect();
+        if let Some(why) = site.other_disks(&input.vcenter, &input.path, &wanted).await? {
+            return Err(Failure::permanent("other_disks", why).not_applied());
+        }
         for disk in &input.disks {
             let volume = site.volume(&disk.volume).await?;
             if volume.virtualmachineid.as_deref() != Some(site.settings.oma.as_str()) {
@@ -294,7 +345,10 @@ fn ended(progress: &Progress) -> Option<Ended> {
         Copying::Succeeded => Some(
             match progress.disk_progresses.iter().find(|disk| disk.status.as_deref().is_some_and(failed)) {
                 Some(disk) => Ended::Badly(format!("the copy of the disk {} failed", disk.disk_id)),
-                None => Ended::Well(progress.bytes_transferred),
+                None => {
+                    let disks = progress.disk_progresses.iter().map(|disk| disk.disk_id.clone()).collect();
+                    Ended::Well(progress.bytes_transferred, disks)
+                }
             },
         ),
     }

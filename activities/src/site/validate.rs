@@ -20,6 +20,8 @@ pub(super) struct Validate(pub Arc<Site>);
 #[serde(deny_unknown_fields)]
 pub(super) struct Moving {
     source: String,
+    /// Its path in vCenter.
+    path: String,
     vcenter: VCenter,
     /// The disks.
     disks: Vec<MovingDisk>,
@@ -43,6 +45,8 @@ pub(super) struct Moving {
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct MovingDisk {
+    /// Its key in VMware.
+    key: u32,
     volume: String,
     /// The size of the source's disk, in bytes: the volume is not smaller.
     size: u64,
@@ -58,7 +62,7 @@ pub(super) struct Valid {
 }
 
 /// What the key at CloudStack has to be allowed, beside what is looked up here anyhow.
-const RIGHTS: [&str; 8] = [
+const RIGHTS: [&str; 9] = [
     "deployVirtualMachine",
     "startVirtualMachine",
     "stopVirtualMachine",
@@ -66,6 +70,7 @@ const RIGHTS: [&str; 8] = [
     "detachVolume",
     "deleteVolume",
     "createTags",
+    "deleteTags",
     "queryAsyncJobResult",
 ];
 
@@ -142,6 +147,9 @@ impl Validate {
             "the source can be shut down",
             odd.then(|| "the source is suspended: what it has in memory is not on its disks. Resume it, and shut it down".to_owned()),
         );
+        let wanted: Vec<_> = input.disks.iter().map(|disk| (disk.key, Some(disk.size))).collect();
+        let others = self.0.other_disks(&input.vcenter, &input.path, &wanted).await?;
+        report.check("the disks are all disks of the source", others);
         Ok(state.power_state.word().to_owned())
     }
 

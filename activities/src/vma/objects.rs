@@ -244,13 +244,18 @@ pub struct VmInfo {
     pub datacenter: Option<String>,
     #[serde(default, deserialize_with = "loose::some_text")]
     pub power_state: Option<String>,
-    #[serde(default, alias = "os_type", deserialize_with = "loose::some_text")]
+    /// Some builds say it under both names.
+    #[serde(default, deserialize_with = "loose::some_text")]
     pub guest_os: Option<String>,
+    #[serde(default, deserialize_with = "loose::some_text")]
+    pub os_type: Option<String>,
     #[serde(default, deserialize_with = "loose::some_number")]
     pub memory_mb: Option<i64>,
-    /// 0 where it is not known.
-    #[serde(default, alias = "cpus", deserialize_with = "loose::some_number")]
+    /// 0 where it is not known. Some builds say it under both names.
+    #[serde(default, deserialize_with = "loose::some_number")]
     pub num_cpu: Option<i64>,
+    #[serde(default, deserialize_with = "loose::some_number")]
+    pub cpus: Option<i64>,
     #[serde(default, deserialize_with = "loose::list")]
     pub disks: Vec<Disk>,
     #[serde(default, deserialize_with = "loose::list")]

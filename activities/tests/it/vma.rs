@@ -222,7 +222,7 @@ async fn a_last_copy_is_begun_where_there_is_a_call_for_it() {
 #[tokio::test]
 async fn what_is_known_of_machines_is_read() {
     let vm = json!({ "id": "vm-42", "name": "web", "path": "/DC1/vm/web", "power_state": "poweredOn", "os_type": "windows",
-        "memory_mb": 4096, "cpus": 0, "disks": [{ "id": "disk-2000", "size_gb": 40, "capacity_bytes": "42949672960",
+        "guest_os": "windows", "memory_mb": 4096, "cpus": 0, "num_cpu": 0, "disks": [{ "id": "disk-2000", "size_gb": 40, "capacity_bytes": "42949672960",
         "unit_number": 0 }], "networks": [{ "label": "Network adapter 1", "network_name": "VM Network",
         "mac_address": "00:50:56:00:00:01", "connected": true }] });
     let again = vm.clone();

@@ -177,8 +177,12 @@ impl<'a> Book<'a> {
     fn validation(&self) -> Value {
         let (source, to) = (&self.it.source, &self.it.destination);
         json!({
-            "source": source.id, "vcenter": source.vcenter,
-            "disks": source.disks.iter().map(|disk| json!({ "volume": disk.volume, "size": disk.size })).collect::<Vec<_>>(),
+            "source": source.id, "path": source.path, "vcenter": source.vcenter,
+            "disks": source
+                .disks
+                .iter()
+                .map(|disk| json!({ "key": disk.key, "volume": disk.volume, "size": disk.size }))
+                .collect::<Vec<_>>(),
             "name": self.host, "zone": to.zone, "offering": to.offering, "template": to.template,
             "networks": self.networks(), "rehearsal": !self.it.is_live(), "windows": self.it.injects(),
             "snapshots": self.it.snapshots,

@@ -122,3 +122,24 @@ async fn an_answer_that_says_off_is_never_taken_for_off() -> anyhow::Result<()> 
     }
     Ok(())
 }
+
+// Break 63: what was known of one disk was stored for another, and a disk that a copy left out was taken for copied.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_disk_that_no_copy_was_made_of_is_never_taken_for_copied() -> anyhow::Result<()> {
+    let mut play = Play::new("db-01", "live").await?;
+    play.input["source"]["disks"][2]["key"] = 2005.into();
+    play.begin().await?;
+    assert_eq!(play.settled().await?, Status::RolledBack);
+    play.failed_with("the source has no disk 2005, the source's disk-2002 is not among those that are moved")
+        .await?;
+    assert_eq!(play.changing_calls(), Vec::<String>::new());
+
+    // One was taken out, and another put in, after it was looked.
+    let mut play = Play::new("db-01", "live").await?;
+    play.before("final-sync", |state, _| {
+        state.sources.get_mut(&estate::source("db-01")).unwrap().disks[2].key = 2005;
+    });
+    play.begin().await?;
+    assert_eq!(play.settled().await?, Status::RolledBack);
+    play.failed_with("final-sync: other_disks").await
+}

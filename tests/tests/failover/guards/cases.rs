@@ -40,6 +40,10 @@ pub fn replica() -> Uuid {
     estate::replica("web-01", 2000)
 }
 
+fn size() -> u64 {
+    estate::small().sources[&estate::source("web-01")].disks[0].size
+}
+
 /// A disk of another machine.
 pub fn other() -> Uuid {
     estate::replica("db-01", 2001)
@@ -128,8 +132,8 @@ fn sync() -> Value {
 
 fn moving(rehearsal: bool) -> Value {
     let of = |kind: &str, name: &str| estate::id(kind, name);
-    json!({ "source": estate::source("web-01"), "vcenter": vcenter(), "rehearsal": rehearsal, "windows": false,
-        "disks": [{ "volume": replica(), "size": 1 }], "name": { "base": "another" }, "zone": of("zone", "zone-1"),
+    json!({ "source": estate::source("web-01"), "path": "/DatabanxDC/vm/web-01", "vcenter": vcenter(),
+        "rehearsal": rehearsal, "windows": false, "disks": [{ "key": 2000, "volume": replica(), "size": size() }], "name": { "base": "another" }, "zone": of("zone", "zone-1"),
         "offering": of("service-offering", "custom"), "template": of("template", "tiny"), "networks": [test_lan()] })
 }
 
