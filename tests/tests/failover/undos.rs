@@ -129,7 +129,12 @@ async fn never_done(name: &'static str, snapshots: &str, step: &str) -> anyhow::
         forward.then(|| Failure::permanent("never", "it may have been done"))
     });
     play.begin().await?;
-    play.is_well(play.settled().await?, Status::RolledBack).await?;
+    let mut status = play.settled().await?;
+    // One is left to people: the copy runs by then.
+    if status == Status::Held && step == "record-failed-over" {
+        status = play.back().await?;
+    }
+    play.is_well(status, Status::RolledBack).await?;
     play.failed_with(&format!("{step}: never")).await?;
     Ok(undone.load(Ordering::SeqCst))
 }
