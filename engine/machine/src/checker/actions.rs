@@ -220,7 +220,9 @@ fn waived(reading: &Reading<'_>, course: CourseId, pos: usize, seq: i64, found: 
         found.add(RuleId::Actions, seq, message);
     }
     let held = reading.forward(course.step).before(pos).last();
-    if !held.is_some_and(|m| matches!(m.what, What::Said(StepEvent::Held { .. }))) {
+    // One that was taken back is held as well, until somebody says how it goes on.
+    let is_held = |what: &What| matches!(what, What::Said(StepEvent::Held { .. }) | What::Undone);
+    if !held.is_some_and(|m| is_held(&m.what)) {
         let message =
             format!("{} is let go without its proof, but was not held for it", reading.name(course));
         found.add(RuleId::Actions, seq, message);

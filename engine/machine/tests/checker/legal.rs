@@ -25,6 +25,18 @@ proptest! {
     }
 }
 
+#[test]
+fn a_step_that_was_taken_back_may_be_let_go_without_its_proof() {
+    let sim = drawn(5_855_818_074_435_683_592, 4, 30).work();
+    let of_c = sim.rows().into_iter().filter(|row| row.step.as_deref() == Some("c") && !row.undo);
+    let kinds: Vec<_> = of_c.map(|row| row.kind).filter(|kind| *kind != "acted").collect();
+    assert!(
+        kinds.windows(2).any(|two| two == ["recalled", "waived"]),
+        "it is another history now: {kinds:?}"
+    );
+    assert!(sim.violations().is_empty(), "{:#?}\n{}", sim.violations(), sim.story());
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 200, failure_persistence: None, ..ProptestConfig::default() })]
 
