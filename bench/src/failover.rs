@@ -204,10 +204,13 @@ fn stands(state: &State, n: usize, live: bool) -> anyhow::Result<()> {
     let disk = source.disks.first().context("the source has no disk")?;
     let volume = state.volumes.get(&disk.replica).context("the disk is gone")?;
     let at: Vec<_> = volume.plugged.iter().collect();
+    // That of a rehearsal says so behind its name.
+    let is_copy =
+        |shown: &str| shown.strip_prefix(&*name).is_some_and(|rest| rest.is_empty() || rest.starts_with(' '));
     let copies: Vec<_> = state
         .vms
         .values()
-        .filter(|vm| vm.removed.is_none() && vm.display_name.starts_with(&name) && vm.id != state.oma)
+        .filter(|vm| vm.removed.is_none() && is_copy(&vm.display_name) && vm.id != state.oma)
         .collect();
     let (is_right, power) = match (live, copies.as_slice()) {
         (true, [copy]) => (at == [&copy.id] && copy.power == Power::On, Power::Off),
