@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use backstay_engine::store::RoleName;
-use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
+use clap::{Args, ColorChoice, CommandFactory, Parser, Subcommand, ValueEnum};
 
 use crate::remote::args::{
     AuditCommand, PoolCommand, Prefixed, PrincipalCommand, REMOTE, RunCommand, SecretCommand, Shown,
@@ -23,7 +23,9 @@ pub(crate) struct Cli {
 
 /// The command line. Each command's help ends with the exit codes, and with how the server is found where it speaks to one.
 pub(crate) fn command_line() -> clap::Command {
-    documented(Cli::command())
+    // What clap decides by itself forgets what kind of terminal it is when `CI` is set.
+    let colour = if crate::tree::wants_colour() { ColorChoice::Auto } else { ColorChoice::Never };
+    documented(Cli::command().color(colour))
 }
 
 fn documented(command: clap::Command) -> clap::Command {

@@ -154,8 +154,10 @@ async fn help_is_coloured_on_a_terminal_and_nowhere_else() {
     let (seen, _) = on_terminal(help(&[])).await;
     assert!(is_coloured(&seen), "{seen:?}");
     for unwanted in [("NO_COLOR", "1"), ("TERM", "dumb")] {
-        let (plain, _) = on_terminal(help(&[unwanted])).await;
-        assert!(!plain.contains('\x1b'), "{unwanted:?}: {plain:?}");
+        for elsewhere in [("CI", "true"), ("CLICOLOR", "1")] {
+            let (plain, _) = on_terminal(help(&[unwanted, elsewhere])).await;
+            assert!(!plain.contains('\x1b'), "{unwanted:?}, {elsewhere:?}: {plain:?}");
+        }
     }
     let piped = ran(&mut help(&[])).await.exits(0);
     assert!(!piped.out.contains('\x1b'), "{piped:?}");
