@@ -5,6 +5,8 @@
 //!   reload                           link ------------------------> fix
 //! ```
 //!
+//! Limits and form are in `form.rs`, the catalog's part in `fits.rs`.
+//!
 //! A stored plan is only linked again: what a later release thinks of names, limits or activities must not stop
 //! a run that is under way.
 
@@ -16,12 +18,13 @@ use serde_json::value::RawValue;
 use sha2::{Digest, Sha256};
 
 use super::binding::{self, Bound, Source, Template};
-use super::builtin::{Kind, LITERAL, builtin, kind};
+use super::builtin::{Kind, builtin, kind};
+use super::fits::{against_catalog, half, known};
+use super::form::{form, within_limits};
 use super::problem::{CheckError, Problems, Rule, clipped, listed, tamed};
-use super::schema::Shape;
-use super::spec::{Ending, OnFailure, Parent, PlanSpec, Proof, Retry, Span, StepSpec};
-use super::{ActivitySpec, Catalog, Plan, Required, Step, Work, graph, limits};
-use crate::json::{Json, canonical, unfit};
+use super::spec::{Parent, PlanSpec, Proof, Retry, Span};
+use super::{Catalog, Plan, Required, Step, Work, graph, limits};
+use crate::json::{Json, canonical};
 use crate::names::{StepIx, StepName};
 
 /// How long an attempt may take if neither the step nor the plan says: long, but never for ever.
@@ -215,189 +218,9 @@ fn seal(spec: &mut PlanSpec, catalog: &dyn Catalog, problems: &mut Problems) {
     }
 }
 
-/// Whether the plan is small enough to look at.
-fn within_limits(spec: &PlanSpec, problems: &mut Problems) -> bool {
-    if spec.steps.is_empty() {
-        problems.add(None, Rule::Limit, "a plan has at least one step".into());
-    }
-    if spec.steps.len() > limits::STEPS {
-        let message = format!("the plan has {} steps; at most {} are taken", spec.steps.len(), limits::STEPS);
-        problems.add(None, Rule::Limit, message);
-        return false;
-    }
-    let edges: usize = spec.steps.iter().map(|step| step.after.len()).sum();
-    if edges > limits::EDGES {
-        let message = format!("the plan has {edges} dependencies; at most {} are taken", limits::EDGES);
-        problems.add(None, Rule::Limit, message);
-        return false;
-    }
-    true
-}
-
-/// What can be said of the plan and of each step without looking at the others. False: some input is too large or
-/// too deep to look further.
-fn form(spec: &PlanSpec, problems: &mut Problems) -> bool {
-    named(&spec.workflow, "the workflow", None, problems);
-    titled(spec.title.as_deref(), "the title", None, problems);
-    for retry in [&spec.retry, &spec.undo_retry].into_iter().flatten() {
-        patience(retry, None, problems);
-    }
-    if spec.timeout.is_some_and(|timeout| timeout.0.is_zero()) {
-        problems.add(None, Rule::Patience, NO_TIME.into());
-    }
-    if let Some(commit) = &spec.commit {
-        if commit.within.is_some() != commit.then.is_some() {
-            let message = "its \"commit\" states one of \"within\" and \"then\"; they belong together";
-            problems.add(None, Rule::Commit, message.into());
-        }
-        if let Some(signal) = &commit.signal {
-            named(signal, "the signal that commits", None, problems);
-        }
-        if commit.then == Some(Ending::RollBack)
-            && let Some(step) = spec.steps.iter().find(|step| step.point_of_no_return)
-        {
-            let message = "is a point of no return, but the plan's \"commit\" rolls it back by itself";
-            problems.add(Some(&step.name), Rule::Commit, message.into());
-        }
-    } else if let Some(step) = spec.steps.iter().find(|step| step.finalize) {
-        let message = "runs when the run is committed, but the plan has no \"commit\"";
-        problems.add(Some(&step.name), Rule::Commit, message.into());
-    }
-    let mut fit = true;
-    for step in &spec.steps {
-        fit &= form_of_step(step, problems);
-    }
-    fit
-}
-
-const NO_TIME: &str = "has a timeout of zero: no attempt could ever end well";
-
-fn form_of_step(step: &StepSpec, problems: &mut Problems) -> bool {
-    let name = Some(step.name.as_str());
-    named(&step.name, "the step", name, problems);
-    titled(step.title.as_deref(), "the title", name, problems);
-    for (what, pool) in [
-        ("its pool", step.pool.as_ref()),
-        ("its undo's pool", step.undo.as_ref().and_then(|undo| undo.pool.as_ref())),
-    ] {
-        if let Some(pool) = pool {
-            named(pool, what, name, problems);
-        }
-    }
-    if step.pool.is_some() && kind(&step.activity) != Kind::Call {
-        problems.add(name, Rule::Form, "names a \"pool\", but it calls nobody".into());
-    }
-    // A wait leaves nothing behind, and what a commit has finished is not undone.
-    let needs_undo = kind(&step.activity) == Kind::Call && !step.finalize;
-    match (&step.undo, &step.nothing_to_undo) {
-        (Some(_), None) if !needs_undo => {
-            problems.add(
-                name,
-                Rule::Undo,
-                "has an \"undo\", but there is nothing to undo in such a step".into(),
-            );
-        }
-        (None, None) if !needs_undo => {}
-        (None, None) => problems.add(
-            name,
-            Rule::Undo,
-            "names no undo; give \"undo\", or say in \"nothing_to_undo\" why nothing has to be undone".into(),
-        ),
-        (Some(_), Some(_)) => {
-            problems.add(
-                name,
-                Rule::Undo,
-                "has both an \"undo\" and a reason for \"nothing_to_undo\"".into(),
-            );
-        }
-        (None, Some(reason)) if reason.trim().is_empty() => {
-            problems.add(name, Rule::Undo, "gives an empty reason for \"nothing_to_undo\"".into());
-        }
-        (None, Some(reason)) => titled(Some(reason), "the reason", name, problems),
-        (Some(_), None) => {}
-    }
-    let mut fit = true;
-    let inputs = std::iter::once(("input", &step.input))
-        .chain(step.undo.as_ref().map(|undo| ("undo input", &undo.input)));
-    for (what, input) in inputs {
-        if let Some((at, wrong)) = unfit(input, limits::DEPTH) {
-            problems.add(name, Rule::Limit, format!("its {what} at \"{}\" {wrong}", clipped(&at)));
-            fit = false;
-            continue;
-        }
-        let bytes = Json::of(input).as_str().len();
-        if bytes > limits::INPUT_BYTES {
-            let message = format!("its {what} has {bytes} bytes; at most {} are taken", limits::INPUT_BYTES);
-            problems.add(name, Rule::Limit, message);
-            fit = false;
-        }
-    }
-    for retry in
-        [step.retry.as_ref(), step.undo.as_ref().and_then(|undo| undo.retry.as_ref())].into_iter().flatten()
-    {
-        patience(retry, name, problems);
-    }
-    for timeout in [step.timeout, step.undo.as_ref().and_then(|undo| undo.timeout)].into_iter().flatten() {
-        if timeout.0.is_zero() {
-            problems.add(name, Rule::Patience, NO_TIME.into());
-        }
-    }
-    fit
-}
-
-fn named(text: &str, what: &str, step: Option<&str>, problems: &mut Problems) {
-    let good = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
-    let starts = text.starts_with(|c: char| c.is_ascii_alphanumeric());
-    if !starts || text.len() > limits::NAME || !text.chars().all(good) {
-        let message = format!(
-            "{what} has the name \"{}\"; a name starts with a letter or a digit, goes on with letters, digits, '-', '_' or '.', and has at most {} characters",
-            clipped(text),
-            limits::NAME
-        );
-        problems.add(step, Rule::Name, message);
-    }
-}
-
-fn titled(text: Option<&str>, what: &str, step: Option<&str>, problems: &mut Problems) {
-    let Some(text) = text else { return };
-    // Bidirectional marks and line breaks would let a title pretend to be something else on a screen.
-    let hostile = |c: char| {
-        c.is_control()
-            || matches!(c, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{2028}' | '\u{2029}')
-    };
-    if text.chars().any(hostile) {
-        problems.add(step, Rule::Name, format!("{what} \"{}\" has control characters", clipped(text)));
-    }
-    if text.chars().count() > limits::TITLE {
-        problems.add(
-            step,
-            Rule::Limit,
-            format!("{what} \"{}\" has more than {} characters", clipped(text), limits::TITLE),
-        );
-    }
-}
-
-fn patience(retry: &Retry, step: Option<&str>, problems: &mut Problems) {
-    let mut wrong = |message: &str| problems.add(step, Rule::Patience, format!("its retry {message}"));
-    if !retry.factor.is_finite() || retry.factor < 1.0 || retry.factor > 100.0 {
-        wrong("has a factor outside 1 to 100");
-    }
-    if !retry.jitter.is_finite() || !(0.0..=1.0).contains(&retry.jitter) {
-        wrong("has a jitter outside 0 to 1");
-    }
-    if retry.ceiling < retry.first {
-        wrong("has a ceiling below its first delay");
-    }
-    match (retry.attempts, retry.elapsed) {
-        (None, None) => wrong("never ends; give \"attempts\", \"elapsed\" or both"),
-        (Some(0), _) => wrong("allows no attempt at all; 1 means: try once and never again"),
-        _ => {}
-    }
-}
-
 /// A plan whose names, edges and bindings point at steps.
-struct Linked {
-    steps: Vec<Step>,
+pub(super) struct Linked {
+    pub(super) steps: Vec<Step>,
     by_name: HashMap<StepName, StepIx>,
     order: Vec<StepIx>,
 }
@@ -601,164 +424,6 @@ impl Bindings<'_> {
             )),
         }
     }
-}
-
-/// The activity of that name: the engine's own, or one of those there are.
-fn known<'a>(catalog: &'a dyn Catalog, name: &str) -> Option<&'a ActivitySpec> {
-    builtin(name).or_else(|| catalog.activity(name))
-}
-
-/// What waits cannot undo anything.
-fn known_of<'a>(catalog: &'a dyn Catalog, name: &str, in_undo: bool) -> Option<&'a ActivitySpec> {
-    known(catalog, name).filter(|_| !in_undo || kind(name) == Kind::Call)
-}
-
-/// What needs the activities: that they exist, and that inputs and bindings fit their schemas.
-fn against_catalog(linked: &Linked, catalog: &dyn Catalog, problems: &mut Problems) {
-    let mut shapes: HashMap<&str, Shape> = HashMap::new();
-    let there_are = listed(&catalog.names(), ", ");
-    for step in &linked.steps {
-        commits(linked, step, problems);
-        for proof in &step.requires {
-            let Some(from) = linked.steps.get(proof.step.index()) else { continue };
-            let possible = known(catalog, &from.forward.activity)
-                .is_none_or(|activity| super::schema::at(&activity.output, &proof.at).possible);
-            if !possible || !(proof.at.is_empty() || proof.at.starts_with('/')) {
-                let message = format!(
-                    "requires a proof at \"{}\" of {}, whose output has no such place",
-                    clipped(&proof.at),
-                    from.name
-                );
-                problems.add(Some(&step.name), Rule::Proof, message);
-            }
-        }
-        if matches!(step.kind, Kind::Wait | Kind::Approve) {
-            waits(step, problems);
-        }
-        let undo = step.undo.as_ref().filter(|_| step.kind != Kind::Run);
-        let halves = std::iter::once((false, &step.forward)).chain(undo.map(|undo| (true, undo)));
-        for (in_undo, work) in halves {
-            if problems.full() {
-                return;
-            }
-            let Some(activity) = known_of(catalog, &work.activity, in_undo) else {
-                let message = format!(
-                    "its {} runs \"{}\", which is no activity here; there are {there_are}",
-                    if in_undo { "undo" } else { "step" },
-                    clipped(&work.activity),
-                );
-                problems.add(Some(&step.name), Rule::Activity, message);
-                continue;
-            };
-            let shape = shapes.entry(activity.name.as_str()).or_insert_with(|| Shape::of(activity));
-            if let Some(wrong) = shape.unusable() {
-                let message = format!(
-                    "its {} cannot be checked, as the schema of the activity {} is wrong: {wrong}",
-                    half(in_undo),
-                    activity.name
-                );
-                problems.add(Some(&step.name), Rule::Activity, message);
-                continue;
-            }
-            for bound in work.input.bound() {
-                if let Some(wrong) = misfit(linked, catalog, shape, step, bound) {
-                    let message = format!("its {} at \"{}\" {wrong}", half(in_undo), clipped(&bound.at));
-                    problems.add(Some(&step.name), Rule::Binding, message);
-                }
-            }
-            // A place that a binding fills is judged above, even if the binding is wrong.
-            let places = binding::find(work.input.written()).into_iter().map(|written| written.at).collect();
-            for (at, wrong) in shape.problems(work.input.written(), &places) {
-                let message = format!("its {} at \"{}\": {wrong}", half(in_undo), clipped(&at));
-                problems.add(Some(&step.name), Rule::Input, message);
-            }
-        }
-    }
-}
-
-/// What runs after the commit, and what before it.
-fn commits(linked: &Linked, step: &Step, problems: &mut Problems) {
-    if step.finalize {
-        return;
-    }
-    for ix in &step.after {
-        if let Some(before) = linked.steps.get(ix.index()).filter(|before| before.finalize) {
-            let message = format!("comes after {}, which runs only when the run is committed", before.name);
-            problems.add(Some(&step.name), Rule::Commit, message);
-        }
-    }
-}
-
-/// What a wait must say in so many words: it decides who may say what to the run.
-fn waits(step: &Step, problems: &mut Problems) {
-    for bound in step.forward.input.bound() {
-        if bound.at.is_empty() || LITERAL.iter().any(|field| bound.at.starts_with(field)) {
-            let message = format!(
-                "its input at \"{}\" is read from a step; it must stand in the plan",
-                clipped(&bound.at)
-            );
-            problems.add(Some(&step.name), Rule::Binding, message);
-        }
-    }
-    let input = step.forward.input.written();
-    if let Some((at, wrong)) = bad_time(input) {
-        problems.add(Some(&step.name), Rule::Input, format!("its input at \"{at}\" {wrong}"));
-    }
-    if let Some(schema) = input.get("schema")
-        && let Some(wrong) = Shape::new(schema).unusable()
-    {
-        problems.add(
-            Some(&step.name),
-            Rule::Input,
-            format!("its input at \"/schema\" is no schema: {wrong}"),
-        );
-    }
-}
-
-/// Where the input of a wait says no time, and why not.
-pub(super) fn bad_time(input: &serde_json::Value) -> Option<(String, String)> {
-    let text = |field: &str| input.get(field).and_then(serde_json::Value::as_str);
-    for field in ["for", "within"] {
-        if let Some(Err(error)) = text(field).map(humantime::parse_duration) {
-            return Some((format!("/{field}"), format!("is no length of time such as \"30s\": {error}")));
-        }
-    }
-    let error = text("until")?.parse::<crate::Time>().err()?;
-    Some(("/until".into(), format!("is no time such as \"2026-01-31T02:00:00Z\": {error}")))
-}
-
-/// Why what a binding reads cannot stand where it is written.
-fn misfit(
-    linked: &Linked,
-    catalog: &dyn Catalog,
-    shape: &Shape,
-    step: &Step,
-    bound: &Bound,
-) -> Option<String> {
-    let (from, may_miss) = match &bound.source {
-        Source::Own => (step, true),
-        Source::Step(ix) => {
-            let from = linked.steps.get(ix.index())?;
-            (from, from.on_failure == OnFailure::Continue)
-        }
-    };
-    let source = known(catalog, &from.forward.activity)?;
-    let output = super::schema::at(&source.output, &bound.path);
-    if !output.possible {
-        return Some(format!(
-            "reads \"{}\" of {}, but the output of {} has no such place",
-            clipped(&bound.path),
-            clipped(&from.name),
-            source.name
-        ));
-    }
-    let wrong = shape.takes(&bound.at, &output, may_miss)?;
-    let path = clipped(bound.path.trim_start_matches('/'));
-    Some(format!("reads \"{}/{path}\": {wrong}", clipped(&from.name)))
-}
-
-fn half(in_undo: bool) -> &'static str {
-    if in_undo { "undo input" } else { "input" }
 }
 
 /// Puts the plan together; from here on it does not change.

@@ -9,6 +9,8 @@ mod binding;
 mod builder;
 pub(crate) mod builtin;
 mod check;
+mod fits;
+mod form;
 mod graph;
 mod picture;
 mod preview;

@@ -59,7 +59,7 @@ pub(super) struct Shape<'a> {
 type Compiled = Result<jsonschema::Validator, String>;
 type Known = (Value, Arc<Compiled>);
 
-/// Those of activities' inputs, by the activities' names: to compile them is a third of the work of checking a plan, and
+/// Those of activities' inputs, by the activities' names: to compile them was half the work of checking a small plan, and
 /// they are the same from plan to plan.
 static COMPILED: LazyLock<Mutex<HashMap<String, Known>>> = LazyLock::new(Mutex::default);
 /// No process has so many activities, but its tests may.
@@ -91,7 +91,7 @@ impl<'a> Shape<'a> {
 
     /// What is wrong with the schema itself.
     pub(super) fn unusable(&self) -> Option<&str> {
-        self.validator.as_ref().as_ref().err().map(String::as_str)
+        (*self.validator).as_ref().err().map(String::as_str)
     }
 
     /// Whether the input at this place takes what may come; otherwise why not.
@@ -121,7 +121,7 @@ impl<'a> Shape<'a> {
     /// What is wrong with an input, wherever no binding stands: the first things, if there are very many.
     pub(super) fn problems(&self, value: &Value, bound: &HashSet<String>) -> Vec<(String, String)> {
         let (mut found, mut closed) = (Vec::new(), Vec::new());
-        if let Ok(validator) = self.validator.as_ref() {
+        if let Ok(validator) = &*self.validator {
             for error in validator.iter_errors(value) {
                 let at = error.instance_path().to_string();
                 // A binding is an object now and something else later: what is said of it means nothing, nor

@@ -8,7 +8,7 @@ use std::collections::HashSet;
 use serde_json::Value;
 
 use super::builtin::builtin;
-use super::check::bad_time;
+use super::fits::bad_time;
 use super::schema::Shape;
 use super::{ActivitySpec, Catalog, Kind, OnFailure, Plan, Source};
 use crate::action::Verb;
