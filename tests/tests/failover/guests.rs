@@ -11,10 +11,10 @@ use backstay_simulator::world::estate;
 use backstay_simulator::world::things::Power;
 use serde_json::{Value, json};
 
+use crate::again::{Again, All};
 use crate::alone::{Alone, Arrange, machine, output};
 use crate::judge::{Before, judge};
 use crate::stage::{Stage, ms};
-use crate::twice::Doubled;
 
 struct Over {
     status: Status,
@@ -171,11 +171,11 @@ fn has_other_cards(alone: &Alone, story: &str) {
 /// Once more, twice, twice at once; and the ones from before as its undo.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_machine_gets_other_cards_once_and_its_own_back() -> anyhow::Result<()> {
-    for how in [None, Some(Doubled::OneAfterTheOther), Some(Doubled::AtOnce)] {
+    for how in [None, Some(Again::Behind), Some(Again::AtOnce)] {
         let (stage, nothing): (_, Arrange) = (Stage::new().await?, Arc::new(|_, _| {}));
         let alone = match how {
             None => Alone::new(stage, nothing).await?,
-            Some(how) => Alone::of(stage, &how, nothing).await?,
+            Some(how) => Alone::of(stage, &All(how), nothing).await?,
         };
         let (run, status) = alone.play(with_a_machine(other_cards)).await?;
         let story = format!("{how:?}:\n{}", alone.stage.lab.story(run).await?);

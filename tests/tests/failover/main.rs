@@ -7,6 +7,7 @@
 )]
 //! Failovers against the pretend data centre: whatever goes wrong, they end as was asked or say truly how they ended.
 
+mod again;
 mod alone;
 mod breaks;
 mod commit;

@@ -3,82 +3,13 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use async_trait::async_trait;
-use backstay_activities::site::Adds;
 use backstay_engine::machine::Direction;
-use backstay_engine::machine::plan::Effect;
-use backstay_engine::{Activity, Context, Failure, Probe, Registry, Status};
+use backstay_engine::{Failure, Status};
 use backstay_workflows::Workflow;
 use backstay_workflows::failover::FailoverWorkflow;
 
+use crate::again::{Again, Undos};
 use crate::play::Play;
-
-/// How an undo is played again.
-#[derive(Clone, Copy, Debug, PartialEq)]
-enum Again {
-    /// The second follows on the first, in one attempt.
-    AtOnceBehind,
-    /// Two at the same moment: that of a process that lost its lease, and that of its heir.
-    Beside,
-    /// What the first came to was never heard; the second is an attempt of its own.
-    Unheard,
-}
-
-struct Undo<A>(A, Again);
-
-#[async_trait]
-impl<A: Activity> Activity for Undo<A>
-where
-    A::Input: Clone + Sync,
-{
-    const NAME: &'static str = A::NAME;
-    type Input = A::Input;
-    type Output = A::Output;
-
-    fn effect(&self) -> Effect {
-        self.0.effect()
-    }
-
-    fn pool(&self) -> Option<String> {
-        self.0.pool()
-    }
-
-    async fn run(&self, context: &Context, input: A::Input) -> Result<A::Output, Failure> {
-        if context.direction() == Direction::Forward {
-            return self.0.run(context, input).await;
-        }
-        match self.1 {
-            Again::AtOnceBehind => {
-                self.0.run(context, input.clone()).await?;
-                self.0.run(context, input).await
-            }
-            Again::Beside => {
-                let (one, other) =
-                    tokio::join!(self.0.run(context, input.clone()), self.0.run(context, input));
-                one.or(other)
-            }
-            Again::Unheard if context.attempt() == 1 => {
-                self.0.run(context, input).await?;
-                Err(Failure::retryable("unheard", "it was done, and nobody heard of it"))
-            }
-            Again::Unheard => self.0.run(context, input).await,
-        }
-    }
-
-    async fn probe(&self, context: &Context, input: A::Input) -> Result<Probe<A::Output>, Failure> {
-        self.0.probe(context, input).await
-    }
-}
-
-impl Adds for Again {
-    fn add<A>(&self, registry: Registry, activity: A) -> Registry
-    where
-        A: Activity,
-        A::Input: Clone + Sync,
-    {
-        registry.with(Undo(activity, *self))
-    }
-}
 
 const SCENES: [(&str, &str, &str); 3] =
     [("web-01", "live", "machine"), ("sql-01", "test", "linstor"), ("db-01", "live", "cloudstack")];
@@ -87,7 +18,7 @@ async fn twice(again: Again) -> anyhow::Result<()> {
     for (name, mode, snapshots) in SCENES {
         let mut play = Play::new(name, mode).await?;
         play.input["snapshots"] = snapshots.into();
-        play.node_of(&again).await?;
+        play.node_of(&Undos(again)).await?;
         play.again().await?;
         play.is_well(play.settled().await?, Status::Succeeded).await?;
         let back = play.back().await?;
@@ -100,12 +31,12 @@ async fn twice(again: Again) -> anyhow::Result<()> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn each_undo_may_be_played_twice() -> anyhow::Result<()> {
-    twice(Again::AtOnceBehind).await
+    twice(Again::Behind).await
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn each_undo_may_be_played_twice_at_once() -> anyhow::Result<()> {
-    twice(Again::Beside).await
+    twice(Again::AtOnce).await
 }
 
 #[tokio::test(flavor = "multi_thread")]
