@@ -133,11 +133,8 @@ impl Activity for ClaimContext {
     type Input = OfContext;
     type Output = ContextIs;
 
-    async fn run(
-        &self,
-        context: &Context,
-        OfContext { context: id }: OfContext,
-    ) -> Result<ContextIs, Failure> {
+    async fn run(&self, context: &Context, input: OfContext) -> Result<ContextIs, Failure> {
+        let id = input.context;
         let seen = context.fact(name(&id)).await?;
         if seen.value().is_none() || is(&seen, Status::ReadyForFailover) {
             return becomes(&seen, Status::FailingOver);
@@ -159,11 +156,8 @@ impl Activity for ReleaseContext {
     type Input = OfContext;
     type Output = ContextIs;
 
-    async fn run(
-        &self,
-        context: &Context,
-        OfContext { context: id }: OfContext,
-    ) -> Result<ContextIs, Failure> {
+    async fn run(&self, context: &Context, input: OfContext) -> Result<ContextIs, Failure> {
+        let id = input.context;
         let seen = context.fact(name(&id)).await?;
         // A claim that was refused, or cut off before its commit, has changed nothing; and people may have made it ready.
         let claimed = context.undone().is_some_and(|undone| undone.output.is_some());

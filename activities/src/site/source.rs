@@ -153,8 +153,8 @@ impl Activity for PowerOffSource {
                 let answered = vma.power_off(&input.id, &input.vcenter, force).await;
                 match answered {
                     Ok(answer) => {
-                        if let Some(method) = answer.shutdown_method {
-                            before.method = Some(method);
+                        if answer.shutdown_method.is_some() && answer.shutdown_method != before.method {
+                            before.method = answer.shutdown_method;
                             context.save(&before).await?;
                         }
                     }

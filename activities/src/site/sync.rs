@@ -99,7 +99,7 @@ impl Activity for FinalSync {
         match self.follow(context, &copy.job, end).await? {
             Ended::Well(bytes, disks) => {
                 self.guard(&input).await?;
-                let left_out = |disk: &&SyncDisk| !disks.contains(&format!("disk-{}", disk.key));
+                let left_out = |disk: &&SyncDisk| !disks.iter().any(|id| is_disk(id, disk.key));
                 if let Some(disk) = input.disks.iter().find(left_out).filter(|_| !disks.is_empty()) {
                     let message = format!("the copy {} says nothing of the disk {}", copy.job, disk.key);
                     return Err(Failure::permanent("disk_left_out", message));
@@ -134,10 +134,9 @@ impl Site {
         let Some(source) = found.iter().find(|vm| vm.path == path) else {
             return Ok(Some(format!("vCenter has no machine at {path}")));
         };
-        let named = |key: u32| format!("disk-{key}");
         let mut wrong = Vec::new();
         for (key, size) in wanted {
-            match source.disks.iter().find(|disk| disk.id == named(*key)) {
+            match source.disks.iter().find(|disk| is_disk(&disk.id, *key)) {
                 None => wrong.push(format!("the source has no disk {key}")),
                 Some(disk) => {
                     let has = disk
@@ -153,7 +152,7 @@ impl Site {
             }
         }
         let left_out =
-            source.disks.iter().filter(|disk| !wanted.iter().any(|(key, _)| disk.id == named(*key)));
+            source.disks.iter().filter(|disk| !wanted.iter().any(|(key, _)| is_disk(&disk.id, *key)));
         wrong.extend(
             left_out.map(|disk| format!("the source's {} is not among those that are moved", disk.id)),
         );
@@ -331,6 +330,11 @@ impl FinalSync {
             self.0.breathe_for(context, "copying the last changes", vma.settings().progress_poll.0).await?;
         }
     }
+}
+
+/// Whether the VMA means the disk with this key in VMware: it says `disk-2000`, or the key alone.
+fn is_disk(id: &str, key: u32) -> bool {
+    id.strip_prefix("disk-").unwrap_or(id) == key.to_string()
 }
 
 /// How a copy ended, if it did. One disk that failed is a machine that failed.

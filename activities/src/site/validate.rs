@@ -62,7 +62,7 @@ pub(super) struct Valid {
 }
 
 /// What the key at CloudStack has to be allowed, beside what is looked up here anyhow.
-const RIGHTS: [&str; 9] = [
+const RIGHTS: [&str; 8] = [
     "deployVirtualMachine",
     "startVirtualMachine",
     "stopVirtualMachine",
@@ -70,7 +70,6 @@ const RIGHTS: [&str; 9] = [
     "detachVolume",
     "deleteVolume",
     "createTags",
-    "deleteTags",
     "queryAsyncJobResult",
 ];
 
@@ -156,7 +155,10 @@ impl Validate {
     /// A right that is missing must not show in the middle.
     async fn rights(&self, report: &mut Report, input: &Moving) -> Result<(), Failure> {
         let mut missing = Vec::new();
-        for command in RIGHTS.iter().chain(rights_for_snapshots(input.snapshots.as_deref())) {
+        // The mark of a conversion is replaced, and taken off again.
+        let for_drivers = input.windows.then_some(&"deleteTags");
+        let wanted = RIGHTS.iter().chain(rights_for_snapshots(input.snapshots.as_deref())).chain(for_drivers);
+        for command in wanted {
             if self.0.cloudstack.may(command).await? == Some(false) {
                 missing.push(*command);
             }

@@ -153,8 +153,7 @@ impl Site {
     ) -> Result<Back, Failure> {
         let there = self.has_snapshot(context, taken, part).await?;
         let Some(id) = taken.snapshots.get(part).filter(|_| there) else {
-            let message = format!("the snapshot of {part} that the journal tells of does not show");
-            return Ok(Back::Failed(Failure::retryable("no_snapshot", message).not_applied()));
+            return Ok(Back::Failed(no_snapshot(part)));
         };
         match taken.provider {
             Provider::CloudStack => {
@@ -170,7 +169,7 @@ impl Site {
                 let call = |job| self.cloudstack.revert_vm_snapshot(id, Some(job));
                 self.revert_by_job(context, part, call).await
             }
-            Provider::None => Ok(Back::Done),
+            Provider::None => Ok(Back::Failed(no_snapshot(part))),
         }
     }
 
@@ -265,6 +264,11 @@ impl Site {
         }
         record(context, provider, part).gone().await
     }
+}
+
+fn no_snapshot(part: &str) -> Failure {
+    let message = format!("the snapshot of {part} that the journal tells of does not show");
+    Failure::retryable("no_snapshot", message).not_applied()
 }
 
 /// Whether a snapshot in this state, if there is one, is on its way out.
