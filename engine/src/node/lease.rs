@@ -77,6 +77,20 @@ impl Keeper {
     }
 }
 
+/// After a lease was begun or renewed, not with it: whoever began to watch before this look is seen, and whoever begins
+/// after it sees how long this lease lasts.
+pub(crate) async fn tell_watchers_if_any(
+    store: &Store,
+    conn: &mut sqlx::PgConnection,
+    life: &Life,
+    watchers: &Watchers,
+    lease: &Lease,
+) {
+    let looking = Store::is_watched(conn, watchers.session());
+    let watched = store.patiently("look whether anybody listens", looking).await.unwrap_or(true);
+    life.unwatched_until((!watched).then_some(lease.safe_until));
+}
+
 async fn renew_for_ever(keeper: Keeper) {
     let Keeper { store, conn, life, ttl, begun, watchers, lease, lost } = keeper;
     let mut conn = Some(conn);
@@ -98,10 +112,9 @@ async fn renew_for_ever(keeper: Keeper) {
                 }
             };
             let time = Store::renew(open, &life, ttl).await?;
-            // After the renewal, not with it: whoever began to watch before this look is seen, and whoever begins after
-            // it sees how long this lease lasts.
-            let watched = Store::is_watched(open, watchers.session()).await.unwrap_or(true);
-            Ok((time, watched))
+            let renewed = Lease::renewed(sent, time, ttl);
+            tell_watchers_if_any(&store, open, &life, &watchers, &renewed).await;
+            Ok(renewed)
         };
         // At the end of the lease at the latest every call is hung up on: from then on somebody else may take the
         // runs over, and goes by the time at which nothing of ours is under way any more.
@@ -111,10 +124,8 @@ async fn renew_for_ever(keeper: Keeper) {
             return;
         };
         match renewed {
-            Ok((time, watched)) => {
+            Ok(renewed) => {
                 ends = sent + ttl;
-                let renewed = Lease::renewed(sent, time, ttl);
-                life.unwatched_until((!watched).then_some(renewed.safe_until));
                 metrics::gauge!("backstay_lease_renewal_seconds").set(sent.elapsed().as_secs_f64());
                 lease.send_modify(|lease| *lease = Lease { floor: lease.now(), ..renewed });
                 pause = calm;

@@ -347,7 +347,9 @@ impl Births {
         let sent = Instant::now();
         let beginning = Store::begin_life(&mut conn, &config.name, &names, config.lease);
         let (life, time) = store.patiently("begin a lease", beginning).await?;
-        let (tell, lease) = watch::channel(lease::Lease::renewed(sent, time, config.lease));
+        let first = lease::Lease::renewed(sent, time, config.lease);
+        lease::tell_watchers_if_any(store, &mut conn, &life, &self.watchers, &first).await;
+        let (tell, lease) = watch::channel(first);
         let (lost, keeper) = (CancellationToken::new(), CancellationToken::new());
         let keeping = lease::Keeper {
             store: store.clone(),

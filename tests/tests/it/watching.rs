@@ -2,9 +2,12 @@
 
 use std::time::{Duration, Instant};
 
+use backstay_engine::machine::plan::PlanBuilder;
 use backstay_engine::{Engine, NodeConfig, Registry, RunHandle, Status, Store, SubmitOptions};
 use backstay_tests::Lab;
+use serde_json::json;
 use sqlx::PgConnection;
+use sqlx::postgres::PgListener;
 
 use crate::spoken::waiting;
 use crate::until;
@@ -173,6 +176,36 @@ async fn an_engine_that_is_gone_keeps_no_connection_for_its_watchers() -> anyhow
     while ears().await? > 0 {
         assert!(Instant::now() < deadline, "a connection listens for nobody");
         tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    Ok(())
+}
+
+/// Commits that tell somebody wait for each other, and cost twice as much: a young node tells everybody who is there, and
+/// nobody who is not.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_young_node_tells_those_who_are_there_and_nobody_else() -> anyhow::Result<()> {
+    const ALL: &str = "that was all";
+    let lab = Lab::new().await?;
+    let mut sql = lab.sql().await?;
+    let mut said = PgListener::connect(&lab.url).await?;
+    said.listen("backstay_moved").await?;
+    for (name, is_somebody_there) in [("alone", false), ("heard", true)] {
+        if is_somebody_there {
+            let ear = "select pg_advisory_lock_shared(hashtext('backstay'), hashtext('ear'))";
+            sqlx::query(ear).execute(&mut sql).await?;
+        }
+        let (engine, _node) = lab.node(Lab::config(name)).await?;
+        let mut plan = PlanBuilder::new("short");
+        plan.step("only", "make").undone_by("unmake", json!({}));
+        let plan = plan.check(engine.registry())?;
+        let run = engine.submit(&plan, SubmitOptions::default()).await?;
+        assert_eq!(run.ended().await?, Status::Succeeded);
+        sqlx::query("select pg_notify('backstay_moved', $1)").bind(ALL).execute(&mut sql).await?;
+        let mut before = 0;
+        while said.recv().await?.payload() != ALL {
+            before += 1;
+        }
+        assert_eq!(before > 0, is_somebody_there, "{name}: told {before} times");
     }
     Ok(())
 }
