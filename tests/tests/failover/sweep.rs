@@ -79,7 +79,7 @@ pub struct Played {
     pub story: String,
 }
 
-pub async fn play(scene: Scene, trouble: Trouble) -> anyhow::Result<Played> {
+async fn play(scene: Scene, trouble: Trouble) -> anyhow::Result<Played> {
     let stage = Stage::new().await?;
     let before = Before::of(&stage, scene.name);
     let mut config = Stage::config("a");
