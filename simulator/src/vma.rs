@@ -87,6 +87,17 @@ pub struct Switches {
     pub not_found_is_200: bool,
     /// It serves `/sync/final`, which the real one does not.
     pub has_final_sync: bool,
+    /// It names disks by their keys alone: `2000`, not `disk-2000`.
+    pub bare_disk_ids: bool,
+    /// The disks with these keys are left out by every copy, which ends well all the same.
+    pub leaves_out: BTreeSet<u32>,
+}
+
+impl Switches {
+    /// What it calls the disk with this key.
+    fn disk_id(&self, key: u32) -> String {
+        if self.bare_disk_ids { key.to_string() } else { format!("disk-{key}") }
+    }
 }
 
 impl Default for Switches {
@@ -103,6 +114,8 @@ impl Default for Switches {
             lower_case_words: true,
             not_found_is_200: false,
             has_final_sync: false,
+            bare_disk_ids: false,
+            leaves_out: BTreeSet::new(),
         }
     }
 }

@@ -215,6 +215,17 @@ impl Lab {
         Ok(())
     }
 
+    /// Removes the database, whoever is connected: long sweeps fill a disk with them.
+    pub async fn remove(self) -> anyhow::Result<()> {
+        let cluster = backstay_postgres::testing::cluster().await;
+        let name: String =
+            sqlx::query_scalar("select current_database()::text").fetch_one(&mut self.sql().await?).await?;
+        let mut admin = PgConnection::connect(&cluster.url("postgres")).await?;
+        let remove = format!("drop database if exists {name} with (force)");
+        sqlx::raw_sql(AssertSqlSafe(remove)).execute(&mut admin).await?;
+        Ok(())
+    }
+
     /// A connection for looking and for breaking things.
     pub async fn sql(&self) -> anyhow::Result<PgConnection> {
         Ok(PgConnection::connect(&self.url).await?)

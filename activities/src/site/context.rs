@@ -110,7 +110,12 @@ fn refused(code: &str, context: &str, seen: &Seen<'_>, instead: &str) -> Failure
 }
 
 /// Whoever holds a context moves it on from one status to another; that it is done already is as good.
-fn move_on(context: &str, seen: &Seen<'_>, from: Status, to: Status) -> Result<ContextIs, Failure> {
+fn move_on(
+    context: &str,
+    seen: &Seen<'_>,
+    (from, to): (Status, Status),
+    way_out: &str,
+) -> Result<ContextIs, Failure> {
     if seen.is_ours() && is(seen, to) {
         return Ok(stays(seen));
     }
@@ -119,11 +124,14 @@ fn move_on(context: &str, seen: &Seen<'_>, from: Status, to: Status) -> Result<C
     }
     let instead = format!(
         "this run had left it at {}, and it was moved since. Find out who has the machine and see to it; then skip this step, \
-         or say with settle-context that the context is ready, and retry it",
+         or {way_out}",
         from.as_str()
     );
     Err(refused("context_moved", context, seen, &instead))
 }
+
+/// For an undo that was refused: what is ready is nothing that could be taken back.
+const SETTLE: &str = "say with settle-context that the context is ready, and retry it";
 
 pub(super) struct ClaimContext;
 
@@ -164,7 +172,7 @@ impl Activity for ReleaseContext {
         if is(&seen, Status::ReadyForFailover) || (!claimed && !seen.is_ours()) {
             return Ok(stays(&seen));
         }
-        move_on(&id, &seen, Status::FailingOver, Status::ReadyForFailover)
+        move_on(&id, &seen, (Status::FailingOver, Status::ReadyForFailover), SETTLE)
     }
 }
 
@@ -179,7 +187,7 @@ impl Activity for RecordFailedOver {
     async fn run(&self, context: &Context, input: Recorded) -> Result<ContextIs, Failure> {
         let Recorded { context: id, status } = input;
         let seen = context.fact(name(&id)).await?;
-        move_on(&id, &seen, Status::FailingOver, status)
+        move_on(&id, &seen, (Status::FailingOver, status), "have the run rolled back")
     }
 }
 
@@ -194,7 +202,11 @@ impl Activity for WithdrawFailedOver {
     async fn run(&self, context: &Context, input: Recorded) -> Result<ContextIs, Failure> {
         let Recorded { context: id, status } = input;
         let seen = context.fact(name(&id)).await?;
-        move_on(&id, &seen, status, Status::FailingOver)
+        // People have said so meanwhile.
+        if is(&seen, Status::ReadyForFailover) {
+            return Ok(stays(&seen));
+        }
+        move_on(&id, &seen, (status, Status::FailingOver), SETTLE)
     }
 }
 

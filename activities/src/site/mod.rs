@@ -166,6 +166,7 @@ pub fn register(registry: Registry, site: Site, how: &impl Adds) -> Registry {
     let registry = how.add(registry, source::PowerOffSource(of()));
     let registry = how.add(registry, source::PowerOnSource(of()));
     let registry = how.add(registry, sync::FinalSync(of()));
+    let registry = how.add(registry, sync::AwaitCopy(of()));
     let registry = how.add(registry, exports::CloseExports(of()));
     let registry = how.add(registry, exports::OpenExports(of()));
     let registry = how.add(registry, volumes::TakeFromOma(of()));

@@ -9,6 +9,9 @@
 //!   no copy ──> those of others end ──> guard ──> its id is saved, then the call ──> follow it
 //! ```
 //!
+//! If it is undone, nothing is taken back: the replicas are newer now, and as good. But the VMA ends no copy because somebody
+//! asks it to, and what comes after this undo is that the source goes on. So it waits for the end of what was begun.
+//!
 //! The VMA keeps what it knows of a copy in memory, so one that it does not know may be at any point, also at its end. Only
 //! one that says that it ended well counts. Another one brings the same, as the source is off.
 
@@ -22,10 +25,12 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
+use super::change::left;
 use super::{DIRTY_TAG, Site};
 use crate::vma::{Copying, NbdTarget, Power, Progress, Replicate, VCenter};
 
 pub(super) struct FinalSync(pub Arc<Site>);
+pub(super) struct AwaitCopy(pub Arc<Site>);
 
 /// The last changes of a machine.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
@@ -59,6 +64,20 @@ pub(super) struct Synced {
     job: String,
     /// What it copied, as far as it says.
     bytes: Option<i64>,
+}
+
+/// How long a copy is waited for at a time.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Patience {
+    within: Span,
+}
+
+/// No copy is at work any more.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub(super) struct AtRest {
+    /// The job of the VMA that was waited for.
+    job: Option<String>,
 }
 
 /// What outlives an attempt.
@@ -96,8 +115,15 @@ impl Activity for FinalSync {
         if copy.job.is_empty() {
             self.begin(context, &input, &mut copy, end).await?;
         }
-        match self.follow(context, &copy.job, end).await? {
-            Ended::Well(bytes, disks) => {
+        match self.0.follow(context, &copy.job, end).await? {
+            None => {
+                let message = format!(
+                    "the copy {} did not end in the time that it may take, and may still go on",
+                    copy.job
+                );
+                Err(Failure::permanent("sync_late", message))
+            }
+            Some(Ended::Well(bytes, disks)) => {
                 self.guard(&input).await?;
                 let left_out = |disk: &&SyncDisk| !disks.iter().any(|id| is_disk(id, disk.key));
                 if let Some(disk) = input.disks.iter().find(left_out).filter(|_| !disks.is_empty()) {
@@ -106,7 +132,7 @@ impl Activity for FinalSync {
                 }
                 Ok(Synced { job: copy.job, bytes })
             }
-            Ended::Badly(why) => {
+            Some(Ended::Badly(why)) => {
                 copy.job.clear();
                 context.save(&copy).await?;
                 if copy.tries < self.0.settings.copies {
@@ -115,6 +141,41 @@ impl Activity for FinalSync {
                 let message =
                     format!("{} copies were begun, and none is known to have ended well: {why}", copy.tries);
                 Err(Failure::permanent("sync_failed", message))
+            }
+        }
+    }
+}
+
+#[async_trait]
+impl Activity for AwaitCopy {
+    const NAME: &'static str = "await-final-sync";
+    type Input = Patience;
+    type Output = AtRest;
+
+    fn effect(&self) -> Effect {
+        Effect { probed: false, ..self.0.effect() }
+    }
+
+    fn pool(&self) -> Option<String> {
+        Some(super::VMA_POOL.into())
+    }
+
+    async fn run(&self, context: &Context, input: Patience) -> Result<AtRest, Failure> {
+        // A step that came to its end has seen the end of its copy.
+        let unended = context.undone().filter(|undone| undone.output.is_none());
+        let saved = unended.and_then(|undone| undone.checkpoint.as_ref());
+        let copy: Option<Copy> = left("which copy of the last changes was begun", saved)?;
+        let Some(job) = copy.map(|copy| copy.job).filter(|job| !job.is_empty()) else {
+            return Ok(AtRest { job: None });
+        };
+        match self.0.follow(context, &job, Instant::now() + input.within.0).await? {
+            Some(_) => Ok(AtRest { job: Some(job) }),
+            None => {
+                let message = format!(
+                    "the copy {job} goes on, and the source is not switched on beside it. If it has to be on before the copy \
+                     ends, skip this undo"
+                );
+                Err(Failure::retryable("copy_goes_on", message).not_applied())
             }
         }
     }
@@ -157,6 +218,52 @@ impl Site {
             left_out.map(|disk| format!("the source's {} is not among those that are moved", disk.id)),
         );
         Ok((!wrong.is_empty()).then(|| wrong.join(", ")))
+    }
+
+    /// Until a copy ends. Nothing: it goes on when its time is over.
+    async fn follow(&self, context: &Context, job: &str, end: Instant) -> Result<Option<Ended>, Failure> {
+        let vma = &self.vma;
+        let (grace, stall) = (vma.settings().progress_grace, vma.settings().progress_stall);
+        let mut unknown_since = None;
+        let (mut moved, mut last) = (Instant::now(), None);
+        loop {
+            match vma.progress(job).await {
+                Ok(Some(progress)) => {
+                    unknown_since = None;
+                    if let Some(ended) = ended(&progress) {
+                        return Ok(Some(ended));
+                    }
+                    let place = (progress.percentage, progress.bytes_transferred, progress.phase);
+                    if last.as_ref() != Some(&place) {
+                        (moved, last) = (Instant::now(), Some(place));
+                    }
+                    if moved.elapsed() >= stall.0 {
+                        return Ok(Some(Ended::Badly(format!("the copy {job} has not moved for {stall}"))));
+                    }
+                    let note = progress.current_operation.unwrap_or_else(|| "copying".into());
+                    context.progress(progress.percentage, note);
+                }
+                // It has forgotten everything if it was restarted; a moment after the start it may not know it yet.
+                Ok(None) => {
+                    let since: Instant = *unknown_since.get_or_insert_with(Instant::now);
+                    if since.elapsed() >= grace.0 {
+                        return Ok(Some(Ended::Badly(format!(
+                            "the VMA does not know the copy {job} (any more): it was started anew, perhaps"
+                        ))));
+                    }
+                }
+                // While it cannot be asked nothing is known, and nothing is concluded.
+                Err(trouble) if trouble.kind().is_retryable() => {
+                    moved = Instant::now();
+                    tracing::debug!(%trouble, job, "the VMA does not tell how far the copy is");
+                }
+                Err(trouble) => return Err(trouble.into()),
+            }
+            if Instant::now() >= end {
+                return Ok(None);
+            }
+            self.breathe_for(context, "copying the last changes", vma.settings().progress_poll.0).await?;
+        }
     }
 }
 
@@ -282,53 +389,6 @@ impl FinalSync {
             }
         }
         Ok(())
-    }
-
-    async fn follow(&self, context: &Context, job: &str, end: Instant) -> Result<Ended, Failure> {
-        let vma = &self.0.vma;
-        let (grace, stall) = (vma.settings().progress_grace, vma.settings().progress_stall);
-        let mut unknown_since = None;
-        let (mut moved, mut last) = (Instant::now(), None);
-        loop {
-            match vma.progress(job).await {
-                Ok(Some(progress)) => {
-                    unknown_since = None;
-                    if let Some(ended) = ended(&progress) {
-                        return Ok(ended);
-                    }
-                    let place = (progress.percentage, progress.bytes_transferred, progress.phase);
-                    if last.as_ref() != Some(&place) {
-                        (moved, last) = (Instant::now(), Some(place));
-                    }
-                    if moved.elapsed() >= stall.0 {
-                        return Ok(Ended::Badly(format!("the copy {job} has not moved for {stall}")));
-                    }
-                    let note = progress.current_operation.unwrap_or_else(|| "copying".into());
-                    context.progress(progress.percentage, note);
-                }
-                // It has forgotten everything if it was restarted; a moment after the start it may not know it yet.
-                Ok(None) => {
-                    let since: Instant = *unknown_since.get_or_insert_with(Instant::now);
-                    if since.elapsed() >= grace.0 {
-                        return Ok(Ended::Badly(format!(
-                            "the VMA does not know the copy {job} (any more): it was started anew, perhaps"
-                        )));
-                    }
-                }
-                // While it cannot be asked nothing is known, and nothing is concluded.
-                Err(trouble) if trouble.kind().is_retryable() => {
-                    moved = Instant::now();
-                    tracing::debug!(%trouble, job, "the VMA does not tell how far the copy is");
-                }
-                Err(trouble) => return Err(trouble.into()),
-            }
-            if Instant::now() >= end {
-                let message =
-                    format!("the copy {job} did not end in the time that it may take, and may still go on");
-                return Err(Failure::permanent("sync_late", message));
-            }
-            self.0.breathe_for(context, "copying the last changes", vma.settings().progress_poll.0).await?;
-        }
     }
 }
 

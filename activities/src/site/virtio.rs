@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 use super::change::Saved;
 use super::snapshots::{Back, Taken};
 use super::{Site, VIRTIO_TAG};
-use crate::v2v::{Firmware, Format, Guest, GuestDisk, V2v};
+use crate::v2v::{Firmware, Format, Guest, GuestDisk};
 
 pub(super) struct InjectDrivers(pub Arc<Site>);
 
@@ -54,6 +54,20 @@ struct How {
     done: Option<Converted>,
     /// The disks are as they were before.
     clean: bool,
+}
+
+impl Site {
+    /// Whoever began a conversion may be gone, and the program not. It can be at work only on what is attached here.
+    pub(super) async fn end_leftovers(&self, volumes: &[String]) -> Result<(), Failure> {
+        let Some(v2v) = &self.v2v else { return Ok(()) };
+        let mut devices = Vec::new();
+        for id in volumes {
+            let known = self.daemon.device(id).await?.and_then(|device| device.path().map(PathBuf::from));
+            devices.extend(known.filter(|device| device.exists()));
+        }
+        v2v.end_leftovers(&devices).await?;
+        Ok(())
+    }
 }
 
 impl InjectDrivers {
@@ -94,17 +108,6 @@ impl InjectDrivers {
             devices.push(device);
         }
         Ok(devices)
-    }
-
-    /// Whoever began it may be gone, and the program not. It can be at work only on what is attached here.
-    async fn end_leftovers(&self, v2v: &V2v, volumes: &[String]) -> Result<(), Failure> {
-        let mut devices = Vec::new();
-        for id in volumes {
-            let known = self.0.daemon.device(id).await?.and_then(|device| device.path().map(PathBuf::from));
-            devices.extend(known.filter(|device| device.exists()));
-        }
-        v2v.end_leftovers(&devices).await?;
-        Ok(())
     }
 
     /// Takes the disks back to their snapshots: off the appliance, back, and on again. It may have been cut off before, so
@@ -164,7 +167,7 @@ impl Activity for InjectDrivers {
             return Ok(done);
         }
         if saved.more.begun > 0 && !saved.more.clean {
-            self.end_leftovers(v2v, &input.volumes).await?;
+            self.0.end_leftovers(&input.volumes).await?;
             self.start_over(context, &mut saved, &input).await?;
         }
         self.0.way_back(context, &input.snapshots, &input.volumes).await?;

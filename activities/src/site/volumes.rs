@@ -203,6 +203,10 @@ impl Activity for TakeFromOma {
         if !lent {
             away.planned().await?;
         }
+        // It was lent to a conversion, whose process may have died at once and left it running.
+        if lent && context.undone().is_some() {
+            self.0.end_leftovers(std::slice::from_ref(&volume)).await?;
+        }
         let mut saved: Saved = context.saved()?.unwrap_or_default();
         let place = self.0.take(context, &mut saved, &volume).await?;
         if !lent {

@@ -7,8 +7,8 @@ use serde_json::{Map, Value, json};
 use super::{Credentials, Refused, find, power_word, wrong};
 use crate::answer::Answer;
 use crate::rest::Call;
-use crate::world::World;
 use crate::world::things::{Source, SourceDisk, SourceNic};
+use crate::world::{State, World};
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
@@ -33,7 +33,7 @@ pub fn discover(world: &World, call: &Call) -> Answer {
         let mut sources: Vec<&Source> =
             state.sources.values().filter(|source| source.name.contains(&request.filter)).collect();
         sources.sort_by(|some, other| some.name.cmp(&other.name));
-        let vms: Vec<Value> = sources.into_iter().map(|source| shape(source, &vcenter.datacenter)).collect();
+        let vms: Vec<Value> = sources.into_iter().map(|source| shape(state, source)).collect();
         Ok(json!({"vcenter": {"host": vcenter.host, "datacenter": vcenter.datacenter}, "vms": vms}))
     });
     match found {
@@ -44,9 +44,10 @@ pub fn discover(world: &World, call: &Call) -> Answer {
 }
 
 /// A source as discovery tells it.
-fn shape(source: &Source, datacenter: &str) -> Value {
+fn shape(state: &State, source: &Source) -> Value {
+    let datacenter = &state.vma.vcenter.datacenter;
     let folder = source.path.rsplit_once('/').map_or("", |(folder, _)| folder);
-    let disks: Vec<Value> = source.disks.iter().map(|disk| disk_shape(source, disk)).collect();
+    let disks: Vec<Value> = source.disks.iter().map(|disk| disk_shape(state, source, disk)).collect();
     let nics: Vec<Value> = source.nics.iter().map(nic_shape).collect();
     json!({
         "id": source.id, "name": source.name, "path": source.path, "datacenter": datacenter, "power_state": power_word(source),
@@ -57,11 +58,11 @@ fn shape(source: &Source, datacenter: &str) -> Value {
     })
 }
 
-fn disk_shape(source: &Source, disk: &SourceDisk) -> Value {
+fn disk_shape(state: &State, source: &Source, disk: &SourceDisk) -> Value {
     let unit = disk.key.saturating_sub(2000);
     let suffix = if unit == 0 { String::new() } else { format!("_{unit}") };
     let vmdk = format!("[datastore1] {0}/{0}{suffix}.vmdk", source.name);
-    json!({"id": format!("disk-{}", disk.key), "label": disk.label, "path": vmdk, "vmdk_path": vmdk, "size_gb": disk.size >> 30,
+    json!({"id": state.settings.vma.disk_id(disk.key), "label": disk.label, "path": vmdk, "vmdk_path": vmdk, "size_gb": disk.size >> 30,
         "capacity_bytes": disk.size, "datastore": "datastore1", "provisioning_type": "thin", "unit_number": unit})
 }
 
@@ -101,9 +102,7 @@ pub fn spec_changes(world: &World, call: &Call) -> Answer {
         request.credentials.check(state).map_err(|(_, why)| why)?;
         let source = by_path(state.sources.values(), &request.vm_path)
             .ok_or(format!("VM not found: {}", request.vm_path))?;
-        find(state, &source.id)
-            .map(|source| shape(source, &state.vma.vcenter.datacenter))
-            .map_err(|(_, why)| why)
+        find(state, &source.id).map(|source| shape(state, source)).map_err(|(_, why)| why)
     });
     let now = match now {
         Ok(now) => now,

@@ -138,6 +138,9 @@ fn plan(state: &State, id: &str, source: &Source, targets: Vec<(u32, String)>, f
     let mut incremental = true;
     let disks = targets.into_iter().filter_map(|(key, export)| {
         let disk = source.disks.iter().find(|disk| disk.key == key)?;
+        if state.settings.vma.leaves_out.contains(&key) {
+            return None;
+        }
         let had = state.volumes.get(&disk.replica).map_or(0, |volume| volume.content.replicated);
         incremental &= had > 0;
         let changed = disk.version.saturating_sub(had) * (64 << 20);
@@ -329,7 +332,7 @@ impl Job {
         let elapsed = (self.updated - self.started).num_milliseconds();
         let status = self.word(state);
         let speed = json!({"current_mbps": 95.2, "average_mbps": 92.8, "peak_mbps": 118.0, "last_update": self.updated});
-        let disks: Vec<Value> = self.disks.iter().map(|disk| disk.shape(&status)).collect();
+        let disks: Vec<Value> = self.disks.iter().map(|disk| disk.shape(state, &status)).collect();
         let errors: Vec<&String> = self.error.iter().collect();
         let sync = if self.incremental { "incremental" } else { "full" };
         json!({
@@ -347,9 +350,9 @@ impl Job {
 }
 
 impl Disk {
-    fn shape(&self, status: &str) -> Value {
+    fn shape(&self, state: &State, status: &str) -> Value {
         let percent = if self.total == 0 { 100.0 } else { 100.0 * self.done as f64 / self.total as f64 };
-        json!({"disk_id": format!("disk-{}", self.key), "label": self.label, "bytes_transferred": self.done,
+        json!({"disk_id": state.settings.vma.disk_id(self.key), "label": self.label, "bytes_transferred": self.done,
             "total_bytes": self.total, "percent": percent, "throughput_mbps": 92.8, "status": status})
     }
 }

@@ -1,7 +1,11 @@
 //! What a context is follows what happened, and only who has claimed it moves it.
 
+use std::time::Duration;
+
 use backstay_engine::machine::{RollBack, Verb};
 use backstay_engine::{Engine, Fact, PlanBuilder, RunId, Status, SubmitOptions};
+use backstay_simulator::world::State;
+use backstay_simulator::world::things::Power;
 use serde_json::json;
 
 use crate::stage::Stage;
@@ -167,5 +171,64 @@ async fn a_rollback_whose_context_was_moved_says_so_and_waits_for_people() -> an
         "it runs on"
     );
     assert_eq!(context(&stage).await?, Some(("failed_over_live".into(), moved)));
+    ready_and_back(&stage, &engine, run, (moved, "failed_over_live"), "record-failed-over").await
+}
+
+/// People say that the context is ready, and have the undo that was refused tried again, as it says.
+async fn ready_and_back(
+    stage: &Stage,
+    engine: &Engine,
+    run: RunId,
+    (moved, was): (RunId, &str),
+    step: &str,
+) -> anyhow::Result<()> {
+    let ready = settle(engine, was, moved, "ready_for_failover").await?;
+    assert_eq!(stage.settled(engine, ready).await?, Status::Succeeded);
+    let verb = Verb::Retry { step: step.into(), undo: true, input: None, in_doubt: false };
+    stage.act(engine, run, verb).await?;
+    stage.moves_on(engine, run, Status::Stuck).await?;
+    let status = stage.settled(engine, run).await?;
+    assert_eq!(
+        status,
+        Status::RolledBack,
+        "{:?}\n{}",
+        refusal(stage, run).await?,
+        stage.lab.story(run).await?
+    );
+    assert_eq!(context(stage).await?, Some(("ready_for_failover".into(), ready)));
+    stage.is_sound()?;
     stage.lab.assert_facts().await
+}
+
+/// Its copy runs by then: whose it is, is for people to say, and nothing is undone before.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_failover_whose_context_was_moved_on_its_way_is_held_and_runs_on() -> anyhow::Result<()> {
+    let stage = Stage::new().await?;
+    let (engine, _node) = stage.node(Stage::config("a")).await?;
+    let mut input = stage.input("web-01", "live");
+    input["steady"] = json!("1500ms");
+    let run = stage.submit(&engine, &input).await?;
+    let mark = format!("backstay-run-{run}");
+    let world = stage.centre.world();
+    let runs = |state: &State| {
+        state.vms.values().any(|vm| vm.group.as_deref() == Some(mark.as_str()) && vm.power == Power::On)
+    };
+    tokio::time::timeout(Duration::from_secs(60), world.until(runs)).await?;
+    let moved = settle(&engine, "failing_over", run, "failed_over_test").await?;
+    assert_eq!(stage.settled(&engine, moved).await?, Status::Succeeded);
+    assert_eq!(stage.settled(&engine, run).await?, Status::Held, "{}", stage.lab.story(run).await?);
+    let (step, code, _) = refusal(&stage, run).await?;
+    assert_eq!((step.as_str(), code.as_str()), ("record-failed-over", "context_moved"));
+    assert!(world.look(runs), "it runs on");
+    // They keep it, and want to be rid of it later.
+    let verb = Verb::Skip { step: "record-failed-over".into(), undo: false, output: json!({}) };
+    stage.act(&engine, run, verb).await?;
+    stage.moves_on(&engine, run, Status::Held).await?;
+    assert_eq!(stage.settled(&engine, run).await?, Status::Succeeded);
+    stage.roll_back(&engine, run).await?;
+    stage.moves_on(&engine, run, Status::Succeeded).await?;
+    // What was passed over is not undone, and whose the context is was not theirs to say by that.
+    assert_eq!(stage.settled(&engine, run).await?, Status::Stuck);
+    assert_eq!(stage.stuck(&engine, run).await?, ["claim-context"]);
+    ready_and_back(&stage, &engine, run, (moved, "failed_over_test"), "claim-context").await
 }

@@ -20,6 +20,7 @@ mod providers;
 mod rotation;
 mod source;
 mod stage;
+mod steps;
 mod storm;
 mod sweep;
 mod twice;

@@ -229,9 +229,18 @@ impl Play {
 
     /// What the last successful attempt of a step gave.
     pub async fn output(&self, step: &str) -> anyhow::Result<Value> {
+        self.output_to(step, false).await
+    }
+
+    /// The same, of its undo.
+    pub async fn output_of_undo(&self, step: &str) -> anyhow::Result<Value> {
+        self.output_to(step, true).await
+    }
+
+    async fn output_to(&self, step: &str, undo: bool) -> anyhow::Result<Value> {
         let rows = self.engine().journal(self.run()).await?;
         let of_step = |row: &&backstay_engine::machine::Row| {
-            row.kind == "succeeded" && !row.undo && row.step.as_deref() == Some(step)
+            row.kind == "succeeded" && row.undo == undo && row.step.as_deref() == Some(step)
         };
         let row = rows.iter().rfind(of_step).ok_or_else(|| anyhow::anyhow!("{step} did not succeed"))?;
         let body = row.body.as_ref().map(|body| body.value()).unwrap_or_default();

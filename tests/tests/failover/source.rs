@@ -11,6 +11,7 @@ use backstay_simulator::world::{Cause, State, estate};
 use serde_json::{Value, json};
 
 use crate::alone::{Alone, undone, vcenter};
+use crate::play::Play;
 use crate::stage::Stage;
 
 fn web(state: &mut State) -> &mut backstay_simulator::world::things::Source {
@@ -152,6 +153,48 @@ async fn the_last_changes_are_copied_with_and_without_a_call_that_is_made_for_it
                 assert_eq!(state.volumes[&disk.replica].content.replicated, disk.version);
             }
         });
+        stage.is_sound()?;
+    }
+    Ok(())
+}
+
+/// The VMA ends no copy because somebody asks it to. One that goes on would be of a source that is on.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_source_is_not_on_again_before_its_last_copy_has_ended() -> anyhow::Result<()> {
+    for (process_dies, fault) in [(false, None), (true, None), (false, Some(Fault::Stuck))] {
+        let mut play = Play::new("web-01", "live").await?;
+        play.change(|state| state.settings.vma.disk_ms = 300_000);
+        if let Some(fault) = &fault {
+            play.faults("vma", "POST /replicate", 1..=1, fault.clone());
+        }
+        play.begin().await?;
+        let faults = play.stage.centre.faults().clone();
+        let asked = "vma GET /progress/{job}";
+        play.until("the copy is asked about", |_| faults.calls().get(asked).is_some_and(|n| *n > 2)).await?;
+        if process_dies {
+            play.kill().await;
+            play.node().await?;
+        }
+        let back = play.back().await?;
+        play.is_well(back, Status::RolledBack).await?;
+        if fault.is_none() {
+            assert!(play.output_of_undo("final-sync").await?["job"].is_string(), "it was waited for");
+        }
+    }
+    Ok(())
+}
+
+/// By its key with or without a word before it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_disk_is_known_by_whichever_name_the_vma_has_for_it() -> anyhow::Result<()> {
+    for bare in [false, true] {
+        let mut state = estate::small();
+        state.settings.vma.bare_disk_ids = bare;
+        let stage = Stage::with(state).await?;
+        let (engine, _node) = stage.node(Stage::config("a")).await?;
+        let run = stage.submit(&engine, &stage.input("db-01", "live")).await?;
+        let status = stage.settled(&engine, run).await?;
+        assert_eq!(status, Status::Succeeded, "bare {bare}:\n{}", stage.lab.story(run).await?);
         stage.is_sound()?;
     }
     Ok(())

@@ -1,7 +1,7 @@
 //! Whatever is cut off, and wherever: the end is the one that was asked for, or a true word about how it ended.
 //!
-//! A calm failover tells which points its node passes, and which calls it makes. Then, for some of them (all of them with
-//! `BACKSTAY_SWEEP=full`), the node dies there, or the call goes wrong there.
+//! A calm failover tells which points its node passes, and which calls it makes. Then, for some of them, the node dies there,
+//! or the call goes wrong there. For all of them with `BACKSTAY_SWEEP=full`; for each tenth, say, with `BACKSTAY_SWEEP=1/10`.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -13,26 +13,52 @@ use backstay_tests::Deaths;
 
 use crate::judge::{Before, judge, judge_context};
 use crate::stage::Stage;
+use crate::steps::Fails;
 
 /// What is played.
 #[derive(Clone, Copy, Debug)]
-struct Scene {
-    name: &'static str,
-    live: bool,
+pub struct Scene {
+    pub name: &'static str,
+    pub live: bool,
     /// It is rolled back once it has succeeded.
-    back: bool,
+    pub back: bool,
+    /// Who takes the snapshots.
+    pub snapshots: &'static str,
 }
 
-const SCENES: [Scene; 4] = [
-    Scene { name: "web-01", live: true, back: false },
-    Scene { name: "sql-01", live: false, back: true },
-    Scene { name: "db-01", live: true, back: true },
-    Scene { name: "archive-01", live: false, back: true },
-];
+impl Scene {
+    pub fn of(name: &'static str, live: bool, back: bool, snapshots: &'static str) -> Self {
+        Self { name, live, back, snapshots }
+    }
+
+    pub fn input(self, stage: &Stage) -> serde_json::Value {
+        let mut input = stage.input(self.name, if self.live { "live" } else { "test" });
+        input["snapshots"] = self.snapshots.into();
+        input
+    }
+}
+
+/// With one, two, three and eight disks; the second runs Windows.
+fn scenes() -> Vec<Scene> {
+    let mut scenes = vec![
+        Scene::of("web-01", true, false, "cloudstack"),
+        Scene::of("sql-01", false, true, "cloudstack"),
+        Scene::of("db-01", true, true, "cloudstack"),
+        Scene::of("archive-01", false, true, "cloudstack"),
+    ];
+    if stride().is_some() {
+        scenes.extend([
+            Scene::of("sql-01", true, true, "linstor"),
+            Scene::of("db-01", false, true, "linstor"),
+            Scene::of("db-01", true, true, "machine"),
+        ]);
+    }
+    scenes
+}
 
 /// What goes wrong.
 #[derive(Clone, Debug)]
-enum Trouble {
+pub enum Trouble {
     Nothing,
     /// The node dies at the n-th passage of a point.
     Death(Deaths),
@@ -40,32 +66,35 @@ enum Trouble {
     Call(Rule),
     /// The n-th call of a kind is done, and the node dies before it hears of it.
     DeathIn(Rule),
+    /// A step fails for good, and after that the node dies at the n-th passage of a point.
+    Fails(Fails, Deaths),
 }
 
-struct Played {
-    status: Status,
-    passed: Vec<(backstay_engine::crash::CrashPoint, u64)>,
-    calls: BTreeMap<String, u64>,
-    happened: bool,
-    wrong: Vec<String>,
-    story: String,
+pub struct Played {
+    pub status: Status,
+    pub passed: Vec<(backstay_engine::crash::CrashPoint, u64)>,
+    pub calls: BTreeMap<String, u64>,
+    pub happened: bool,
+    pub wrong: Vec<String>,
+    pub story: String,
 }
 
 async fn play(scene: Scene, trouble: Trouble) -> anyhow::Result<Played> {
     let stage = Stage::new().await?;
     let before = Before::of(&stage, scene.name);
     let mut config = Stage::config("a");
-    let deaths = match &trouble {
-        Trouble::Death(deaths) => deaths.clone(),
-        _ => Deaths::none(),
+    let (deaths, fails) = match &trouble {
+        Trouble::Death(deaths) => (deaths.clone(), Fails::never()),
+        Trouble::Fails(fails, deaths) => (deaths.clone(), fails.clone()),
+        _ => (Deaths::none(), Fails::never()),
     };
     config.lease = Duration::from_secs(30);
-    config.crash_hook = Some(deaths.hook());
+    config.crash_hook = Some(fails.from_then_on(deaths.hook()));
     if let Trouble::Call(rule) | Trouble::DeathIn(rule) = &trouble {
         stage.centre.faults().rule(rule.clone());
     }
-    let (engine, first) = stage.node(config.clone()).await?;
-    let input = stage.input(scene.name, if scene.live { "live" } else { "test" });
+    let (engine, first) = stage.node_of(config.clone(), &fails).await?;
+    let input = scene.input(&stage);
     let submitted = tokio::time::timeout(Duration::from_secs(20), stage.submit(&engine, &input)).await;
     // Asked from beside it: the node may die over anything.
     let beside = stage.beside().await?;
@@ -95,20 +124,24 @@ async fn play(scene: Scene, trouble: Trouble) -> anyhow::Result<Played> {
         None => {
             first.kill().await;
             config.crash_hook = None;
-            second = Some(stage.node(config).await?);
+            second = Some(stage.node_of(config, &fails).await?);
             ends(&stage, scene, &beside, run).await?
         }
     };
     let happened = match &trouble {
         Trouble::Nothing => true,
-        Trouble::Death(deaths) => deaths.fired(),
+        Trouble::Death(deaths) | Trouble::Fails(_, deaths) => deaths.fired(),
         Trouble::Call(_) | Trouble::DeathIn(_) => fired(),
     };
     let calls = stage.centre.faults().calls();
     let mut wrong = judge(&stage, scene.name, scene.live, &before, run, status);
     wrong.extend(judge_context(&stage, scene.name, scene.live, run, status).await?);
     let story = stage.lab.story(run).await?;
-    drop(second);
+    if let Some((_, node)) = second {
+        node.kill().await;
+    }
+    drop(engine);
+    stage.lab.remove().await?;
     Ok(Played { status, passed: deaths.passed(), calls, happened, wrong, story })
 }
 
@@ -148,8 +181,10 @@ async fn ends(
     anyhow::bail!("it does not come to an end:\n{}", stage.lab.story(run).await?)
 }
 
-fn full() -> bool {
-    std::env::var("BACKSTAY_SWEEP").is_ok_and(|form| form == "full")
+/// In the long form: of so many, one is played.
+pub fn stride() -> Option<usize> {
+    let form = std::env::var("BACKSTAY_SWEEP").ok()?;
+    if form == "full" { Some(1) } else { form.strip_prefix("1/")?.parse().ok().filter(|n| *n > 0) }
 }
 
 /// Plays it with each trouble, a few at a time. Says in how many of them the trouble was there.
@@ -159,9 +194,10 @@ async fn all(scene: Scene, troubles: Vec<(String, Trouble)>) -> anyhow::Result<u
 }
 
 /// The same, with what came of each.
-async fn each(scene: Scene, troubles: Vec<(String, Trouble)>) -> anyhow::Result<Vec<(String, Played)>> {
+pub async fn each(scene: Scene, troubles: Vec<(String, Trouble)>) -> anyhow::Result<Vec<(String, Played)>> {
     let (mut over, mut failures) = (Vec::new(), Vec::new());
     let mut tasks = tokio::task::JoinSet::new();
+    let (begun, all) = (std::time::Instant::now(), troubles.len());
     let mut left = troubles.into_iter();
     loop {
         while tasks.len() < 3
@@ -178,6 +214,7 @@ async fn each(scene: Scene, troubles: Vec<(String, Trouble)>) -> anyhow::Result<
             (what, Err(error)) => failures.push(format!("{scene:?}, {what}: {error:#}")),
         }
     }
+    println!("{scene:?}: {all} plays in {} s, {} went wrong", begun.elapsed().as_secs(), failures.len());
     anyhow::ensure!(
         failures.is_empty(),
         "{} of the plays went wrong:\n{}",
@@ -188,14 +225,14 @@ async fn each(scene: Scene, troubles: Vec<(String, Trouble)>) -> anyhow::Result<
 }
 
 /// Some of them, spread over all.
-fn some<T>(all: Vec<T>, about: usize) -> Vec<T> {
-    let each = if full() { 1 } else { (all.len() / about).max(1) };
+pub fn some<T>(all: Vec<T>, about: usize) -> Vec<T> {
+    let each = stride().unwrap_or((all.len() / about).max(1));
     all.into_iter().step_by(each).collect()
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_failover_ends_well_wherever_its_node_dies() -> anyhow::Result<()> {
-    for scene in SCENES {
+    for scene in scenes() {
         let calm = play(scene, Trouble::Nothing).await?;
         anyhow::ensure!(calm.wrong.is_empty(), "{scene:?}: {:#?}\n{}", calm.wrong, calm.story);
         let points = some(calm.passed, 5);
@@ -230,7 +267,7 @@ pub fn changes(calls: &BTreeMap<String, u64>) -> Vec<(String, String, u64)> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_failover_ends_well_if_its_node_dies_in_any_call() -> anyhow::Result<()> {
-    for scene in SCENES {
+    for scene in scenes() {
         let calm = play(scene, Trouble::Nothing).await?;
         let calls = some(changes(&calm.calls), 4);
         let troubles: Vec<_> = calls
@@ -265,7 +302,7 @@ async fn a_failover_ends_well_whatever_goes_wrong_with_a_call() -> anyhow::Resul
         Fault::JobFails { code: 530 },
         Fault::Lagging { ms: 300 },
     ];
-    for scene in SCENES {
+    for scene in scenes() {
         let calm = play(scene, Trouble::Nothing).await?;
         let mut troubles = Vec::new();
         for (place, (system, command, n)) in changes(&calm.calls).into_iter().enumerate() {
@@ -280,7 +317,7 @@ async fn a_failover_ends_well_whatever_goes_wrong_with_a_call() -> anyhow::Resul
                 if of_jobs && (system != "cloudstack" || command == "deleteVolume") {
                     continue;
                 }
-                if !full() && (place * 5 + kind * 3) % 59 != 0 {
+                if (place * 5 + kind * 3) % stride().unwrap_or(59) != 0 {
                     continue;
                 }
                 let rule = Rule::nth(&system, &command, n, fault.clone()).once();
@@ -300,15 +337,16 @@ async fn a_failover_ends_well_whatever_goes_wrong_with_a_call() -> anyhow::Resul
 #[tokio::test(flavor = "multi_thread")]
 async fn a_live_failover_copes_with_whatever_becomes_of_its_last_copy() -> anyhow::Result<()> {
     let faults = [Fault::JobFails { code: 530 }, Fault::JobLost, Fault::Stuck];
-    let names = if full() { vec!["web-01", "sql-01", "db-01", "archive-01"] } else { vec!["web-01"] };
+    let long = stride().is_some();
+    let names = if long { vec!["web-01", "sql-01", "db-01", "archive-01"] } else { vec!["web-01"] };
     for name in names {
-        let scene = Scene { name, live: true, back: false };
+        let scene = Scene::of(name, true, false, "cloudstack");
         let mut troubles = Vec::new();
         for fault in &faults {
             let first = Rule::nth("vma", "POST /replicate", 1, fault.clone());
             let every = Rule::every("vma", "POST /replicate", fault.clone());
             troubles.push((format!("the first copy: {fault:?}"), Trouble::Call(first)));
-            if full() || *fault != Fault::Stuck {
+            if long || *fault != Fault::Stuck {
                 troubles.push((format!("every copy: {fault:?}"), Trouble::Call(every)));
             }
         }

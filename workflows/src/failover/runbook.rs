@@ -141,6 +141,9 @@ pub(super) fn plan(it: &Failover) -> PlanBuilder {
     plan
 }
 
+/// How long one try of an undo waits for a copy that goes on. It is shorter than the plan's time for an attempt.
+const A_TRY: Duration = Duration::from_secs(1500);
+
 /// What the steps have in common.
 struct Book<'a> {
     it: &'a Failover,
@@ -232,7 +235,8 @@ impl<'a> Book<'a> {
             .requires(&off, "/state", json!("poweredOff"))
             .after([&off])
             .timeout(Span::from(self.it.sync_within.0 + Duration::from_secs(300)))
-            .nothing_to_undo("the replicas are newer now, and as good");
+            .undone_by("await-final-sync", json!({ "within": Span(self.it.sync_within.0.min(A_TRY)) }))
+            .done();
         (off, synced)
     }
 

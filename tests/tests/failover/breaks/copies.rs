@@ -141,5 +141,12 @@ async fn a_disk_that_no_copy_was_made_of_is_never_taken_for_copied() -> anyhow::
     });
     play.begin().await?;
     assert_eq!(play.settled().await?, Status::RolledBack);
-    play.failed_with("final-sync: other_disks").await
+    play.failed_with("final-sync: other_disks").await?;
+
+    // It is there, and the copy says that it ended well, without it.
+    let mut play = Play::new("db-01", "live").await?;
+    play.change(|state| state.settings.vma.leaves_out.insert(2001));
+    play.begin().await?;
+    play.is_well(play.settled().await?, Status::RolledBack).await?;
+    play.failed_with("final-sync: disk_left_out").await
 }

@@ -1,0 +1,152 @@
+//! A step fails for good, and the node dies on the way back: each step, and each point that is passed after it.
+//!
+//! What the sweep does to a failover that goes well, this does to one that has to be undone from anywhere. As there, it is done
+//! for some of them, or in the long form for all.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use async_trait::async_trait;
+use backstay_activities::site::Adds;
+use backstay_engine::crash::Hook;
+use backstay_engine::machine::Direction;
+use backstay_engine::machine::plan::Effect;
+use backstay_engine::{Activity, Context, Failure, Probe, Registry, Status};
+use backstay_tests::Deaths;
+use backstay_workflows::Workflow;
+use backstay_workflows::failover::FailoverWorkflow;
+
+use crate::stage::Stage;
+use crate::sweep::{Scene, Trouble, each, some, stride};
+
+/// One step that fails for good, before or after it has done what it does. Nobody knows which.
+#[derive(Clone, Debug)]
+pub struct Fails {
+    step: Option<String>,
+    done: bool,
+    failed: Arc<AtomicBool>,
+}
+
+impl Fails {
+    pub fn never() -> Self {
+        Self { step: None, done: false, failed: Arc::default() }
+    }
+
+    fn at(step: &str, done: bool) -> Self {
+        Self { step: Some(step.to_owned()), done, failed: Arc::default() }
+    }
+
+    /// What is passed before the step fails does not count.
+    pub fn from_then_on(&self, hook: Hook) -> Hook {
+        let (at_once, failed) = (self.step.is_none(), Arc::clone(&self.failed));
+        Arc::new(move |point| (at_once || failed.load(Ordering::SeqCst)) && hook(point))
+    }
+}
+
+impl Adds for Fails {
+    fn add<A>(&self, registry: Registry, activity: A) -> Registry
+    where
+        A: Activity,
+        A::Input: Clone + Sync,
+    {
+        match &self.step {
+            None => registry.with(activity),
+            Some(step) => registry.with(Failing { activity, step: step.clone(), fails: self.clone() }),
+        }
+    }
+}
+
+struct Failing<A> {
+    activity: A,
+    step: String,
+    fails: Fails,
+}
+
+#[async_trait]
+impl<A: Activity> Activity for Failing<A> {
+    const NAME: &'static str = A::NAME;
+    type Input = A::Input;
+    type Output = A::Output;
+
+    fn effect(&self) -> Effect {
+        self.activity.effect()
+    }
+
+    fn pool(&self) -> Option<String> {
+        self.activity.pool()
+    }
+
+    async fn run(&self, context: &Context, input: A::Input) -> Result<A::Output, Failure> {
+        if context.direction() == Direction::Undo || context.step() != self.step {
+            return self.activity.run(context, input).await;
+        }
+        if self.fails.done {
+            self.activity.run(context, input).await?;
+        }
+        self.fails.failed.store(true, Ordering::SeqCst);
+        Err(Failure::permanent("enough", "it fails, whether it is done or not"))
+    }
+
+    async fn probe(&self, context: &Context, input: A::Input) -> Result<Probe<A::Output>, Failure> {
+        self.activity.probe(context, input).await
+    }
+}
+
+/// With one, two, three and eight disks.
+fn scenes() -> Vec<Scene> {
+    if stride().is_none() {
+        return vec![
+            Scene::of("web-01", true, false, "machine"),
+            Scene::of("sql-01", true, false, "cloudstack"),
+            Scene::of("db-01", false, false, "linstor"),
+        ];
+    }
+    let mut scenes = Vec::new();
+    for name in ["web-01", "sql-01", "db-01", "archive-01"] {
+        scenes.extend([true, false].map(|live| Scene::of(name, live, false, "cloudstack")));
+    }
+    scenes.extend(
+        [("sql-01", "linstor"), ("db-01", "machine")].map(|(name, by)| Scene::of(name, true, false, by)),
+    );
+    scenes
+}
+
+/// The steps of a failover, but for what is done after its commit.
+async fn steps(scene: Scene) -> anyhow::Result<Vec<String>> {
+    let input = scene.input(&Stage::new().await?);
+    let prepared = FailoverWorkflow.prepare(&input).map_err(|wrong| anyhow::anyhow!("{wrong:?}"))?;
+    let plan = serde_json::to_value(prepared.plan)?;
+    let all = plan["steps"].as_array().into_iter().flatten().filter(|step| step["finalize"] != true);
+    Ok(all.map(|step| step["name"].as_str().unwrap_or_default().to_owned()).collect())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_failover_whose_step_fails_ends_well_wherever_its_node_dies_on_the_way_back() -> anyhow::Result<()>
+{
+    for scene in scenes() {
+        let (mut troubles, mut n) = (Vec::new(), 0_usize);
+        let steps = steps(scene).await?;
+        let steps = if stride().is_some() { steps } else { some(steps, 3) };
+        let fails = |step: String| {
+            let fails = Fails::at(&step, true);
+            (step, Trouble::Fails(fails, Deaths::none()))
+        };
+        let calm = each(scene, steps.into_iter().map(fails).collect()).await?;
+        for (place, (step, calm)) in calm.into_iter().enumerate() {
+            let status = calm.status;
+            anyhow::ensure!(status == Status::RolledBack, "{scene:?}, {step}: {status:?}\n{}", calm.story);
+            // Which of them differs from step to step.
+            let apart = stride().unwrap_or((calm.passed.len() / 2).max(1));
+            for (point, nth) in calm.passed.into_iter().skip(place * 53 % apart).step_by(apart) {
+                n += 1;
+                let fails = Fails::at(&step, n % 3 != 0);
+                let what = format!("{step} fails, done {}, death at {point} #{nth}", fails.done);
+                troubles.push((what, Trouble::Fails(fails, Deaths::at(point, nth))));
+            }
+        }
+        let planned = troubles.len();
+        let died = each(scene, troubles).await?.iter().filter(|(_, played)| played.happened).count();
+        anyhow::ensure!(died * 2 >= planned, "{scene:?}: only {died} of {planned} deaths");
+    }
+    Ok(())
+}
