@@ -296,8 +296,9 @@ impl CloudStack {
             if last || known.is_some_and(|total| all.len() >= total) {
                 break;
             }
-            // Servers count differently: without a count, a page that is not full is the last one.
-            if known.is_none() && all.len() < page as usize * self.settings.page as usize {
+            // Servers count differently: without a count, a page that is not full is the last one, and one that is more than
+            // full is no page: it is all there is.
+            if known.is_none() && all.len() != page as usize * self.settings.page as usize {
                 break;
             }
             if all.len() >= self.settings.longest_list as usize {
@@ -306,12 +307,6 @@ impl CloudStack {
             }
         }
         Ok(all)
-    }
-
-    /// A list that is no list of pages.
-    async fn list_whole<T: DeserializeOwned>(&self, command: Command) -> Result<Vec<T>, Trouble> {
-        let content = self.call(Nature::Looks, command).await?;
-        Ok(envelope::page(content).map_err(|shape| unknown(&shape, Nature::Looks))?.items)
     }
 }
 

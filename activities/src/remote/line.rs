@@ -124,6 +124,8 @@ pub(crate) struct Said {
 const LOOKS: u32 = 3;
 /// The pause before it is made again.
 const BREATH: Duration = Duration::from_millis(200);
+/// Why an answer was not read to its end ([`Trouble::reason`]).
+pub(crate) const TOO_LARGE: &str = "too_large";
 /// How much of an answer is shown to people.
 const EXCERPT: usize = 500;
 
@@ -262,7 +264,8 @@ impl Line {
         let (system, status) = (self.system, answer.status.as_u16());
         if answer.truncated {
             let text = format!("the answer is larger than the {} bytes that are read", answer.body.len());
-            return Err(Trouble::new(system, Kind::Unknown, text).status(status).of(nature));
+            let trouble = Trouble::new(system, Kind::Unknown, text).because(TOO_LARGE);
+            return Err(trouble.status(status).of(nature));
         }
         Ok(Said { system, nature, status, headers: answer.headers, body: clean(answer.body, scrub) })
     }

@@ -15,7 +15,7 @@ pub(crate) mod loose;
 mod pace;
 mod trouble;
 
-pub(crate) use line::{Ask, Body, Line, Reach, Said, decode};
+pub(crate) use line::{Ask, Body, Line, Reach, Said, TOO_LARGE, decode};
 pub use line::{SecretName, Word};
 pub use pace::{Pace, wait};
 pub use trouble::{Kind, Nature, Shape, Trouble};
