@@ -10,7 +10,7 @@ use super::{
     Account, Api, Capabilities, CloudStack, Command, Configuration, DiskOffering, Network, PendingJob,
     ServiceOffering, Snapshot, Tag, Template, Vm, VmSnapshot, Volume, Zone, unknown,
 };
-use crate::remote::{Nature, Trouble};
+use crate::remote::{Kind, Nature, TOO_LARGE, Trouble};
 
 /// A machine to be made.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -112,21 +112,29 @@ pub struct ListVolumes {
 impl CloudStack {
     /// The commands that this key may use, or the one of this name. All of them are megabytes.
     pub async fn list_apis(&self, name: Option<&str>) -> Result<Vec<Api>, Trouble> {
-        self.list_whole(Command::new("listApis").maybe("name", name)).await
+        self.list(Command::new("listApis").maybe("name", name)).await
     }
 
-    /// Whether this key may use a command. `None`: what it may is not told here.
-    pub async fn may(&self, command: &str) -> Result<Option<bool>, Trouble> {
-        match self.list_apis(Some(command)).await {
-            Ok(found) => Ok(Some(found.iter().any(|api| api.name == command))),
-            // So it says that there is none for us, and an error of this code may be anything else.
-            Err(no) if no.code() == Some(530) && no.text().contains("unable to find an api by that name") => {
-                Ok(Some(false))
-            }
+    /// Those of some commands that this key may not use. `None`: what it may is not told here.
+    ///
+    /// All that it may is asked for at once; where that is more than is read, each is asked for by its name.
+    pub async fn lacks<'a>(&self, commands: &[&'a str]) -> Result<Option<Vec<&'a str>>, Trouble> {
+        let missing = |known: &[Api]| {
+            let unknown = |command: &&&str| !known.iter().any(|api| api.name == **command);
+            commands.iter().filter(unknown).copied().collect()
+        };
+        match none_if_missing(self.list_apis(None).await) {
+            Ok(known) => return Ok(Some(missing(&known))),
             // It is told by a plugin, which is not there, or not for us.
-            Err(no) if no.code() == Some(432) => Ok(None),
-            Err(trouble) => Err(trouble),
+            Err(no) if no.code() == Some(432) => return Ok(None),
+            Err(large) if large.reason() == Some(TOO_LARGE) => {}
+            Err(trouble) => return Err(trouble),
         }
+        let mut known = Vec::new();
+        for command in commands {
+            known.extend(none_if_missing(self.list_apis(Some(command)).await)?);
+        }
+        Ok(Some(missing(&known)))
     }
 
     /// The zones.
@@ -455,6 +463,14 @@ impl CloudStack {
             command = command.with(&format!("tags[{n}].key"), key);
         }
         self.start(command, job).await
+    }
+}
+
+/// None at all is told as an error.
+fn none_if_missing(found: Result<Vec<Api>, Trouble>) -> Result<Vec<Api>, Trouble> {
+    match found {
+        Err(no) if no.kind() == Kind::Missing => Ok(Vec::new()),
+        other => other,
     }
 }
 

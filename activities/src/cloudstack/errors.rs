@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use super::SYSTEM;
-use super::envelope::ApiError;
+use super::envelope::{ApiError, INTERNAL};
 use crate::remote::{Kind, Nature, Trouble};
 
 /// Bad credentials, a bad signature, one that has expired, an unknown command.
@@ -28,6 +28,8 @@ pub(super) fn trouble(error: &ApiError, nature: Nature) -> Trouble {
         533 => of(Kind::Busy).retry_after(Some(SCARCE)),
         534 => of(Kind::Busy).retry_after(rest(&error.text)),
         PARAMETER | 536 | 537 => of(Kind::Look),
+        // So `listApis` says that there is none for us; an error of this code may be anything else.
+        INTERNAL if error.text.contains("unable to find an api by that name") => of(Kind::Missing),
         500..600 => of(Kind::Internal),
         400..500 => of(Kind::Refused).not_applied(),
         _ => of(Kind::Unknown),

@@ -30,6 +30,7 @@ use secrecy::ExposeSecret;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
+use tokio::time::Instant;
 use uuid::Uuid;
 
 pub use commands::{AttachVolume, CreateVmSnapshot, CreateVolume, DeployVm, ListVms, ListVolumes};
@@ -40,7 +41,7 @@ pub use objects::{
 };
 
 use crate::http::Origin;
-use crate::remote::{Ask, Body, Kind, Line, Nature, Pace, Reach, SecretName, Shape, Trouble, wait};
+use crate::remote::{Ask, Body, Kind, Line, Looks, Nature, Pace, Reach, SecretName, Shape, Trouble, wait};
 use crate::secrets::{Scrub, Secrets};
 use envelope::Said;
 use errors::trouble;
@@ -74,6 +75,8 @@ pub struct CloudStackSettings {
     pub timeout: Span,
     /// The largest answer that is read, in bytes.
     pub max_answer: usize,
+    /// How calls that only look are repeated.
+    pub looks: Looks,
     /// How many things a page of a list has; the server has a limit (500, unless it is configured otherwise).
     pub page: u32,
     /// The longest list that is read.
@@ -99,6 +102,7 @@ impl Default for CloudStackSettings {
             answer_timeout: Span::secs(60),
             timeout: Span::secs(90),
             max_answer: 16 << 20,
+            looks: Looks::default(),
             page: 500,
             longest_list: 20_000,
             poll_first: Span::secs(1),
@@ -146,6 +150,8 @@ impl CloudStack {
             answer_timeout: settings.answer_timeout,
             timeout: settings.timeout,
             max_answer: settings.max_answer,
+            looks: settings.looks,
+            refused,
         };
         let line = Line::new(SYSTEM, &reach, secrets)?;
         let path = url::Url::parse(&settings.url).map(|url| url.path().trim_end_matches('/').to_owned());
@@ -207,16 +213,37 @@ impl CloudStack {
         looking.await.map_err(Trouble::maybe_applied)?
     }
 
-    /// Makes a call: what stands under the only key of the answer.
+    /// Makes a call: what stands under the only key of the answer. One that only looks is made again where that may help.
     async fn call(&self, nature: Nature, command: Command) -> Result<Map<String, Value>, Trouble> {
-        let (trouble, skew) = match self.try_once(nature, &command, TimeDelta::zero()).await? {
+        let timeout = self.settings.timeout.0;
+        if nature == Nature::Changes {
+            return self.known(nature, &command, timeout).await;
+        }
+        let mut tries = self.settings.looks.until(Instant::now() + timeout);
+        loop {
+            match self.known(nature, &command, tries.left()).await {
+                Err(trouble) => tries.again(trouble).await?,
+                content => return content,
+            }
+        }
+    }
+
+    /// The same, once; and once more if it does not know who calls, as then nothing was done: the credentials may have changed
+    /// just now, or the clocks may differ. It is made with those of this moment, and by their clock.
+    async fn known(
+        &self,
+        nature: Nature,
+        command: &Command,
+        timeout: Duration,
+    ) -> Result<Map<String, Value>, Trouble> {
+        let end = Instant::now() + timeout;
+        let (trouble, skew) = match self.try_once(nature, command, TimeDelta::zero(), timeout).await? {
             Ok(content) => return Ok(content),
             Err(refused) => refused,
         };
-        // It was not done. The credentials may have changed just now, or the clocks may differ: once more, with those of
-        // this moment and by their clock.
         tracing::debug!(command = command.name, ?skew, "CloudStack does not know who calls; signing anew");
-        match self.try_once(nature, &command, skew).await? {
+        let left = end.saturating_duration_since(Instant::now());
+        match self.try_once(nature, command, skew, left).await? {
             Ok(content) => Ok(content),
             Err(_) if skew.abs() > SKEW => {
                 Err(trouble.hint(&format!("its clock and ours differ by {} s", skew.num_seconds())))
@@ -231,6 +258,7 @@ impl CloudStack {
         nature: Nature,
         command: &Command,
         skew: TimeDelta,
+        timeout: Duration,
     ) -> Result<Result<Map<String, Value>, (Trouble, TimeDelta)>, Trouble> {
         let mut scrub = Scrub::default();
         let key = self.line.secret(&self.settings.api_key, &mut scrub).await?;
@@ -249,7 +277,7 @@ impl CloudStack {
         }
         let mut ask = Ask::new(nature, Method::POST, &[], self.settings.timeout);
         ask.body = Body::Form(sign::form(&params, secret.expose_secret()));
-        let said = self.line.ask(ask, &scrub).await?;
+        let said = self.line.once(&ask, timeout, &scrub).await?;
 
         match envelope::read(&said.body) {
             Ok(Said::Content(content)) if said.is_fine() => Ok(Ok(content)),
@@ -264,8 +292,8 @@ impl CloudStack {
                 Ok(Err((trouble, if skew.abs() > SKEW { skew } else { TimeDelta::zero() })))
             }
             // Somebody else answered: a proxy, or the web server in front.
-            Ok(Said::Content(_)) => Err(said.by_status(said.excerpt())),
-            Err(_) if !said.is_fine() => Err(said.by_status(said.excerpt())),
+            Ok(Said::Content(_)) => Err(refused(&said)),
+            Err(_) if !said.is_fine() => Err(refused(&said)),
             Err(shape) => Err(said.unknown(&shape)),
         }
     }
@@ -296,8 +324,9 @@ impl CloudStack {
             if last || known.is_some_and(|total| all.len() >= total) {
                 break;
             }
-            // Servers count differently: without a count, a page that is not full is the last one.
-            if known.is_none() && all.len() < page as usize * self.settings.page as usize {
+            // Servers count differently: without a count, a page that is not full is the last one, and one that is more than
+            // full is no page: it is all there is.
+            if known.is_none() && all.len() != page as usize * self.settings.page as usize {
                 break;
             }
             if all.len() >= self.settings.longest_list as usize {
@@ -307,12 +336,10 @@ impl CloudStack {
         }
         Ok(all)
     }
+}
 
-    /// A list that is no list of pages.
-    async fn list_whole<T: DeserializeOwned>(&self, command: Command) -> Result<Vec<T>, Trouble> {
-        let content = self.call(Nature::Looks, command).await?;
-        Ok(envelope::page(content).map_err(|shape| unknown(&shape, Nature::Looks))?.items)
-    }
+fn refused(said: &crate::remote::Said) -> Trouble {
+    said.by_status(said.excerpt())
 }
 
 fn unknown(shape: &Shape, nature: Nature) -> Trouble {

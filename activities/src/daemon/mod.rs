@@ -23,7 +23,7 @@ pub use objects::{
 };
 
 use crate::http::Origin;
-use crate::remote::{Ask, Kind, Line, Nature, Pace, Reach, Said, Trouble, wait};
+use crate::remote::{Ask, Kind, Line, Looks, Nature, Pace, Reach, Said, Trouble, wait};
 use crate::secrets::{Scrub, Secrets};
 
 /// The name of the system in errors.
@@ -46,6 +46,8 @@ pub struct DaemonSettings {
     pub timeout: Span,
     /// The largest answer that is read, in bytes.
     pub max_answer: usize,
+    /// How calls that only look are repeated.
+    pub looks: Looks,
     /// The pause between looks at an operation.
     pub poll: Span,
     /// How long an attach is waited for.
@@ -63,6 +65,7 @@ impl Default for DaemonSettings {
             answer_timeout: Span::secs(30),
             timeout: Span::secs(30),
             max_answer: 4 << 20,
+            looks: Looks::default(),
             poll: Span::secs(2),
             attach_deadline: Span::secs(300),
             detach_deadline: Span::secs(180),
@@ -151,6 +154,8 @@ impl Daemon {
             answer_timeout: settings.answer_timeout,
             timeout: settings.timeout,
             max_answer: settings.max_answer,
+            looks: settings.looks,
+            refused,
         };
         let line = Line::new(SYSTEM, &reach, secrets)?;
         Ok(Self { line, settings: Arc::new(settings) })

@@ -118,8 +118,12 @@ pub struct DeviceMapping {
 impl DeviceMapping {
     /// The device on the appliance, where it is one.
     pub fn path(&self) -> Option<&str> {
-        self.device_path.as_deref().filter(|path| path.starts_with('/'))
+        on_appliance(self.device_path.as_deref())
     }
+}
+
+fn on_appliance(path: Option<&str>) -> Option<&str> {
+    path.filter(|path| path.starts_with('/'))
 }
 
 /// A volume of a machine, as far as the daemon knows.
@@ -136,6 +140,13 @@ pub struct VmVolume {
     pub state: Option<String>,
     #[serde(default, deserialize_with = "loose::some_number")]
     pub size: Option<i64>,
+}
+
+impl VmVolume {
+    /// As [`DeviceMapping::path`].
+    pub fn path(&self) -> Option<&str> {
+        on_appliance(self.device_path.as_deref())
+    }
 }
 
 /// An export of a volume over NBD.

@@ -22,7 +22,7 @@ pub use answers::{Entry, ReturnCode, Severity, codes, entries};
 pub use objects::{NodeSnapshot, Resource, ResourceState, Snapshot, Use, in_use, resources, snapshots};
 
 use crate::http::Origin;
-use crate::remote::{Ask, Kind, Line, Nature, Reach, Said, SecretName, Trouble, Word};
+use crate::remote::{Ask, Kind, Line, Looks, Nature, Reach, Said, SecretName, Trouble, Word};
 use crate::secrets::{Scrub, Secrets};
 
 /// The name of the system in errors.
@@ -48,6 +48,8 @@ pub struct LinstorSettings {
     pub timeout: Span,
     /// The largest answer that is read, in bytes.
     pub max_answer: usize,
+    /// How calls that only look are repeated.
+    pub looks: Looks,
     /// What stands before the name of a volume in the name of its resource.
     pub prefix: String,
 }
@@ -62,6 +64,7 @@ impl Default for LinstorSettings {
             answer_timeout: Span::secs(120),
             timeout: Span::secs(180),
             max_answer: 8 << 20,
+            looks: Looks::default(),
             prefix: "cs-".into(),
         }
     }
@@ -114,6 +117,8 @@ impl Linstor {
             answer_timeout: settings.answer_timeout,
             timeout: settings.timeout,
             max_answer: settings.max_answer,
+            looks: settings.looks,
+            refused: answers::refused,
         };
         let line = Line::new(SYSTEM, &reach, secrets)?;
         Ok(Self { line, settings: Arc::new(settings) })

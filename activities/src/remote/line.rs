@@ -17,9 +17,10 @@ use secrecy::SecretString;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use tokio::time::{Instant, sleep};
+use tokio::time::Instant;
 use url::Url;
 
+use super::pace::Looks;
 use super::trouble::{Kind, Nature, Shape, Trouble};
 use crate::http::{Allowed, Answer, Call, CallError, Client, HttpSettings, Origin, retry_after};
 use crate::reference::{Receiver, open_for};
@@ -59,12 +60,18 @@ pub(crate) struct Reach<'a> {
     /// The longest that any call may take.
     pub timeout: Span,
     pub max_answer: usize,
+    /// How calls that only look are repeated.
+    pub looks: Looks,
+    /// What the system means by a status that is no success.
+    pub refused: fn(&Said) -> Trouble,
 }
 
 /// The way to one system.
 #[derive(Clone)]
 pub(crate) struct Line {
     system: &'static str,
+    looks: Looks,
+    refused: fn(&Said) -> Trouble,
     base: Url,
     origin: Origin,
     client: Client,
@@ -120,10 +127,8 @@ pub(crate) struct Said {
     pub body: Vec<u8>,
 }
 
-/// How often a call that only looks is made, if it comes to no answer.
-const LOOKS: u32 = 3;
-/// The pause before it is made again.
-const BREATH: Duration = Duration::from_millis(200);
+/// Why an answer was not read to its end ([`Trouble::reason`]).
+pub(crate) const TOO_LARGE: &str = "too_large";
 /// How much of an answer is shown to people.
 const EXCERPT: usize = 500;
 
@@ -136,6 +141,9 @@ impl Line {
     ) -> Result<Self, String> {
         if reach.url.is_empty() {
             return Err(format!("the url of {system} is not set"));
+        }
+        if reach.looks.tries == 0 {
+            return Err(format!("{system}: looks.tries is at least 1"));
         }
         let base = Url::parse(reach.url).map_err(|error| format!("the url of {system}: {error}"))?;
         if base.query().is_some() || base.fragment().is_some() {
@@ -153,7 +161,8 @@ impl Line {
             max_answer: reach.max_answer,
         });
         let client = client.map_err(|wrong| format!("{system}: {wrong}"))?;
-        Ok(Self { system, base, origin, client, secrets })
+        let (looks, refused) = (reach.looks, reach.refused);
+        Ok(Self { system, looks, refused, base, origin, client, secrets })
     }
 
     /// Where calls go, for people.
@@ -190,12 +199,39 @@ impl Line {
         Ok(text)
     }
 
-    /// Makes a call. One that only looks is made again if it comes to no answer, as long as its time lasts.
+    /// Makes a call. One that only looks is made again where that may help, as long as its time lasts.
     pub(crate) async fn ask(&self, ask: Ask<'_>, scrub: &Scrub) -> Result<Said, Trouble> {
-        let nature = ask.nature;
-        let url = self.url(&ask)?;
-        let mut headers = ask.headers;
-        let body = match ask.body {
+        if ask.nature == Nature::Changes {
+            return self.once(&ask, ask.timeout, scrub).await;
+        }
+        let mut tries = self.looks.until(Instant::now() + ask.timeout);
+        loop {
+            match self.once(&ask, tries.left(), scrub).await.and_then(|said| self.heard(said)) {
+                Err(trouble) => tries.again(trouble).await?,
+                said => return said,
+            }
+        }
+    }
+
+    /// What came of a look, unless it is trouble that passes. What other trouble means is for the caller to say.
+    fn heard(&self, said: Said) -> Result<Said, Trouble> {
+        if said.is_fine() {
+            said.is_whole()?;
+            return Ok(said);
+        }
+        let trouble = (self.refused)(&said);
+        if trouble.passes() { Err(trouble) } else { Ok(said) }
+    }
+
+    /// Makes a call once, whatever comes of it.
+    pub(crate) async fn once(
+        &self,
+        ask: &Ask<'_>,
+        timeout: Duration,
+        scrub: &Scrub,
+    ) -> Result<Said, Trouble> {
+        let mut headers = ask.headers.clone();
+        let body = match &ask.body {
             Body::Nothing => None,
             Body::Json(value) => {
                 headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
@@ -203,34 +239,16 @@ impl Line {
             }
             Body::Form(form) => {
                 headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/x-www-form-urlencoded"));
-                Some(form.into_bytes())
+                Some(form.clone().into_bytes())
             }
         };
-        let end = Instant::now() + ask.timeout;
-        let mut tries = 0;
-        let answer = loop {
-            tries += 1;
-            let call = Call {
-                method: ask.method.clone(),
-                url: url.clone(),
-                headers: headers.clone(),
-                body: body.clone(),
-                timeout: end.saturating_duration_since(Instant::now()),
-                most: self.client.settings().max_answer,
-            };
-            match self.client.call(call).await {
-                Ok(answer) => break answer,
-                Err(CallError::Unreachable { .. } | CallError::Unanswered { .. })
-                    if nature == Nature::Looks && tries < LOOKS && Instant::now() + BREATH < end =>
-                {
-                    sleep(BREATH).await;
-                }
-                Err(error) => return Err(self.unanswered(error, nature, scrub)),
-            }
-        };
+        let (method, most) = (ask.method.clone(), self.client.settings().max_answer);
+        let call = Call { method, url: self.url(ask)?, headers, body, timeout, most };
+        let answer =
+            self.client.call(call).await.map_err(|error| self.unanswered(error, ask.nature, scrub))?;
         let (system, status) = (self.system, answer.status.as_u16());
-        tracing::debug!(system, method = %ask.method, status, tries, "called");
-        self.said(answer, nature, scrub)
+        tracing::debug!(system, method = %ask.method, status, "called");
+        self.said(answer, ask.nature, scrub)
     }
 
     fn url(&self, ask: &Ask<'_>) -> Result<Url, Trouble> {
@@ -262,7 +280,8 @@ impl Line {
         let (system, status) = (self.system, answer.status.as_u16());
         if answer.truncated {
             let text = format!("the answer is larger than the {} bytes that are read", answer.body.len());
-            return Err(Trouble::new(system, Kind::Unknown, text).status(status).of(nature));
+            let trouble = Trouble::new(system, Kind::Unknown, text).because(TOO_LARGE);
+            return Err(trouble.status(status).of(nature));
         }
         Ok(Said { system, nature, status, headers: answer.headers, body: clean(answer.body, scrub) })
     }
@@ -286,6 +305,26 @@ impl Said {
     /// It was done: 2xx.
     pub(crate) fn is_fine(&self) -> bool {
         (200..300).contains(&self.status)
+    }
+
+    /// That this is an answer of the system's, and not a page of somebody's in between, or a piece of one.
+    fn is_whole(&self) -> Result<(), Trouble> {
+        match self.garbled() {
+            Some(why) => Err(self.unknown(&Shape::new(why))),
+            None => Ok(()),
+        }
+    }
+
+    /// Why this is none.
+    fn garbled(&self) -> Option<&'static str> {
+        let body = self.body.trim_ascii();
+        let (Some(first), Some(last)) = (body.first(), body.last()) else { return Some("is empty") };
+        match (first, last) {
+            (b'<', _) => Some("is a page of HTML"),
+            (b'{', b'}') | (b'[', b']') => None,
+            (b'{' | b'[', _) => Some("breaks off"),
+            _ => None,
+        }
     }
 
     /// The beginning of the body, for people.
@@ -313,7 +352,8 @@ impl Said {
     /// What came is not what can come.
     pub(crate) fn unknown(&self, shape: &Shape) -> Trouble {
         let text = format!("the answer {shape} (it begins: {})", self.excerpt());
-        Trouble::new(self.system, Kind::Unknown, text).status(self.status).of(self.nature)
+        let trouble = Trouble::new(self.system, Kind::Unknown, text).status(self.status).of(self.nature);
+        if self.garbled().is_some() { trouble.garbled() } else { trouble }
     }
 
     /// What a status means by itself, with what was said.

@@ -1,10 +1,17 @@
 //! Waiting for something in another system: looking again and again, less and less often, never in step with others.
+//!
+//! ```text
+//!   wait         looks until something is so over there
+//!   Looks        makes one look again that came to no answer
+//! ```
 
 use std::future::Future;
+use std::iter::Take;
 use std::time::Duration;
 
-use backon::{BackoffBuilder, ExponentialBuilder};
+use backon::{BackoffBuilder, ExponentialBackoff, ExponentialBuilder};
 use backstay_engine::Span;
+use serde::{Deserialize, Serialize};
 use tokio::time::{Instant, sleep_until};
 
 use super::trouble::{Kind, Trouble};
@@ -23,16 +30,68 @@ pub struct Pace {
 /// How much longer each pause is than the one before.
 const FACTOR: f32 = 1.6;
 
-impl Pace {
-    fn pauses(self) -> impl Iterator<Item = Duration> {
-        let half = |span: Span| (span.0 / 2).max(Duration::from_millis(1));
-        ExponentialBuilder::new()
-            .with_factor(FACTOR)
-            .with_min_delay(half(self.first))
-            .with_max_delay(half(self.ceiling).max(half(self.first)))
-            .without_max_times()
-            .with_jitter()
-            .build()
+/// Pauses that grow, each between a half and all of what is said.
+fn pauses(first: Span, ceiling: Span) -> ExponentialBackoff {
+    let half = |span: Span| (span.0 / 2).max(Duration::from_millis(1));
+    ExponentialBuilder::new()
+        .with_factor(FACTOR)
+        .with_min_delay(half(first))
+        .with_max_delay(half(ceiling).max(half(first)))
+        .without_max_times()
+        .with_jitter()
+        .build()
+}
+
+/// How a call that only looks is made again if it came to no answer, or to one that passes: a broken connection, 5xx, 429,
+/// a page of HTML, half a body. One that changes something is made once, whatever comes of it.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Looks {
+    /// How often in all, as long as the time of the whole call lasts.
+    pub tries: u32,
+    /// The first pause; a longer one that the system asks for counts. Each is between a half and all of what is said here.
+    pub first: Span,
+    /// The longest pause.
+    pub ceiling: Span,
+}
+
+impl Default for Looks {
+    fn default() -> Self {
+        Self { tries: 4, first: Span::millis(200), ceiling: Span::secs(2) }
+    }
+}
+
+impl Looks {
+    /// The tries of one look, which has until `end` for all of them.
+    pub(crate) fn until(self, end: Instant) -> Tries {
+        let most = self.tries.saturating_sub(1) as usize;
+        Tries { pauses: pauses(self.first, self.ceiling).take(most), end }
+    }
+}
+
+/// What is left of the tries of a look.
+pub(crate) struct Tries {
+    pauses: Take<ExponentialBackoff>,
+    end: Instant,
+}
+
+impl Tries {
+    /// How much time there is for the next one.
+    pub(crate) fn left(&self) -> Duration {
+        self.end.saturating_duration_since(Instant::now())
+    }
+
+    /// Rests before the next one. The trouble of the last one, if there is no next one or it would come to the same.
+    pub(crate) async fn again(&mut self, trouble: Trouble) -> Result<(), Trouble> {
+        let Some(pause) = self.pauses.next().filter(|_| trouble.passes()) else { return Err(trouble) };
+        let again = Instant::now() + pause.max(trouble.wants_rest().unwrap_or_default());
+        // Whoever asks for more rest than there is time gets it from the engine.
+        if again >= self.end {
+            return Err(trouble);
+        }
+        tracing::debug!(%trouble, "looking again");
+        sleep_until(again).await;
+        Ok(())
     }
 }
 
@@ -51,12 +110,12 @@ where
     let end = Instant::now() + pace.deadline.0;
     let mut last: Option<Trouble> = None;
     let looking = async {
-        for pause in pace.pauses() {
+        for pause in pauses(pace.first, pace.ceiling) {
             let mut rest = pause;
             match look().await {
                 Ok(Some(found)) => return Ok(found),
                 Ok(None) => last = None,
-                Err(trouble) if passes(&trouble) => {
+                Err(trouble) if trouble.passes() => {
                     rest = rest.max(trouble.wants_rest().unwrap_or_default());
                     last = Some(trouble);
                 }
@@ -81,19 +140,13 @@ where
     Err(Trouble::new(system, Kind::Late, text))
 }
 
-/// An answer of unknown shape is no passing matter: nothing that comes after it could be trusted more.
-fn passes(trouble: &Trouble) -> bool {
-    matches!(trouble.kind(), Kind::Down | Kind::Unanswered | Kind::Busy | Kind::Internal)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn pauses_grow_to_the_ceiling_and_are_never_the_same() {
-        let pace = Pace { first: Span::secs(1), ceiling: Span::secs(10), deadline: Span::secs(60) };
-        let pauses: Vec<_> = pace.pauses().take(200).collect();
+        let pauses: Vec<_> = pauses(Span::secs(1), Span::secs(10)).take(200).collect();
         assert!(
             pauses.iter().all(|pause| (Duration::from_millis(500)..=Duration::from_secs(10)).contains(pause))
         );

@@ -79,6 +79,7 @@ struct Parts {
     text: String,
     applied: Applied,
     retry_after: Option<Duration>,
+    garbled: bool,
 }
 
 impl Trouble {
@@ -94,6 +95,7 @@ impl Trouble {
             text: shown(&text.into()),
             applied: Applied::Maybe,
             retry_after: None,
+            garbled: false,
         }))
     }
 
@@ -146,6 +148,19 @@ impl Trouble {
     pub(crate) fn retry_after(mut self, wait: Option<Duration>) -> Self {
         self.0.retry_after = wait;
         self
+    }
+
+    /// What came was no answer of the system's, or half of one.
+    pub(crate) fn garbled(mut self) -> Self {
+        self.0.garbled = true;
+        self
+    }
+
+    /// Whether the same look may come to something a moment later. An answer of unknown shape is no such matter: nothing that
+    /// comes after it could be trusted more. One that never was the system's, or broke off, is.
+    pub(crate) fn passes(&self) -> bool {
+        let passing = matches!(self.0.kind, Kind::Down | Kind::Unanswered | Kind::Busy | Kind::Internal);
+        passing || self.0.garbled
     }
 
     /// With a hint for people behind what the system said.

@@ -12,6 +12,7 @@ use tokio::time::Instant;
 use super::change::{Found, NotBegun, Saved};
 use super::guard::{at_work, mark};
 use super::{Site, TEST_NETWORK_TAG};
+use crate::cloudstack::Tag;
 use crate::vma::{Power, VCenter};
 
 pub(super) struct StartVm(pub Arc<Site>);
@@ -149,15 +150,19 @@ impl StartVm {
     }
 }
 
+/// Whether these are the tags of a network for rehearsals.
+pub(super) fn for_rehearsals(tags: &[Tag]) -> bool {
+    tags.iter().any(|tag| {
+        tag.key == TEST_NETWORK_TAG
+            && tag.value.as_deref().is_some_and(|value| value.eq_ignore_ascii_case("true"))
+    })
+}
+
 impl Site {
     /// Why no rehearsal may take place in a network, if that is so.
     pub(super) async fn not_for_rehearsals(&self, network: &str) -> Result<Option<String>, Failure> {
         let tags = self.cloudstack.list_tags("Network", network).await?;
-        let marked = tags.iter().any(|tag| {
-            tag.key == TEST_NETWORK_TAG
-                && tag.value.as_deref().is_some_and(|value| value.eq_ignore_ascii_case("true"))
-        });
-        Ok((!marked).then(|| {
+        Ok((!for_rehearsals(&tags)).then(|| {
             format!(
                 "the network {network} is not marked as one for rehearsals: a copy that runs there beside its source could \
                  be taken for it. If it is cut off from the world, give it the tag {TEST_NETWORK_TAG}=true at CloudStack"

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use super::guard::{HostName, at_work};
+use super::power::for_rehearsals;
 use super::{DIRTY_TAG, Site};
 use crate::cloudstack::ListVms;
 use crate::vma::{Power, VCenter};
@@ -114,8 +115,8 @@ impl Activity for Validate {
         let mut report = Report::default();
         let power = self.source(&mut report, &input).await?;
         context.progress(25.0, "the source is there");
-        self.appliance(&mut report).await?;
-        self.disks(&mut report, &input).await?;
+        let there = self.appliance(&mut report).await?;
+        self.disks(&mut report, &input, there).await?;
         context.progress(60.0, "the disks are there");
         self.rights(&mut report, &input).await?;
         self.destination(&mut report, context, &input).await?;
@@ -154,15 +155,12 @@ impl Validate {
 
     /// A right that is missing must not show in the middle.
     async fn rights(&self, report: &mut Report, input: &Moving) -> Result<(), Failure> {
-        let mut missing = Vec::new();
         // The mark of a conversion is replaced, and taken off again.
         let for_drivers = input.windows.then_some(&"deleteTags");
         let wanted = RIGHTS.iter().chain(rights_for_snapshots(input.snapshots.as_deref())).chain(for_drivers);
-        for command in wanted {
-            if self.0.cloudstack.may(command).await? == Some(false) {
-                missing.push(*command);
-            }
-        }
+        let wanted: Vec<_> = wanted.copied().collect();
+        // Where nobody tells what it may, the calls themselves will.
+        let missing = self.0.cloudstack.lacks(&wanted).await?.unwrap_or_default();
         let wrong = (!missing.is_empty()).then(|| {
             format!(
                 "the key at CloudStack has no right to {}: give its role the right, or take another key",
@@ -173,7 +171,8 @@ impl Validate {
         Ok(())
     }
 
-    async fn appliance(&self, report: &mut Report) -> Result<(), Failure> {
+    /// Whether it is there.
+    async fn appliance(&self, report: &mut Report) -> Result<bool, Failure> {
         let site = &self.0;
         let oma = &site.settings.oma;
         let wrong = match site.cloudstack.vm(oma).await? {
@@ -203,25 +202,33 @@ impl Validate {
             "the Volume Daemon is well",
             (!health.is_well()).then(|| "the Volume Daemon does not reach its database".to_owned()),
         );
-        Ok(())
+        Ok(there)
     }
 
-    async fn disks(&self, report: &mut Report, input: &Moving) -> Result<(), Failure> {
+    /// All volumes of the appliance are asked for at once, of both: it has many, and each call takes its time.
+    async fn disks(&self, report: &mut Report, input: &Moving, appliance: bool) -> Result<(), Failure> {
         let site = &self.0;
+        let oma = &site.settings.oma;
+        let at_oma = if appliance { site.cloudstack.volumes_of(oma).await? } else { Vec::new() };
+        let devices = site.daemon.vm_volumes(oma).await?;
         if input.disks.is_empty() {
             report.check("", Some("the machine has no disks".into()));
         }
         for (n, disk) in input.disks.iter().enumerate() {
             let id = &disk.volume;
             let what = format!("disk {n} ({id})");
-            let Some(volume) = site.cloudstack.volume(id).await? else {
+            let volume = match at_oma.iter().find(|volume| volume.id == *id) {
+                Some(volume) => Some(volume.clone()),
+                None => site.cloudstack.volume(id).await?,
+            };
+            let Some(volume) = volume else {
                 report.check(&what, Some(format!("{what}: CloudStack does not know its volume")));
                 continue;
             };
             let at = volume.virtualmachineid.as_deref();
             let wrong = if input.disks.iter().filter(|other| other.volume == *id).count() > 1 {
                 Some("two disks have the same volume".to_owned())
-            } else if at != Some(site.settings.oma.as_str()) {
+            } else if at != Some(oma.as_str()) {
                 Some(format!(
                     "its volume is attached to {}, not to the appliance",
                     volume.vmname.as_deref().or(at).unwrap_or("nothing")
@@ -240,7 +247,7 @@ impl Validate {
                     volume.size.unwrap_or(0),
                     disk.size
                 ))
-            } else if site.daemon.device(id).await?.is_none_or(|device| device.path().is_none()) {
+            } else if !devices.iter().any(|device| device.volume_id == *id && device.path().is_some()) {
                 Some("the Volume Daemon does not know its device".to_owned())
             } else {
                 None
@@ -287,14 +294,18 @@ impl Validate {
         if input.networks.is_empty() {
             report.check("", Some("no network was chosen".into()));
         }
+        // One is asked for by its id, several together with all others.
+        let only = if let [one] = &input.networks[..] { Some(one.as_str()) } else { None };
+        let networks = cloudstack.list_networks(only).await?;
         for id in &input.networks {
-            let found = cloudstack.list_networks(Some(id)).await?;
-            let wrong = match found.iter().find(|network| network.id == *id) {
+            let wrong = match networks.iter().find(|network| network.id == *id) {
                 None => Some(format!("there is no network {id}")),
                 Some(network) if network.canusefordeploy == Some(false) => {
                     Some(format!("the network {} takes no machines", network.name.as_deref().unwrap_or(id)))
                 }
-                Some(_) if input.rehearsal => self.0.not_for_rehearsals(id).await?,
+                Some(network) if input.rehearsal && !for_rehearsals(&network.tags) => {
+                    self.0.not_for_rehearsals(id).await?
+                }
                 Some(_) => None,
             };
             report.check(format!("the network {id} can be used"), wrong);

@@ -25,7 +25,9 @@ pub use objects::{
 };
 
 use crate::http::Origin;
-use crate::remote::{Ask, Kind, Line, Nature, Pace, Reach, Said, SecretName, Shape, Trouble, Word, wait};
+use crate::remote::{
+    Ask, Kind, Line, Looks, Nature, Pace, Reach, Said, SecretName, Shape, Trouble, Word, wait,
+};
 use crate::secrets::{Scrub, Secrets};
 
 /// The name of the system in errors.
@@ -52,6 +54,8 @@ pub struct VmaSettings {
     pub progress_timeout: Span,
     /// The largest answer that is read, in bytes.
     pub max_answer: usize,
+    /// How calls that only look are repeated.
+    pub looks: Looks,
     /// The pause between looks at a power state.
     pub power_poll: Span,
     /// How long a machine may take to be off.
@@ -77,6 +81,7 @@ impl Default for VmaSettings {
             replicate_timeout: Span::secs(30),
             progress_timeout: Span::secs(10),
             max_answer: 8 << 20,
+            looks: Looks::default(),
             power_poll: Span::secs(5),
             power_off_wait: Span::secs(120),
             power_on_wait: Span::secs(180),
@@ -156,6 +161,8 @@ impl Vma {
             answer_timeout: longest,
             timeout: longest,
             max_answer: settings.max_answer,
+            looks: settings.looks,
+            refused,
         };
         let line = Line::new(SYSTEM, &reach, secrets)?;
         Ok(Self { line, settings: Arc::new(settings) })

@@ -536,6 +536,54 @@ async fn what_changes_something_is_sent_once_and_what_looks_is_sent_again() {
     assert_eq!(cloud.target.heard().len(), 4, "nothing was repeated beneath the engine");
 }
 
+const COMMANDS: [&str; 4] = ["startVirtualMachine", "stopVirtualMachine", "deleteVolume", "createTags"];
+
+fn api(name: &str) -> Value {
+    json!({ "name": name, "isasync": true, "params": [{ "name": "id", "required": true }], "response": [] })
+}
+
+/// Allows the first and the third, and what is not asked about, on pages of what is asked for.
+fn discovery(sent: &BTreeMap<String, String>, pages: bool) -> Reply {
+    let mine = [COMMANDS[0], "listZones", COMMANDS[2], "listApis", "listVolumes"];
+    let named: Vec<_> = mine.iter().filter(|api| sent.get("name").is_none_or(|name| name == *api)).collect();
+    if named.is_empty() {
+        let text = "Api Discovery plugin was unable to find an api by that name or process any apis";
+        return api_error(530, text);
+    }
+    let of = |name: &str| sent[name].parse::<usize>().unwrap();
+    let (skip, take) = if pages { ((of("page") - 1) * of("pagesize"), of("pagesize")) } else { (0, 99) };
+    let page: Vec<_> = named.iter().skip(skip).take(take).map(|name| api(name)).collect();
+    Reply::json(200, json!({ "listapisresponse": { "count": named.len(), "api": page } }))
+}
+
+#[tokio::test]
+async fn rights_are_asked_for_all_at_once() {
+    let lacks = vec!["stopVirtualMachine", "createTags"];
+    for (pages, page, calls) in [(false, 500, 1), (false, 2, 1), (true, 500, 1), (true, 2, 3)] {
+        let cloud = cloud_with(|settings| settings.page = page, move |sent, _| discovery(sent, pages)).await;
+        assert_eq!(cloud.lacks(&COMMANDS).await.unwrap(), Some(lacks.clone()), "{pages} {page}");
+        assert_eq!(cloud.target.heard().len(), calls, "{pages} {page}");
+        assert!(cloud.target.heard().iter().all(|heard| !form(heard).contains_key("name")));
+    }
+    let none = cloud(|_, _| api_error(432, "not available")).await;
+    assert_eq!(none.lacks(&COMMANDS).await.unwrap(), None, "nobody tells");
+    let other = cloud(|_, _| api_error(531, "no")).await;
+    assert_eq!(other.lacks(&COMMANDS).await.unwrap_err().kind(), Kind::Operator);
+}
+
+/// What a root administrator may is megabytes, and may be more than is read.
+#[tokio::test]
+async fn rights_are_asked_for_one_by_one_where_all_of_them_are_too_many() {
+    let large = |sent: &BTreeMap<String, String>, _| match sent.get("name") {
+        Some(_) => discovery(sent, false),
+        None => Reply::Flood(4 << 20),
+    };
+    let cloud = cloud_with(|settings| settings.max_answer = 1 << 20, large).await;
+    assert_eq!(cloud.lacks(&COMMANDS).await.unwrap(), Some(vec!["stopVirtualMachine", "createTags"]));
+    let asked: Vec<_> = cloud.target.heard().iter().filter_map(|heard| form(heard).remove("name")).collect();
+    assert_eq!(asked, COMMANDS, "each once, also those that are not there");
+}
+
 fn shown(trouble: Trouble) -> String {
     format!("{trouble}\n{trouble:?}\n{}\n{:?}", trouble.text(), Failure::from(trouble.clone()))
 }

@@ -18,6 +18,7 @@ mod decoders;
 mod documents;
 mod http;
 mod linstor;
+mod looks;
 mod secrets;
 mod small;
 mod support;

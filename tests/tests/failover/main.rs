@@ -15,6 +15,7 @@ mod context;
 mod guards;
 mod guests;
 mod judge;
+mod looks;
 mod play;
 mod providers;
 mod rotation;

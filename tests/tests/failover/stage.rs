@@ -9,7 +9,7 @@ use backstay_activities::cloudstack::{CloudStack, CloudStackSettings};
 use backstay_activities::daemon::{Daemon, DaemonSettings};
 use backstay_activities::http::Origin;
 use backstay_activities::linstor::{Linstor, LinstorSettings};
-use backstay_activities::remote::SecretName;
+use backstay_activities::remote::{Looks, SecretName};
 use backstay_activities::secrets::{Said, Secret, SecretError, Secrets};
 use backstay_activities::site::{Adds, Plainly, Site, SiteSettings, register};
 use backstay_activities::v2v::{V2v, V2vSettings};
@@ -40,6 +40,8 @@ pub struct Stage {
     pub daemon_deadline: Span,
     /// What the site takes for the appliance, where that is not it.
     pub wrong_oma: Option<String>,
+    /// How calls that only look are made again.
+    pub looks: Looks,
 }
 
 /// Secrets that a test can change.
@@ -105,6 +107,7 @@ impl Stage {
             look_twice: ms(20),
             daemon_deadline: Span::secs(5),
             wrong_oma: None,
+            looks: Looks { tries: 4, first: ms(5), ceiling: ms(50) },
         })
     }
 
@@ -126,6 +129,7 @@ impl Stage {
             answer_timeout: ms(2_000),
             timeout: ms(4_000),
             job_deadline: Span::secs(20),
+            looks: self.looks,
             ..CloudStackSettings::default()
         };
         let daemon = DaemonSettings {
@@ -135,9 +139,14 @@ impl Stage {
             timeout: ms(4_000),
             attach_deadline: self.daemon_deadline,
             detach_deadline: self.daemon_deadline,
+            looks: self.looks,
             ..DaemonSettings::default()
         };
-        let linstor = LinstorSettings { url: self.centre.linstor_url(), ..LinstorSettings::default() };
+        let linstor = LinstorSettings {
+            url: self.centre.linstor_url(),
+            looks: self.looks,
+            ..LinstorSettings::default()
+        };
         let v2v = V2vSettings {
             program: env!("CARGO_BIN_EXE_pretend-v2v").into(),
             dir: self.dir.path().join("v2v"),
@@ -180,6 +189,7 @@ impl Stage {
             power_timeout: Span::secs(3),
             replicate_timeout: Span::secs(3),
             progress_timeout: Span::secs(3),
+            looks: self.looks,
             ..VmaSettings::default()
         };
         Vma::new(settings, Arc::clone(&self.secrets) as Arc<dyn Secrets>)
