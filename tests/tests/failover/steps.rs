@@ -37,7 +37,7 @@ impl Fails {
     }
 
     /// What is passed before the step fails does not count.
-    pub fn from_then_on(&self, hook: Hook) -> Hook {
+    pub fn after_that(&self, hook: Hook) -> Hook {
         let (at_once, failed) = (self.step.is_none(), Arc::clone(&self.failed));
         Arc::new(move |point| (at_once || failed.load(Ordering::SeqCst)) && hook(point))
     }

@@ -89,7 +89,7 @@ async fn play(scene: Scene, trouble: Trouble) -> anyhow::Result<Played> {
         _ => (Deaths::none(), Fails::never()),
     };
     config.lease = Duration::from_secs(30);
-    config.crash_hook = Some(fails.from_then_on(deaths.hook()));
+    config.crash_hook = Some(fails.after_that(deaths.hook()));
     if let Trouble::Call(rule) | Trouble::DeathIn(rule) = &trouble {
         stage.centre.faults().rule(rule.clone());
     }
