@@ -166,6 +166,16 @@ pub struct Export {
     /// `pending`, `active` or `failed`.
     #[serde(default, deserialize_with = "loose::some_text")]
     pub status: Option<String>,
+    /// What whoever had it made said of it.
+    #[serde(default)]
+    pub metadata: Value,
+}
+
+impl Export {
+    /// Which of its machine's disks it is, as far as anybody said.
+    pub fn disk_number(&self) -> Option<i64> {
+        self.metadata.get("disk_number").and_then(loose::whole)
+    }
 }
 
 /// A list of exports, with their number; some answer the bare list.

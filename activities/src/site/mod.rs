@@ -6,6 +6,7 @@
 //!   guard       what is asked right before a call, whatever the plan says
 //!   source      the machine at VMware: off, and on again
 //!   sync        its last changes, copied once it is off
+//!   pairing     which disk is which volume, as far as anybody can tell
 //!   exports     the way by which replication writes
 //!   volumes     from the appliance to the machine, and home
 //!   snapshots   the way back, for all disks of a machine or for none; revert
@@ -28,6 +29,7 @@ mod exports;
 mod guard;
 mod machine;
 mod nics;
+mod pairing;
 mod power;
 mod snapshots;
 mod source;

@@ -26,6 +26,7 @@ use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
 use super::change::left;
+use super::pairing::numbered_otherwise;
 use super::{DIRTY_TAG, Site};
 use crate::vma::{Copying, NbdTarget, Power, Progress, Replicate, VCenter};
 
@@ -313,7 +314,7 @@ impl FinalSync {
 
     async fn targets(&self, input: &Sync) -> Result<Vec<NbdTarget>, Failure> {
         let site = &self.0;
-        let mut targets = Vec::new();
+        let (mut targets, mut exports) = (Vec::new(), Vec::new());
         for disk in &input.disks {
             let export = site.daemon.export(&disk.volume).await?.ok_or_else(|| {
                 let message =
@@ -325,6 +326,11 @@ impl FinalSync {
                 vm_disk_id: i64::from(disk.key),
                 vmware_disk_key: disk.key.to_string(),
             });
+            exports.push(export);
+        }
+        let disks: Vec<_> = input.disks.iter().map(|disk| (disk.key, disk.volume.as_str())).collect();
+        if let Some(why) = numbered_otherwise(&disks, &exports) {
+            return Err(Failure::permanent("other_disks", why).not_applied());
         }
         Ok(targets)
     }

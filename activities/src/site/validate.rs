@@ -9,9 +9,11 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use super::guard::{HostName, at_work};
+use super::pairing::numbered_otherwise;
 use super::power::for_rehearsals;
 use super::{DIRTY_TAG, Site};
 use crate::cloudstack::ListVms;
+use crate::daemon::ListExports;
 use crate::vma::{Power, VCenter};
 
 pub(super) struct Validate(pub Arc<Site>);
@@ -253,6 +255,12 @@ impl Validate {
                 None
             };
             report.check(format!("{what} is at the appliance"), wrong.map(|why| format!("{what}: {why}")));
+        }
+        if let [_, _, ..] = input.disks[..] {
+            let exports = site.daemon.list_exports(&ListExports::default()).await?;
+            let disks: Vec<_> = input.disks.iter().map(|disk| (disk.key, disk.volume.as_str())).collect();
+            let wrong = numbered_otherwise(&disks, &exports);
+            report.check("no export tells another order of the disks", wrong);
         }
         Ok(())
     }

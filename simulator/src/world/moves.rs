@@ -398,9 +398,14 @@ impl State {
                 let _ = self.detach_row(volume);
             }
         }
-        for snapshot in self.vm_snapshots.values_mut().filter(|s| s.vm == vm && s.removed.is_none()) {
-            snapshot.state = "Removed".to_owned();
-            snapshot.removed = Some(Utc::now());
+        let there = |snapshot: &&VmSnapshot| snapshot.vm == vm && snapshot.removed.is_none();
+        let lost: Vec<Uuid> = self.vm_snapshots.values().filter(there).map(|snapshot| snapshot.id).collect();
+        for id in lost {
+            self.before_vm_snapshot_is_lost(id);
+            if let Some(snapshot) = self.vm_snapshots.get_mut(&id) {
+                snapshot.state = "Removed".to_owned();
+                snapshot.removed = Some(Utc::now());
+            }
         }
         if let Some(machine) = self.vms.get_mut(&vm) {
             machine.state = VmState::Expunging;

@@ -6,13 +6,9 @@ use async_trait::async_trait;
 use backstay_activities::site::Adds;
 use backstay_engine::machine::plan::Effect;
 use backstay_engine::machine::{CourseAt, CourseId, Direction, Verb};
-use backstay_engine::{
-    Activity, Context, Engine, Failure, Node, Plan, Probe, Registry, RunId, Span, Status, SubmitOptions,
-};
+use backstay_engine::{Activity, Context, Engine, Failure, Node, Probe, Registry, RunId, Span, Status};
 use backstay_simulator::faults::{Fault, Rule};
 use backstay_simulator::world::{Cause, State, World};
-use backstay_workflows::Workflow;
-use backstay_workflows::failover::FailoverWorkflow;
 use serde_json::{Value, json};
 
 use crate::judge::{Before, judge};
@@ -123,13 +119,7 @@ impl Play {
 
     /// Starts one more of its input.
     pub async fn submit(&self) -> anyhow::Result<RunId> {
-        let wrong = |problems| anyhow::anyhow!("{problems:?}");
-        let prepared = FailoverWorkflow.prepare(&self.input).map_err(wrong)?;
-        let mut plan = serde_json::to_value(&prepared.plan)?;
-        hurry(&mut plan, self.attempts);
-        let plan = Plan::check_json(&plan.to_string(), self.engine().registry())?;
-        let options = SubmitOptions { exclusive: prepared.exclusive, ..SubmitOptions::default() };
-        Ok(self.engine().submit(&plan, options).await?.run)
+        self.stage.submit_in_a_hurry(self.engine(), &self.input, self.attempts).await
     }
 
     pub fn engine(&self) -> &Engine {

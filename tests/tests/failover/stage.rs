@@ -16,7 +16,7 @@ use backstay_activities::v2v::{V2v, V2vSettings};
 use backstay_activities::vma::{Vma, VmaSettings};
 use backstay_engine::machine::{Action, RollBack, Verb};
 use backstay_engine::{
-    Answer, Engine, Node, NodeConfig, Registry, RunId, Span, Status, Store, SubmitOptions,
+    Answer, Engine, Node, NodeConfig, Plan, Registry, RunId, Span, Status, Store, SubmitOptions,
 };
 use backstay_simulator::world::{Cause, State, estate};
 use backstay_simulator::{Datacentre, Start};
@@ -25,6 +25,8 @@ use backstay_workflows::Workflow;
 use backstay_workflows::failover::FailoverWorkflow;
 use secrecy::SecretString;
 use serde_json::{Value, json};
+
+use crate::play::hurry;
 
 /// All of it.
 pub struct Stage {
@@ -249,6 +251,21 @@ impl Stage {
         let plan = FailoverWorkflow
             .checked(input, engine.registry())
             .map_err(|problems| anyhow::anyhow!("{problems:?}"))?;
+        let options = SubmitOptions { exclusive: prepared.exclusive, ..SubmitOptions::default() };
+        Ok(engine.submit(&plan, options).await?.run)
+    }
+
+    /// The same, with short waits between so many attempts of each step and of each undo.
+    pub async fn submit_in_a_hurry(
+        &self,
+        engine: &Engine,
+        input: &Value,
+        attempts: (u32, u32),
+    ) -> anyhow::Result<RunId> {
+        let prepared = FailoverWorkflow.prepare(input).map_err(|problems| anyhow::anyhow!("{problems:?}"))?;
+        let mut plan = serde_json::to_value(&prepared.plan)?;
+        hurry(&mut plan, attempts);
+        let plan = Plan::check_json(&plan.to_string(), engine.registry())?;
         let options = SubmitOptions { exclusive: prepared.exclusive, ..SubmitOptions::default() };
         Ok(engine.submit(&plan, options).await?.run)
     }

@@ -6,6 +6,7 @@ use backstay_engine::Status;
 use backstay_engine::machine::Direction;
 use backstay_simulator::faults::Fault;
 use backstay_simulator::world::estate;
+use serde_json::json;
 
 use crate::play::{Play, SOON};
 
@@ -153,5 +154,52 @@ async fn an_operation_that_died_with_its_daemon_is_never_waited_for_for_ever() -
         1,
         "nobody ended it"
     );
+    Ok(())
+}
+
+// Break 83: several disks of a machine were written into one volume. Here two volumes are given for each other's disks, and both
+// are of one size.
+#[tokio::test(flavor = "multi_thread")]
+async fn disks_whose_exports_tell_another_order_are_never_taken_for_each_other() -> anyhow::Result<()> {
+    const NUMBERED: [&str; 2] = ["/source/disks/0/volume", "/source/disks/1/volume"];
+    for found_out in [true, false] {
+        let mut play = Play::new("sql-01", "live").await?;
+        let volumes = NUMBERED.map(|place| play.input.pointer(place).expect("it has two").clone());
+        // Of one size, so that nothing else can tell them apart.
+        let size = play.change(|state| {
+            let source = state.sources.get_mut(&estate::source("sql-01")).expect("it is there");
+            let largest = source.disks.iter().map(|disk| disk.size).max().expect("it has some");
+            source.disks.iter_mut().for_each(|disk| disk.size = largest);
+            let replicas: Vec<_> = source.disks.iter().map(|disk| disk.replica).collect();
+            for replica in replicas {
+                state.volumes.get_mut(&replica).expect("it is there").size = largest;
+            }
+            largest
+        });
+        play.change(|state| {
+            for (number, volume) in volumes.iter().enumerate().filter(|_| found_out) {
+                let of =
+                    |export: &&mut backstay_simulator::daemon::Export| *volume == export.volume_id.as_str();
+                let export = state.daemon.exports.iter_mut().find(of).expect("it has one");
+                export.metadata.insert("disk_number".into(), json!(number));
+            }
+        });
+        for (place, volume) in NUMBERED.iter().zip(volumes.iter().rev()) {
+            *play.input.pointer_mut(place).expect("it has two") = volume.clone();
+            let of = place.replace("volume", "size");
+            *play.input.pointer_mut(&of).expect("it has one") = json!(size);
+        }
+        play.begin().await?;
+        let status = play.settled().await?;
+        let broken = play.stage.centre.truth().violations();
+        if found_out {
+            play.is_well(status, Status::RolledBack).await?;
+            play.failed_with("in another order than they are given here").await?;
+            assert_eq!(play.changing_calls(), Vec::<String>::new());
+        } else {
+            // Without that trace nothing in the world tells; docs/breaks.md says so.
+            assert!(broken.iter().any(|one| one.invariant == "wrong disk"), "{broken:#?}");
+        }
+    }
     Ok(())
 }
