@@ -62,7 +62,8 @@ async fn linstor_takes_a_rehearsal_back_with_and_without_drivers() -> anyhow::Re
 
 #[tokio::test(flavor = "multi_thread")]
 async fn linstor_takes_a_live_failover_back() -> anyhow::Result<()> {
-    there_and_back("linux-001", true, "linstor", (2, 0)).await
+    there_and_back("linux-001", true, "linstor", (2, 0)).await?;
+    there_and_back("windows-001", true, "linstor", (2, 0)).await
 }
 
 #[tokio::test(flavor = "multi_thread")]

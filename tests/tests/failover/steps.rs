@@ -17,7 +17,7 @@ use backstay_workflows::Workflow;
 use backstay_workflows::failover::FailoverWorkflow;
 
 use crate::stage::Stage;
-use crate::sweep::{Scene, Trouble, each, some, stride};
+use crate::sweep::{Scene, Trouble, each, of_one, some, stride};
 
 /// One step that fails for good, before or after it has done what it does. Nobody knows which.
 #[derive(Clone, Debug)]
@@ -108,7 +108,7 @@ fn scenes() -> Vec<Scene> {
     scenes.extend(
         [("sql-01", "linstor"), ("db-01", "machine")].map(|(name, by)| Scene::of(name, true, false, by)),
     );
-    scenes
+    of_one(scenes)
 }
 
 /// The steps of a failover, but for what is done after its commit.
@@ -134,7 +134,14 @@ async fn a_failover_whose_step_fails_ends_well_wherever_its_node_dies_on_the_way
         let calm = each(scene, steps.into_iter().map(fails).collect()).await?;
         for (place, (step, calm)) in calm.into_iter().enumerate() {
             let status = calm.status;
-            anyhow::ensure!(status == Status::RolledBack, "{scene:?}, {step}: {status:?}\n{}", calm.story);
+            // One failure is left to people: the copy runs by then.
+            let held = u32::from(step == "record-failed-over");
+            anyhow::ensure!(
+                (status, calm.helped) == (Status::RolledBack, held),
+                "{scene:?}, {step}: {status:?}, helped {} times\n{}",
+                calm.helped,
+                calm.story
+            );
             // Which of them differs from step to step.
             let apart = stride().unwrap_or((calm.passed.len() / 2).max(1));
             for (point, nth) in calm.passed.into_iter().skip(place * 53 % apart).step_by(apart) {
