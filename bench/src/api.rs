@@ -4,37 +4,27 @@
 use std::path::Path;
 use std::process::Stdio;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use backstay_engine::{Engine, NodeConfig, PlanBuilder, Registry, SubmitOptions};
 use serde_json::{Value, json};
 use sqlx::{Connection, PgConnection};
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::{Child, Command};
 
+use crate::caller::{Asked, OverHttp, Sides, closed_loop};
 use crate::host::{Host, process_cpu, resident_mb};
-use crate::{Args, round, seconds};
+use crate::{Args, round, seconds, submits};
 
 /// Callers at once.
-const CALLERS: [usize; 4] = [1, 16, 64, 256];
+pub(crate) const CALLERS: [usize; 4] = [1, 16, 64, 256];
 
 pub(crate) async fn measure(host: &Host, args: &Args) -> anyhow::Result<Value> {
-    let mut report = serde_json::Map::new();
-    let in_process = in_process(host, args).await?;
+    let mut report = submits::measure(host, args).await?;
     let server = Server::start(&host.fresh("api").await?).await?;
-    for (callers, of) in CALLERS.into_iter().zip(in_process) {
-        let submits = server.load(args, callers, Ask::Submit).await?;
-        let rate = submits.get("per_s").and_then(Value::as_f64).unwrap_or(f64::NAN);
-        report.insert(format!("submit_{callers}"), submits);
-        report.insert(
-            format!("submit_{callers}_in_process"),
-            json!({ "per_s": round(of, 0), "over_http": round(rate / of, 3) }),
-        );
-    }
     for callers in CALLERS {
-        report.insert(format!("get_{callers}"), server.load(args, callers, Ask::Get).await?);
+        let get = server.request("GET", &format!("/runs/{}", server.submitted().await?), "");
+        report.insert(format!("get_{callers}"), server.load(host, args, callers, get).await?.report());
     }
     report.insert("watch".into(), server.watchers(args, args.concurrency.unwrap_or(1_000)).await?);
     server.stop().await?;
@@ -43,106 +33,13 @@ pub(crate) async fn measure(host: &Host, args: &Args) -> anyhow::Result<Value> {
 }
 
 /// One step that waits, so that a run is submitted, parked, and no more.
-fn body() -> Value {
+pub(crate) fn plan() -> Value {
     let step = json!({ "name": "go", "activity": "wait", "input": { "signal": "go" }, "nothing_to_undo": "it waits" });
-    json!({ "plan": { "workflow": "bench", "steps": [step] } })
-}
-
-/// Submits a second in process, for each number of callers.
-async fn in_process(host: &Host, args: &Args) -> anyhow::Result<Vec<f64>> {
-    let engine = Engine::connect(&host.fresh("inprocess").await?, Registry::new()).await?;
-    let node = engine.start_node(NodeConfig { name: "bench".into(), ..NodeConfig::default() }).await?;
-    let mut plan = PlanBuilder::new("bench");
-    plan.wait("go", json!({ "signal": "go" })).done();
-    let plan = plan.check(engine.registry())?;
-    let mut rates = Vec::new();
-    for callers in CALLERS {
-        let engine = engine.clone();
-        let plan = Arc::clone(&plan);
-        let done = closed_loop(args, callers, move || {
-            let (engine, plan) = (engine.clone(), Arc::clone(&plan));
-            async move {
-                engine.submit(&plan, SubmitOptions::default()).await?;
-                anyhow::Ok(true)
-            }
-        });
-        rates.push(done.await?.per_second);
-    }
-    node.drain(Duration::from_secs(5)).await;
-    Ok(rates)
-}
-
-struct Loop {
-    per_second: f64,
-    p50: f64,
-    p99: f64,
-    errors: usize,
-}
-
-impl Loop {
-    fn report(&self) -> Value {
-        json!({ "per_s": round(self.per_second, 0), "p50_ms": round(self.p50, 2), "p99_ms": round(self.p99, 2),
-                "errors": self.errors })
-    }
-}
-
-/// So many callers, each asking again once it was answered.
-async fn closed_loop<F>(
-    args: &Args,
-    callers: usize,
-    ask: impl Fn() -> F + Clone + Send + 'static,
-) -> anyhow::Result<Loop>
-where
-    F: Future<Output = anyhow::Result<bool>> + Send,
-{
-    let (measuring, stop) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
-    let errors = Arc::new(AtomicUsize::new(0));
-    let mut tasks = tokio::task::JoinSet::new();
-    for _ in 0..callers {
-        let (measuring, stop, errors, ask) =
-            (Arc::clone(&measuring), Arc::clone(&stop), Arc::clone(&errors), ask.clone());
-        tasks.spawn(async move {
-            let mut took = Vec::new();
-            while !stop.load(Ordering::Relaxed) {
-                let begun = Instant::now();
-                let good = ask().await?;
-                if measuring.load(Ordering::Relaxed) && !stop.load(Ordering::Relaxed) {
-                    took.push(begun.elapsed().as_secs_f64() * 1_000.0);
-                    errors.fetch_add(usize::from(!good), Ordering::Relaxed);
-                }
-            }
-            anyhow::Ok(took)
-        });
-    }
-    let measured = seconds(args) / 3;
-    tokio::time::sleep(measured / 3).await;
-    let begun = Instant::now();
-    measuring.store(true, Ordering::Relaxed);
-    tokio::time::sleep(measured).await;
-    stop.store(true, Ordering::Relaxed);
-    let lasted = begun.elapsed().as_secs_f64();
-    let mut took = Vec::new();
-    while let Some(done) = tasks.join_next().await {
-        took.extend(done??);
-    }
-    took.sort_by(f64::total_cmp);
-    let at = |q: f64| took.get(((took.len().max(1) - 1) as f64 * q) as usize).copied().unwrap_or(f64::NAN);
-    Ok(Loop {
-        per_second: took.len() as f64 / lasted,
-        p50: at(0.5),
-        p99: at(0.99),
-        errors: errors.load(Ordering::Relaxed),
-    })
-}
-
-#[derive(Clone, Copy)]
-enum Ask {
-    Submit,
-    Get,
+    json!({ "workflow": "bench", "steps": [step] })
 }
 
 /// The program itself, as it is built beside this one.
-struct Server {
+pub(crate) struct Server {
     process: Child,
     base: String,
     token: String,
@@ -152,7 +49,7 @@ struct Server {
 }
 
 impl Server {
-    async fn start(url: &str) -> anyhow::Result<Self> {
+    pub(crate) async fn start(url: &str) -> anyhow::Result<Self> {
         let program = std::env::current_exe()?.with_file_name("backstay");
         anyhow::ensure!(program.exists(), "the server is not built: cargo build --release -p backstay");
         let dir = tempfile::tempdir()?;
@@ -166,28 +63,18 @@ impl Server {
             .env("BACKSTAY_LISTEN__HEALTH", "127.0.0.1:0")
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
+            // As a service would: whoever reads each line of it here would be measured with the server.
+            .stderr(std::fs::File::create(dir.path().join("log"))?)
             .kill_on_drop(true)
             .spawn()?;
-        let stdout = process.stdout.take().context("no output")?;
-        let stderr = process.stderr.take().context("no output")?;
-        let (say, mut said) = tokio::sync::mpsc::unbounded_channel();
-        for pipe in [Box::new(stdout) as Box<dyn tokio::io::AsyncRead + Send + Unpin>, Box::new(stderr)] {
-            let say = say.clone();
-            tokio::spawn(async move {
-                let mut lines = BufReader::new(pipe).lines();
-                while let Ok(Some(line)) = lines.next_line().await {
-                    let _ = say.send(line);
-                }
-            });
-        }
+        let mut said = BufReader::new(process.stdout.take().context("no output")?).lines();
         let base = loop {
-            let line =
-                tokio::time::timeout(Duration::from_secs(30), said.recv()).await?.context("it ended")?;
-            if let Some((_, base)) = line.split_once("Listening on ") {
+            let line = tokio::time::timeout(Duration::from_secs(30), said.next_line()).await??;
+            if let Some((_, base)) = line.context("it ended")?.split_once("Listening on ") {
                 break base.trim().to_owned();
             }
         };
+        tokio::spawn(async move { while let Ok(Some(_)) = said.next_line().await {} });
         let token = std::fs::read_to_string(data.join("admin-token"))?.trim().to_owned();
         // A second one in the same process is refused, and means the same.
         let _ = rustls::crypto::ring::default_provider().install_default();
@@ -199,34 +86,43 @@ impl Server {
         self.http.get(format!("{}/api/v1{path}", self.base)).bearer_auth(&self.token)
     }
 
-    fn submit(&self) -> reqwest::RequestBuilder {
-        let request = self.http.post(format!("{}/api/v1/runs", self.base)).bearer_auth(&self.token);
-        request.header("content-type", "application/json").body(body().to_string())
+    /// The bytes of a request.
+    fn request(&self, method: &str, path: &str, body: &str) -> Arc<[u8]> {
+        let (token, length) = (&self.token, body.len());
+        let text = format!(
+            "{method} /api/v1{path} HTTP/1.1\r\nhost: bench\r\nauthorization: Bearer {token}\r\n\
+             content-type: application/json\r\ncontent-length: {length}\r\n\r\n{body}"
+        );
+        text.into_bytes().into()
+    }
+
+    pub(crate) fn submit(&self) -> Arc<[u8]> {
+        self.request("POST", "/runs", &json!({ "plan": plan() }).to_string())
     }
 
     async fn submitted(&self) -> anyhow::Result<String> {
-        let text = self.submit().send().await?.error_for_status()?.text().await?;
+        let request = self.http.post(format!("{}/api/v1/runs", self.base)).bearer_auth(&self.token);
+        let request =
+            request.header("content-type", "application/json").body(json!({ "plan": plan() }).to_string());
+        let text = request.send().await?.error_for_status()?.text().await?;
         let run: Value = serde_json::from_str(&text)?;
         Ok(run.get("run").and_then(Value::as_str).context("no run")?.to_owned())
     }
 
-    async fn load(&self, args: &Args, callers: usize, ask: Ask) -> anyhow::Result<Value> {
-        let request = match ask {
-            Ask::Submit => self.submit(),
-            Ask::Get => self.get(&format!("/runs/{}", self.submitted().await?)),
-        };
-        let request = Arc::new(request.build()?);
-        let http = self.http.clone();
-        let done = closed_loop(args, callers, move || {
-            let (http, request) = (http.clone(), request.try_clone());
-            async move {
-                let answer = http.execute(request.context("a body that streams")?).await?;
-                let good = answer.status().is_success();
-                answer.bytes().await?;
-                Ok(good)
-            }
-        });
-        Ok(done.await?.report())
+    /// So many callers who ask this.
+    pub(crate) async fn load(
+        &self,
+        host: &Host,
+        args: &Args,
+        callers: usize,
+        request: Arc<[u8]>,
+    ) -> anyhow::Result<Asked> {
+        let mut all = Vec::with_capacity(callers);
+        for _ in 0..callers {
+            all.push(OverHttp::open(&self.base, &request).await?);
+        }
+        let pid = self.process.id().context("the server is gone")?.to_string();
+        closed_loop(args, &Sides::of(host, Some(pid)).await, all).await
     }
 
     /// So many who watch a run each: what the database is asked meanwhile, beside what it is asked without them.
@@ -276,7 +172,7 @@ impl Server {
         }))
     }
 
-    async fn stop(mut self) -> anyhow::Result<()> {
+    pub(crate) async fn stop(mut self) -> anyhow::Result<()> {
         if let Some(pid) = self.process.id().and_then(|id| rustix::process::Pid::from_raw(id as i32)) {
             rustix::process::kill_process(pid, rustix::process::Signal::TERM)?;
         }

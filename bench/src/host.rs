@@ -52,6 +52,15 @@ impl Host {
         self.url(&name)
     }
 
+    /// The first process of this Postgres, if it is on this machine.
+    pub(crate) async fn postmaster(&self) -> anyhow::Result<String> {
+        let mut conn = PgConnection::connect(&self.url("postgres")?).await?;
+        let ours: i32 = sqlx::query_scalar("select pg_backend_pid()").fetch_one(&mut conn).await?;
+        let (name, fields) = stat(&ours.to_string()).context("Postgres is on another machine")?;
+        anyhow::ensure!(name == "postgres", "Postgres is on another machine");
+        Ok((*fields.get(1).context("a process without a parent")? as i64).to_string())
+    }
+
     pub(crate) async fn close(self) -> anyhow::Result<()> {
         if let Some((postgres, _dir)) = self.own {
             postgres.stop().await?;
@@ -98,6 +107,20 @@ fn stat(pid: &str) -> Option<(String, Vec<f64>)> {
 pub(crate) fn process_cpu(pid: &str) -> f64 {
     let Some((_, fields)) = stat(pid) else { return 0.0 };
     (fields.get(11).unwrap_or(&0.0) + fields.get(12).unwrap_or(&0.0)) / 100.0
+}
+
+/// CPU seconds of a process and its children, with those that have ended.
+pub(crate) fn family_cpu(pid: &str) -> f64 {
+    let Ok(entries) = std::fs::read_dir("/proc") else { return 0.0 };
+    let all = entries.flatten().filter_map(|entry| entry.file_name().into_string().ok());
+    let parent: f64 = pid.parse().unwrap_or(f64::NAN);
+    let mut total = 0.0;
+    for (one, (_, fields)) in all.filter_map(|one| stat(&one).map(|stat| (one, stat))) {
+        if one == pid || fields.get(1) == Some(&parent) {
+            total += fields.get(11..15).unwrap_or_default().iter().sum::<f64>() / 100.0;
+        }
+    }
+    total
 }
 
 /// CPU seconds of all server processes on this machine, with those that have ended.

@@ -6,6 +6,7 @@
 
 mod activities;
 mod api;
+mod caller;
 mod centre;
 mod failover;
 mod floor;
@@ -18,6 +19,7 @@ mod recovery;
 mod removal;
 mod signals;
 mod storm;
+mod submits;
 mod takeover;
 mod work;
 
@@ -83,6 +85,8 @@ enum Scenario {
     Activities,
     /// The server over HTTP: submits, reads, pages, watchers.
     Api,
+    /// The part of it about submits: over HTTP and in process, and the processor time of each side.
+    Submits,
     /// What the same database does without an engine.
     Floor,
     /// Floor, sequential and fanout at the documented sizes, with their ratios.
@@ -122,6 +126,7 @@ async fn run(args: Args) -> anyhow::Result<()> {
         Scenario::Failover => failover::measure(&host, &args).await?,
         Scenario::Activities => activities::measure(&host, &args).await?,
         Scenario::Api => api::measure(&host, &args).await?,
+        Scenario::Submits => submits::measure(&host, &args).await?.into(),
         Scenario::Floor => floor::measure(&host, &args).await?,
         Scenario::All => all(&host, &args).await?,
     };

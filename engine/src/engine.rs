@@ -2,7 +2,9 @@
 
 use std::sync::{Arc, PoisonError};
 
-use backstay_machine::{CheckError, Epoch, Event, Journaled, Plan, Row, RunId, Sender, Seq, Status, action};
+use backstay_machine::{
+    CheckError, Epoch, Event, Journaled, Plan, Row, RunId, Sender, Seq, Status, Time, action,
+};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use tokio::sync::oneshot;
@@ -106,6 +108,8 @@ pub struct Submitted {
     pub run: RunId,
     /// False if it was submitted before under the same key.
     pub created: bool,
+    /// Its row of the index as it was first written, where that is known without looking.
+    pub first: Option<RunInfo>,
     handle: RunHandle,
 }
 
@@ -127,7 +131,14 @@ pub(crate) struct Submission {
     pub plan: Arc<Plan>,
     pub by: Option<Box<Sender>>,
     pub ended: Option<oneshot::Sender<Status>>,
-    reply: oneshot::Sender<bool>,
+    reply: oneshot::Sender<Option<Admitted>>,
+}
+
+/// What the node adds to an admission.
+#[derive(Clone, Copy, Debug)]
+struct Admitted {
+    at: Time,
+    owner: Epoch,
 }
 
 impl Submission {
@@ -137,12 +148,13 @@ impl Submission {
         Self { admission, plan, by, ended: None, reply }
     }
 
-    pub(crate) fn admit(self) {
-        let _ = self.reply.send(true);
+    /// It is durable, in the hands of this life.
+    pub(crate) fn admit(self, owner: Epoch) {
+        let _ = self.reply.send(Some(Admitted { at: self.admission.at, owner }));
     }
 
     pub(crate) fn refuse(self) {
-        let _ = self.reply.send(false);
+        let _ = self.reply.send(None);
     }
 }
 
@@ -181,36 +193,50 @@ impl Engine {
     pub async fn submit(&self, plan: &Arc<Plan>, options: SubmitOptions) -> Result<Submitted, EngineError> {
         let admission = admission(plan, &options)?;
         let run = admission.run;
-        let (tell_end, ended) = oneshot::channel();
-        let submitted = |run, created, ended| Submitted {
-            run,
-            created,
-            handle: RunHandle::new(self.clone(), run, 0, ended),
-        };
         // Who stands in line is called by whichever node looks next; nobody begins at once.
         let node = self.node.lock().unwrap_or_else(PoisonError::into_inner).clone();
         if let Some(node) = node.filter(|_| !options.queue) {
+            let (tell_end, ended) = oneshot::channel();
             let (reply, admitted) = oneshot::channel();
-            let plan = Arc::clone(plan);
             let by = options.by.clone().map(Box::new);
-            let submission =
-                Submission { admission: admission.clone(), plan, by, ended: Some(tell_end), reply };
+            let (plan, ended_too) = (Arc::clone(plan), Some(tell_end));
+            let submission = Submission { admission: admission.clone(), plan, by, ended: ended_too, reply };
             // If the node dies over it, nobody knows whether it was written; the free way below finds out.
-            if node.send(Message::Submit(Box::new(submission))).is_ok() && admitted.await == Ok(true) {
-                return Ok(submitted(run, true, Some(ended)));
+            if node.send(Message::Submit(Box::new(submission))).is_ok()
+                && let Ok(Some(admitted)) = admitted.await
+            {
+                let first = Some(first_row(admission, options.labels, admitted));
+                let handle = RunHandle::new(self.clone(), run, 0, Some(ended));
+                return Ok(Submitted { run, created: true, first, handle });
             }
         }
-        let by = options.by.clone().map(Box::new);
+        // Boxed, as it is rare and large: every caller would carry it along.
+        Box::pin(self.submit_free(plan, admission, options)).await
+    }
+
+    /// Stores a run that no node has yet.
+    async fn submit_free(
+        &self,
+        plan: &Arc<Plan>,
+        admission: Admission,
+        options: SubmitOptions,
+    ) -> Result<Submitted, EngineError> {
+        let run = admission.run;
+        let submitted = |run, created| {
+            let handle = RunHandle::new(self.clone(), run, 0, None);
+            Ok(Submitted { run, created, first: None, handle })
+        };
+        let by = options.by.map(Box::new);
         let first =
             Journaled { seq: 1, claim: 0, epoch: Epoch(0), at: admission.at, event: Event::Submitted { by } };
         let first = first.to_row(plan);
         // A holder of the key may end between the refusal and the look: then it is tried again.
         for _ in 0..3 {
             if self.store.admit_free(&admission, &first).await? || self.store.get(run).await?.is_some() {
-                return Ok(submitted(run, true, None));
+                return submitted(run, true);
             }
             match self.store.refusal(&admission).await? {
-                Some(Refusal::Known(run)) => return Ok(submitted(run, false, None)),
+                Some(Refusal::Known(run)) => return submitted(run, false),
                 Some(Refusal::KeyReused(run)) => {
                     return Err(EngineError::KeyReused { key: options.key.unwrap_or_default(), run });
                 }
@@ -258,6 +284,28 @@ impl Engine {
     /// A run for watching and waiting, from the event after this one on.
     pub fn watch_after(&self, run: RunId, seen: Seq) -> RunHandle {
         RunHandle::new(self.clone(), run, seen, None)
+    }
+}
+
+/// What `append.sql` has written for an admission.
+fn first_row(admission: Admission, labels: Value, admitted: Admitted) -> RunInfo {
+    RunInfo {
+        run: admission.run,
+        workflow: admission.workflow,
+        status: Status::Running,
+        plan_hash: admission.plan_hash,
+        priority: admission.priority,
+        labels: if labels.is_null() { json!({}) } else { labels },
+        client_key: admission.client_key,
+        exclusive_key: admission.exclusive_key,
+        owner: Some(admitted.owner.0),
+        claim: 0,
+        due_at: None,
+        note: None,
+        submitted_at: admitted.at,
+        finished_at: None,
+        unanswered: 0,
+        failing: Vec::new(),
     }
 }
 

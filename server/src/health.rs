@@ -56,6 +56,8 @@ impl Health {
     pub(crate) async fn watch(self) {
         loop {
             tokio::time::sleep(LOOK).await;
+            // What was measured is kept one by one until it is counted together, and perhaps nobody asks for figures.
+            self.figures.run_upkeep();
             self.look().await;
         }
     }

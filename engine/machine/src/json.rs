@@ -96,7 +96,7 @@ fn write_canonical(value: &Value, out: &mut String) {
                 if n > 0 {
                     out.push(',');
                 }
-                out.push_str(&Value::from(key.as_str()).to_string());
+                write_text(key, out);
                 out.push(':');
                 write_canonical(item, out);
             }
@@ -112,7 +112,19 @@ fn write_canonical(value: &Value, out: &mut String) {
             }
             out.push(']');
         }
+        Value::String(text) => write_text(text, out),
         scalar => out.push_str(&scalar.to_string()),
+    }
+}
+
+fn write_text(text: &str, out: &mut String) {
+    // Nearly every text stands as it is between its quotes.
+    if text.bytes().all(|byte| byte >= b' ' && byte != b'"' && byte != b'\\') {
+        out.push('"');
+        out.push_str(text);
+        out.push('"');
+    } else {
+        out.push_str(&Value::from(text).to_string());
     }
 }
 
@@ -337,6 +349,18 @@ mod tests {
         let b: Value = serde_json::from_str(r#"{"a":"x","b":[1,{"y":2.0,"z":1}]}"#).unwrap();
         assert_eq!(canonical(&a), canonical(&b));
         assert_eq!(canonical(&a), r#"{"a":"x","b":[1,{"y":2.0,"z":1}]}"#);
+    }
+
+    #[test]
+    fn canonical_text_is_what_the_parser_would_write() {
+        // Keys of one object alone, so that there is no order to keep.
+        for byte in 0..=0x2_ffff_u32 {
+            let Some(c) = char::from_u32(byte) else { continue };
+            let value = Value::from(format!("a{c}b"));
+            assert_eq!(canonical(&value), value.to_string(), "{byte:x}");
+        }
+        let value = json!({ "k\n\"\\\u{7f}é": [true, null, 1.5, -1, "\u{1}"] });
+        assert_eq!(canonical(&value), value.to_string());
     }
 
     #[test]

@@ -78,7 +78,7 @@ pub struct Ask<P, Q, B> {
     pub if_match: Option<i64>,
     /// All headers.
     pub headers: HeaderMap,
-    /// A digest of the whole request, for keys that are used twice.
+    /// A digest of the whole request, for keys that are used twice; empty without a key.
     pub digest: Vec<u8>,
 }
 
@@ -365,7 +365,7 @@ where
     let if_match = if_match(&parts.headers)?;
     // What is asked stands in the query as well, where there is one.
     let asked_of = parts.uri.path_and_query().map_or(parts.uri.path(), |whole| whole.as_str());
-    let digest = digest(operation, asked_of, &bytes);
+    let digest = key.as_ref().map(|_| digest(operation, asked_of, &bytes)).unwrap_or_default();
     let ask = Ask { path, query, body, key, if_match, headers: parts.headers, digest };
     // A caller who hangs up ends this future wherever it is; what was begun goes on to its end in a task of its own.
     let work = std::panic::AssertUnwindSafe(handler(permit, ask)).catch_unwind();

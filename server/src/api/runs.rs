@@ -127,8 +127,8 @@ async fn submit(permit: Permit, ask: Ask<(), (), InJson<Submit>>) -> Result<Take
     let plan = Plan::check(spec, permit.engine().registry())?;
     let options = SubmitOptions {
         // Two callers who think of the same key mean two runs.
+        asked: ask.key.is_some().then(|| ask.digest.iter().map(|byte| format!("{byte:02x}")).collect()),
         key: ask.key.map(|key| format!("{}/{key}", permit.who())),
-        asked: Some(ask.digest.iter().map(|byte| format!("{byte:02x}")).collect()),
         exclusive: asked.exclusive,
         queue: asked.queue,
         labels: Value::Object(asked.labels),
@@ -146,7 +146,12 @@ async fn submit(permit: Permit, ask: Ask<(), (), InJson<Submit>>) -> Result<Take
         Problem::new(&AWAY, detail).retry_after(2)
     })??;
     tracing::Span::current().record("run", submitted.run.to_string());
-    let Some(info) = permit.store().get(submitted.run).await? else {
+    // What was written just now need not be read.
+    let info = match submitted.first {
+        Some(first) => Some(first),
+        None => permit.store().get(submitted.run).await?,
+    };
+    let Some(info) = info else {
         let detail =
             format!("run {} was submitted under this key; it is over, and was removed", submitted.run);
         return Err(Problem::new(&REMOVED, detail).with("run", submitted.run.to_string()));

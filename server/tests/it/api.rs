@@ -17,6 +17,14 @@ async fn a_run_is_submitted_looked_at_and_steered() {
     let run = made.json()["run"].as_str().unwrap().to_owned();
     assert_eq!(made.header("location"), format!("/api/v1/runs/{run}"));
     api.until(&run, "waiting").await;
+    // The answer is made without looking; what stands in it and never changes is what is there.
+    let there = api.get(&format!("/api/v1/runs/{run}")).await.is(200).json();
+    let lasting = |mut run: Value| {
+        run.as_object_mut().unwrap().retain(|field, _| !["status", "note"].contains(&field.as_str()));
+        run
+    };
+    assert_eq!(made.json()["status"], "running");
+    assert_eq!(lasting(made.json()), lasting(there));
 
     let again = api.post("/api/v1/runs", body).await.is(409);
     assert_eq!((again.problem().as_str(), &again.json()["holder"]), ("exclusive-key-taken", &json!(run)));

@@ -23,7 +23,6 @@ fn known_of<'a>(catalog: &'a dyn Catalog, name: &str, in_undo: bool) -> Option<&
 /// What needs the activities: that they exist, and that inputs and bindings fit their schemas.
 pub(super) fn against_catalog(linked: &Linked, catalog: &dyn Catalog, problems: &mut Problems) {
     let mut shapes: HashMap<&str, Shape> = HashMap::new();
-    let there_are = listed(&catalog.names(), ", ");
     for step in &linked.steps {
         commits(linked, step, problems);
         for proof in &step.requires {
@@ -50,9 +49,10 @@ pub(super) fn against_catalog(linked: &Linked, catalog: &dyn Catalog, problems: 
             }
             let Some(activity) = known_of(catalog, &work.activity, in_undo) else {
                 let message = format!(
-                    "its {} runs \"{}\", which is no activity here; there are {there_are}",
+                    "its {} runs \"{}\", which is no activity here; there are {}",
                     if in_undo { "undo" } else { "step" },
                     clipped(&work.activity),
+                    listed(&catalog.names(), ", "),
                 );
                 problems.add(Some(&step.name), Rule::Activity, message);
                 continue;

@@ -87,7 +87,7 @@ impl Driver {
                     if refused.contains(&id) {
                         submission.refuse();
                     } else {
-                        submission.admit();
+                        submission.admit(self.shared.life.epoch);
                         self.admitted(id);
                     }
                 }
