@@ -20,10 +20,13 @@ use crate::support::{Heard, Reply, Target, secrets_for};
 /// A call of a client, with whatever it gives thrown away.
 type Made = Pin<Box<dyn Future<Output = Result<(), Trouble>> + Send>>;
 
+/// A way to make a call.
+type Way = fn(&Clients) -> Made;
+
 /// A way of each client to look, and to change something; and how a good look is answered.
 struct Clients {
     target: Arc<Target>,
-    all: Vec<(&'static str, fn(&Clients) -> Made, fn(&Clients) -> Made)>,
+    all: Vec<(&'static str, Way, Way)>,
     cloudstack: CloudStack,
     daemon: Daemon,
     vma: Vma,
