@@ -74,14 +74,17 @@ impl Callers {
     }
 }
 
-/// Nobody listens any more, or whoever had not yet been let in was sent away. That a request was taken and not answered
-/// is something else: the connection is then ended, and not refused or reset.
+/// Nobody listens any more, or whoever had not yet been let in was sent away, or a request has crossed the farewell to a
+/// connection that was idle. That an answer under way comes to its end is shown where nothing can cross it (slow.rs).
 fn is_nobody_there(error: &reqwest::Error) -> bool {
     use std::io::ErrorKind::{BrokenPipe, ConnectionReset};
     let mut cause: Option<&dyn std::error::Error> = Some(error);
     while let Some(one) = cause {
         if let Some(io) = one.downcast_ref::<std::io::Error>() {
             return error.is_connect() || matches!(io.kind(), BrokenPipe | ConnectionReset);
+        }
+        if one.downcast_ref::<hyper::Error>().is_some_and(hyper::Error::is_incomplete_message) {
+            return true;
         }
         cause = one.source();
     }
