@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use backstay_engine::machine::Verb;
-use backstay_engine::{Engine, NodeConfig, RunId, Status};
+use backstay_engine::{Engine, RunId, Status};
 use backstay_simulator::faults::{Fault, Rule};
 use backstay_simulator::world::estate;
 
@@ -22,11 +22,6 @@ const ATTEMPTS: (u32, u32) = (8, 10);
 const CALLS_OF_A_LIFE: u64 = 50;
 /// See [`CALLS_OF_A_LIFE`].
 const A_LIFE: Duration = Duration::from_secs(5);
-
-/// Nodes die here of no run's fault, so none is left alone for having been there.
-fn node() -> NodeConfig {
-    NodeConfig { max_crashes: i16::MAX, ..Stage::config("a") }
-}
 
 /// What goes wrong, with its weight.
 fn weather(share: f64) -> Vec<Rule> {
@@ -78,7 +73,7 @@ async fn a_storm_of_failovers_leaves_no_orphan_and_nothing_that_runs_twice() -> 
                 unended(&stage, &beside, &runs).await?
             );
         }
-        let (engine, mortal) = stage.node(node()).await?;
+        let (engine, mortal) = stage.node(Stage::config("a")).await?;
         // It dies once it has done something for each of them, however fast this machine is.
         let (until, enough) = (Instant::now() + A_LIFE, calls(&stage) + CALLS_OF_A_LIFE * left as u64);
         while left > 0 && Instant::now() < until && calls(&stage) < enough {
@@ -94,7 +89,7 @@ async fn a_storm_of_failovers_leaves_no_orphan_and_nothing_that_runs_twice() -> 
     // The weather clears, and people decide what was left to them.
     stage.centre.faults().clear();
     stage.unplug_what_cloudstack_lost();
-    let (engine, _node) = stage.node(node()).await?;
+    let (engine, _node) = stage.node(Stage::config("a")).await?;
     let mut ends: BTreeMap<&str, usize> = BTreeMap::new();
     let mut wrong = Vec::new();
     for (run, (name, live, before)) in &runs {
