@@ -27,6 +27,7 @@ pub struct Callers {
 impl Callers {
     /// Submits under one key, at one node and then at the other, until it is acknowledged.
     pub async fn submit(&self, client: &reqwest::Client, token: &str, key: &str, fails: bool) -> String {
+        let mut crossed = false;
         for turn in key.len().. {
             let base = {
                 let bases = self.bases.lock().unwrap();
@@ -38,7 +39,8 @@ impl Callers {
             let answer = request.header("content-type", "application/json").body(body).send().await;
             let answer = match answer {
                 Ok(answer) => answer,
-                Err(error) if is_nobody_there(&error) => {
+                Err(error) if is_nobody_there(&error) || is_cut(&error) => {
+                    crossed |= is_cut(&error);
                     self.unreachable.fetch_add(1, Ordering::SeqCst);
                     tokio::time::sleep(Duration::from_millis(20)).await;
                     continue;
@@ -55,6 +57,7 @@ impl Callers {
             // Whole, and as it should be: an answer that was begun is ended.
             let text = answer.text().await.unwrap();
             assert!(status == 202 || status == 200, "{status} {text}");
+            assert!(!crossed || status == 202, "what was cut had been taken, and was not answered: {text}");
             let run: Value = serde_json::from_str(&text).unwrap();
             return run["run"].as_str().unwrap().to_owned();
         }
@@ -74,17 +77,27 @@ impl Callers {
     }
 }
 
-/// Nobody listens any more, or whoever had not yet been let in was sent away, or a request has crossed the farewell to a
-/// connection that was idle. That an answer under way comes to its end is shown where nothing can cross it (slow.rs).
+/// The connection ended before there was an answer: the request has crossed the farewell to a connection that was idle. If
+/// it had been taken, the next one under its key would be told so.
+fn is_cut(error: &reqwest::Error) -> bool {
+    let mut cause: Option<&dyn std::error::Error> = Some(error);
+    while let Some(one) = cause {
+        if one.downcast_ref::<hyper::Error>().is_some_and(hyper::Error::is_incomplete_message) {
+            return true;
+        }
+        cause = one.source();
+    }
+    false
+}
+
+/// Nobody listens any more, or whoever had not yet been let in was sent away. That a request was taken and not answered
+/// is something else: the connection is then ended, and not refused or reset.
 fn is_nobody_there(error: &reqwest::Error) -> bool {
     use std::io::ErrorKind::{BrokenPipe, ConnectionReset};
     let mut cause: Option<&dyn std::error::Error> = Some(error);
     while let Some(one) = cause {
         if let Some(io) = one.downcast_ref::<std::io::Error>() {
             return error.is_connect() || matches!(io.kind(), BrokenPipe | ConnectionReset);
-        }
-        if one.downcast_ref::<hyper::Error>().is_some_and(hyper::Error::is_incomplete_message) {
-            return true;
         }
         cause = one.source();
     }
