@@ -276,18 +276,20 @@ impl Store {
             events.iter().map(|(run, row)| NewEvent(*run, row, new.contains(run))).collect();
         let moved = if life.is_watched() { batch.moved() } else { Vec::new() };
         let answers: Vec<_> = events.iter().filter_map(|(_, row)| answer(row)).collect();
-        if admissions.is_empty() && changes.is_empty() && answers.is_empty() {
-            let row = sqlx::query_file!(
+        let is_short = admissions.is_empty() && changes.is_empty() && answers.is_empty() && moved.is_empty();
+        // What stood under a proviso may have been all there was.
+        if is_short && !events.is_empty() {
+            let done = sqlx::query_file!(
                 "src/store/append_events.sql",
                 life.epoch.0,
                 life.token,
                 &written[..] as &[NewEvent<'_>],
-                &moved
             )
-            .fetch_one(conn)
+            .execute(conn)
             .await
             .map_err(StoreError::database("write to the journal"))?;
-            return if row.fenced == 0 { Err(StoreError::Fenced) } else { Ok(Appended::default()) };
+            // It has a row at least: none was written because the fence was empty.
+            return if done.rows_affected() == 0 { Err(StoreError::Fenced) } else { Ok(Appended::default()) };
         }
         let admitted: Vec<_> = admissions.iter().map(NewRun).collect();
         // In the order of whoever sends messages to many runs, so that the two do not wait for each other.
