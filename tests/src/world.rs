@@ -154,33 +154,6 @@ pub struct Made {
     pub padding: Option<String>,
 }
 
-/// Has each attempt run twice, as a node that was taken for dead may.
-#[derive(Debug)]
-pub struct Twice<A>(pub A);
-
-#[async_trait]
-impl<A: Activity> Activity for Twice<A>
-where
-    A::Input: Clone + Sync,
-{
-    const NAME: &'static str = A::NAME;
-    type Input = A::Input;
-    type Output = A::Output;
-
-    fn effect(&self) -> Effect {
-        self.0.effect()
-    }
-
-    async fn run(&self, context: &Context, input: A::Input) -> Result<A::Output, Failure> {
-        let _ = self.0.run(context, input.clone()).await;
-        self.0.run(context, input).await
-    }
-
-    async fn probe(&self, context: &Context, input: A::Input) -> Result<Probe<A::Output>, Failure> {
-        self.0.probe(context, input).await
-    }
-}
-
 /// Makes a thing. Its key is the thing's name, so a second attempt finds the first one's.
 #[derive(Debug)]
 pub struct Make(pub World);

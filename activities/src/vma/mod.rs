@@ -66,7 +66,8 @@ pub struct VmaSettings {
     pub progress_poll: Span,
     /// How long after its beginning a copy may be unknown.
     pub progress_grace: Span,
-    /// A copy that has not moved for so long counts as failed.
+    /// A copy that has not moved for so long counts as failed. Less than one wait of a rollback (25 minutes), or a rollback
+    /// never sees it: it waits again from the beginning.
     pub progress_stall: Span,
 }
 
@@ -87,7 +88,7 @@ impl Default for VmaSettings {
             power_on_wait: Span::secs(180),
             progress_poll: Span::secs(5),
             progress_grace: Span::secs(30),
-            progress_stall: Span::secs(1800),
+            progress_stall: Span::secs(1200),
         }
     }
 }

@@ -3,8 +3,8 @@
 use async_trait::async_trait;
 use backstay_activities::site::Adds;
 use backstay_engine::machine::Direction;
-use backstay_engine::machine::plan::Effect;
-use backstay_engine::{Activity, Context, Failure, Probe, Registry};
+use backstay_engine::{Activity, Context, Failure, Registry};
+use backstay_tests::{Around, With};
 
 /// How.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -22,31 +22,19 @@ pub struct All(pub Again);
 /// Undos alone.
 pub struct Undos(pub Again);
 
-struct Repeated<A> {
-    activity: A,
+struct Repeated {
     how: Again,
     undos_alone: bool,
 }
 
 #[async_trait]
-impl<A: Activity> Activity for Repeated<A>
-where
-    A::Input: Clone + Sync,
-{
-    const NAME: &'static str = A::NAME;
-    type Input = A::Input;
-    type Output = A::Output;
-
-    fn effect(&self) -> Effect {
-        self.activity.effect()
-    }
-
-    fn pool(&self) -> Option<String> {
-        self.activity.pool()
-    }
-
-    async fn run(&self, context: &Context, input: A::Input) -> Result<A::Output, Failure> {
-        let again = || self.activity.run(context, input.clone());
+impl Around for Repeated {
+    async fn run<A>(&self, activity: &A, context: &Context, input: A::Input) -> Result<A::Output, Failure>
+    where
+        A: Activity,
+        A::Input: Clone + Sync,
+    {
+        let again = || activity.run(context, input.clone());
         if self.undos_alone && context.direction() == Direction::Forward {
             return again().await;
         }
@@ -66,10 +54,6 @@ where
             Again::Unheard => again().await,
         }
     }
-
-    async fn probe(&self, context: &Context, input: A::Input) -> Result<Probe<A::Output>, Failure> {
-        self.activity.probe(context, input).await
-    }
 }
 
 impl Adds for All {
@@ -82,7 +66,7 @@ impl Adds for All {
         // are not what happens to it: the deaths in sweep.rs are.
         match (self.0, A::NAME) {
             (Again::AtOnce, "inject-drivers") => registry.with(activity),
-            (how, _) => registry.with(Repeated { activity, how, undos_alone: false }),
+            (how, _) => registry.with(With(Repeated { how, undos_alone: false }, activity)),
         }
     }
 }
@@ -93,6 +77,6 @@ impl Adds for Undos {
         A: Activity,
         A::Input: Clone + Sync,
     {
-        registry.with(Repeated { activity, how: self.0, undos_alone: true })
+        registry.with(With(Repeated { how: self.0, undos_alone: true }, activity))
     }
 }

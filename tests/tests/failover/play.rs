@@ -4,11 +4,11 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use backstay_activities::site::Adds;
-use backstay_engine::machine::plan::Effect;
 use backstay_engine::machine::{CourseAt, CourseId, Direction, Verb};
-use backstay_engine::{Activity, Context, Engine, Failure, Node, Probe, Registry, RunId, Span, Status};
+use backstay_engine::{Activity, Context, Engine, Failure, Node, Registry, RunId, Span, Status};
 use backstay_simulator::faults::{Fault, Rule};
 use backstay_simulator::world::{Cause, State, World};
+use backstay_tests::{Around, With};
 use serde_json::{Value, json};
 
 use crate::judge::{Before, judge};
@@ -287,41 +287,28 @@ impl Adds for Hooks {
         let hooks: Vec<_> = self.all.iter().filter(fits).map(|(_, hook)| Arc::clone(hook)).collect();
         match hooks.is_empty() {
             true => registry.with(activity),
-            false => registry.with(Hooked { activity, hooks, world: self.world.clone() }),
+            false => registry.with(With(Hooked { hooks, world: self.world.clone() }, activity)),
         }
     }
 }
 
-struct Hooked<A> {
-    activity: A,
+struct Hooked {
     hooks: Vec<Hook>,
     world: World,
 }
 
 #[async_trait]
-impl<A: Activity> Activity for Hooked<A> {
-    const NAME: &'static str = A::NAME;
-    type Input = A::Input;
-    type Output = A::Output;
-
-    fn effect(&self) -> Effect {
-        self.activity.effect()
-    }
-
-    fn pool(&self) -> Option<String> {
-        self.activity.pool()
-    }
-
-    async fn run(&self, context: &Context, input: A::Input) -> Result<A::Output, Failure> {
+impl Around for Hooked {
+    async fn run<A>(&self, activity: &A, context: &Context, input: A::Input) -> Result<A::Output, Failure>
+    where
+        A: Activity,
+        A::Input: Clone + Sync,
+    {
         for hook in &self.hooks {
             if let Some(failure) = hook(&self.world, context) {
                 return Err(failure);
             }
         }
-        self.activity.run(context, input).await
-    }
-
-    async fn probe(&self, context: &Context, input: A::Input) -> Result<Probe<A::Output>, Failure> {
-        self.activity.probe(context, input).await
+        activity.run(context, input).await
     }
 }

@@ -10,9 +10,8 @@ use async_trait::async_trait;
 use backstay_activities::site::Adds;
 use backstay_engine::crash::Hook;
 use backstay_engine::machine::Direction;
-use backstay_engine::machine::plan::Effect;
-use backstay_engine::{Activity, Context, Failure, Probe, Registry, Status};
-use backstay_tests::Deaths;
+use backstay_engine::{Activity, Context, Failure, Registry, Status};
+use backstay_tests::{Around, Deaths, With};
 use backstay_workflows::Workflow;
 use backstay_workflows::failover::FailoverWorkflow;
 
@@ -49,46 +48,25 @@ impl Adds for Fails {
         A: Activity,
         A::Input: Clone + Sync,
     {
-        match &self.step {
-            None => registry.with(activity),
-            Some(step) => registry.with(Failing { activity, step: step.clone(), fails: self.clone() }),
-        }
+        registry.with(With(self.clone(), activity))
     }
-}
-
-struct Failing<A> {
-    activity: A,
-    step: String,
-    fails: Fails,
 }
 
 #[async_trait]
-impl<A: Activity> Activity for Failing<A> {
-    const NAME: &'static str = A::NAME;
-    type Input = A::Input;
-    type Output = A::Output;
-
-    fn effect(&self) -> Effect {
-        self.activity.effect()
-    }
-
-    fn pool(&self) -> Option<String> {
-        self.activity.pool()
-    }
-
-    async fn run(&self, context: &Context, input: A::Input) -> Result<A::Output, Failure> {
-        if context.direction() == Direction::Undo || context.step() != self.step {
-            return self.activity.run(context, input).await;
+impl Around for Fails {
+    async fn run<A>(&self, activity: &A, context: &Context, input: A::Input) -> Result<A::Output, Failure>
+    where
+        A: Activity,
+        A::Input: Clone + Sync,
+    {
+        if context.direction() == Direction::Undo || self.step.as_deref() != Some(context.step()) {
+            return activity.run(context, input).await;
         }
-        if self.fails.done {
-            self.activity.run(context, input).await?;
+        if self.done {
+            activity.run(context, input).await?;
         }
-        self.fails.failed.store(true, Ordering::SeqCst);
+        self.failed.store(true, Ordering::SeqCst);
         Err(Failure::permanent("enough", "it fails, whether it is done or not"))
-    }
-
-    async fn probe(&self, context: &Context, input: A::Input) -> Result<Probe<A::Output>, Failure> {
-        self.activity.probe(context, input).await
     }
 }
 

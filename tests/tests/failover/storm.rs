@@ -123,6 +123,7 @@ async fn a_storm_of_failovers_leaves_no_orphan_and_nothing_that_runs_twice() -> 
     }
     println!("{} failovers, {kills} kills, {fired} faults: {ends:?}", runs.len());
     anyhow::ensure!(wrong.is_empty(), "{} went wrong:\n{}", wrong.len(), wrong.join("\n"));
+    stage.lab.assert_facts().await?;
     stage.is_sound()
 }
 

@@ -148,6 +148,7 @@ async fn play(scene: Scene, trouble: Trouble) -> anyhow::Result<Played> {
     let calls = stage.centre.faults().calls();
     let mut wrong = judge(&stage, scene.name, scene.live, &before, run, status);
     wrong.extend(judge_context(&stage, scene.name, scene.live, run, status).await?);
+    wrong.extend(stage.lab.assert_facts().await.err().map(|error| error.to_string()));
     let story = stage.lab.story(run).await?;
     if let Some((_, node)) = second {
         node.kill().await;

@@ -35,6 +35,7 @@ async fn doubled(how: Again) -> anyhow::Result<()> {
             "{name} {how:?}, back: {wrong:#?}\n{}",
             stage.lab.story(run).await?
         );
+        stage.lab.assert_facts().await?;
     }
     Ok(())
 }

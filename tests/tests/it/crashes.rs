@@ -7,7 +7,7 @@
 use std::time::Duration;
 
 use backstay_engine::{Engine, Plan, Registry, Status, SubmitOptions};
-use backstay_tests::{Deaths, Lab, Make, Twice, Unmake, plans};
+use backstay_tests::{Deaths, Lab, Make, Twice, Unmake, With, plans};
 use serde_json::{Value, json};
 
 /// What a play came to.
@@ -136,8 +136,9 @@ async fn a_run_gets_stuck_the_same_wherever_its_node_dies() -> anyhow::Result<()
 #[tokio::test(flavor = "multi_thread")]
 async fn each_attempt_may_run_twice() -> anyhow::Result<()> {
     let lab = Lab::new().await?;
-    let registry =
-        Registry::new().with(Twice(Make(lab.world.clone()))).with(Twice(Unmake(lab.world.clone())));
+    let registry = Registry::new()
+        .with(With(Twice, Make(lab.world.clone())))
+        .with(With(Twice, Unmake(lab.world.clone())));
     let engine = Engine::open(lab.engine.store().clone(), registry).await?;
     let _node = engine.start_node(Lab::config("a")).await?;
     for (like, status, things) in [
