@@ -35,7 +35,7 @@ struct Order {
 const MOST: &str = "select max(under_way)::bigint from (
     select sum(change) over (order by at, change) as under_way from (
         select at, case kind when 'started' then 1 else -1 end as change
-        from journal join runs using (run_id)
+        from events join runs using (run_id)
         where kind in ('started', 'succeeded', 'failed') and labels ->> 'part' = $1
     ) as changes
 ) as moments";

@@ -98,7 +98,7 @@ const TOOK: &str =
 from (
     select extract(epoch from max(j.at) - r.submitted_at)::float8 * 1000 as took, count(*) as events,
            count(*) filter (where j.kind = 'failed') as failed
-    from runs r join journal j using (run_id) where r.labels ->> 'part' = $1
+    from runs r join events j using (run_id) where r.labels ->> 'part' = $1
     group by r.run_id
 ) as each";
 
@@ -106,7 +106,7 @@ from (
 const LONGEST: &str = "with steps as (
     select run_id, step || case when undo then ' undone' else '' end as what,
            extract(epoch from max(at) filter (where kind = 'succeeded') - min(at) filter (where kind = 'started')) * 1000 as took
-    from journal join runs using (run_id) where labels ->> 'part' = $1 and step is not null
+    from events join runs using (run_id) where labels ->> 'part' = $1 and step is not null
     group by run_id, step, undo
 )
 select jsonb_object_agg(what, took) from (
@@ -185,7 +185,7 @@ impl Play {
         if let Some(wrong) = wrong {
             let why: Option<Option<String>> = sqlx::query_scalar(
                 "select string_agg(step || ': ' || (body -> 'error' ->> 'message'), '; ' order by seq)
-                 from journal where kind = 'failed' and run_id = $1::uuid",
+                 from events where kind = 'failed' and run_id = $1::uuid",
             )
             .bind(wrong.split(' ').next())
             .fetch_one(&mut self.conn)

@@ -32,7 +32,7 @@ pub(crate) async fn measure(host: &Host, args: &Args) -> anyhow::Result<Value> {
     let mut conn = <sqlx::PgConnection as sqlx::Connection>::connect(&url).await?;
     let (mut first, mut moved) = (None, 0i64);
     while moved < runs as i64 && begun.elapsed() < Duration::from_secs(120) {
-        moved = sqlx::query_scalar("select count(*) from journal where kind = 'started' and attempt = 2")
+        moved = sqlx::query_scalar("select count(*) from events where kind = 'started' and attempt = 2")
             .fetch_one(&mut conn)
             .await?;
         if moved > 0 && first.is_none() {
@@ -73,7 +73,7 @@ pub(crate) async fn worker(url: &str, args: &Args) -> anyhow::Result<()> {
         submitted??;
     }
     let mut conn = <sqlx::PgConnection as sqlx::Connection>::connect(url).await?;
-    let napping = "select count(*) from journal where kind = 'started' and step = 'nap'";
+    let napping = "select count(*) from events where kind = 'started' and step = 'nap'";
     while sqlx::query_scalar::<_, i64>(napping).fetch_one(&mut conn).await? < runs as i64 {
         tokio::time::sleep(Duration::from_millis(20)).await;
     }

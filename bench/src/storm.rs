@@ -23,7 +23,7 @@ const TURNING: usize = 100;
 const WAITS: &str = "with begun as (
     select r.run_id, extract(epoch from min(j.at) - r.submitted_at)::float8 as waited,
            rank() over (order by r.submitted_at) as came, rank() over (order by min(j.at)) as went
-    from runs r join journal j on j.run_id = r.run_id and j.kind = 'started' and not j.undo
+    from runs r join events j on j.run_id = r.run_id and j.kind = 'started' and not j.undo
     where r.workflow = 'storm' group by r.run_id
 )
 select percentile_cont(array[0.5, 0.99, 1]) within group (order by waited),
@@ -33,7 +33,7 @@ from begun";
 /// From the failure to the undo, in milliseconds.
 const UNDOS: &str = "with turned as (
     select u.run_id, extract(epoch from u.at - t.at)::float8 * 1000 as waited
-    from journal u join journal t on t.run_id = u.run_id and t.kind = 'rolling_back'
+    from events u join journal t on t.run_id = u.run_id and t.kind = 'rolling_back'
     where u.kind = 'started' and u.undo and u.attempt = 1
 )
 select count(*), percentile_cont(array[0.5, 1]) within group (order by waited) from turned";
@@ -42,7 +42,7 @@ select count(*), percentile_cont(array[0.5, 1]) within group (order by waited) f
 const MOST: &str = "select max(under_way)::bigint from (
     select sum(change) over (order by at, change) as under_way from (
         select at, case kind when 'started' then 1 else -1 end as change
-        from journal join runs using (run_id)
+        from events join runs using (run_id)
         where kind in ('started', 'succeeded')
           and ((workflow = 'storm' and not undo) or (workflow = 'turning' and undo))
     ) as changes

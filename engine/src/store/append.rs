@@ -9,12 +9,13 @@ use sqlx::postgres::types::PgRecordEncoder;
 use sqlx::postgres::{PgArgumentBuffer, PgHasArrayType, PgTypeInfo};
 use sqlx::{PgConnection, Postgres};
 
+use super::entry::Entry;
 use super::{Life, Moved, Outgoing, Proviso, Store, StoreError, Told};
 
 /// Rows on their way into the statement, as Postgres reads them: see the types in the migration.
 struct NewRun<'a>(&'a Admission);
 struct RunChange<'a>(&'a IndexChange);
-struct NewEvent<'a>(RunId, &'a Row, bool);
+struct NewEntry<'a>(Entry<'a>, bool);
 
 macro_rules! record {
     ($type:ident, $name:literal, |$it:ident| $($field:expr),+) => {
@@ -69,22 +70,23 @@ record!(
     it.0.failing.as_deref()
 );
 record!(
-    NewEvent,
-    "journal_row",
-    |it| it.0.0,
-    it.1.seq,
-    it.1.claim,
-    it.1.epoch,
-    it.1.at,
-    it.1.kind,
-    it.1.step.as_deref(),
-    it.1.undo,
-    it.1.generation,
-    it.1.attempt,
-    it.1.key,
-    it.1.body.as_ref().map(|body| body.as_str()),
-    it.2,
-    it.1.seal.as_ref().map(<[u8; 32]>::as_slice)
+    NewEntry,
+    "journal_entry",
+    |it| it.0.run.0,
+    it.0.first.seq,
+    it.0.first.claim,
+    it.0.first.epoch,
+    it.0.first.at,
+    it.0.first.kind,
+    it.0.first.step.as_deref(),
+    it.0.first.undo,
+    it.0.first.generation,
+    it.0.first.attempt,
+    it.0.first.key,
+    it.0.first.body.as_ref().map(|body| body.as_str()),
+    it.1,
+    it.0.first.seal.as_ref().map(<[u8; 32]>::as_slice),
+    Some(it.0.more.as_str()).filter(|more| !more.is_empty())
 );
 
 /// What all runs of a node have ready: committed together or not at all, but for what stands under a proviso.
@@ -272,8 +274,13 @@ impl Store {
     ) -> Result<Appended, StoreError> {
         let Batch { admissions, events, changes, .. } = batch;
         let new: HashSet<RunId> = admissions.iter().map(|admission| admission.run).collect();
-        let written: Vec<_> =
-            events.iter().map(|(run, row)| NewEvent(*run, row, new.contains(run))).collect();
+        let written: Vec<_> = Entry::of(events)
+            .into_iter()
+            .map(|entry| {
+                let fresh = new.contains(&entry.run);
+                NewEntry(entry, fresh)
+            })
+            .collect();
         let moved = if life.is_watched() { batch.moved() } else { Vec::new() };
         let answers: Vec<_> = events.iter().filter_map(|(_, row)| answer(row)).collect();
         let is_short = admissions.is_empty() && changes.is_empty() && answers.is_empty() && moved.is_empty();
@@ -283,7 +290,7 @@ impl Store {
                 "src/store/append_events.sql",
                 life.epoch.0,
                 life.token,
-                &written[..] as &[NewEvent<'_>],
+                &written[..] as &[NewEntry<'_>],
             )
             .execute(conn)
             .await
@@ -295,7 +302,7 @@ impl Store {
         // In the order of whoever sends messages to many runs, so that the two do not wait for each other.
         let mut changed: Vec<_> = changes.iter().map(RunChange).collect();
         changed.sort_by_key(|RunChange(change)| change.run);
-        let written_rows = &written[..] as &[NewEvent<'_>];
+        let written_rows = &written[..] as &[NewEntry<'_>];
         let (admitted, changed) = (&admitted[..] as &[NewRun<'_>], &changed[..] as &[RunChange<'_>]);
         let (epoch, token) = (life.epoch.0, life.token);
         // Most writes answer nobody, and need not touch the inbox at all.
@@ -401,7 +408,13 @@ impl Store {
         epoch: i64,
     ) -> Result<bool, StoreError> {
         sqlx::query_scalar!(
-            r#"select exists (select from journal where run_id = $1 and seq = $2 and epoch = $3) as "it!""#,
+            // It may be behind another in its row.
+            r#"select exists (
+                   select from journal
+                   where run_id = $1 and epoch = $3
+                     and seq = (select max(seq) from journal where run_id = $1 and seq <= $2)
+                     and seq + case json_typeof(more) when 'array' then json_array_length(more) else 0 end >= $2
+               ) as "it!""#,
             run.0,
             seq,
             epoch

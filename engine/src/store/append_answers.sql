@@ -38,9 +38,11 @@ changed as (
               and (runs.mail > runs.told or (runs.finished_at is not null and runs.exclusive_key is not null)) as spoken_to
 ),
 written as (
-    insert into journal (run_id, seq, claim, epoch, at, kind, step, undo, generation, attempt, key, body, seal)
-    select e.run_id, e.seq, e.claim, e.epoch, e.at, e.kind, e.step, e.undo, e.generation, e.attempt, e.key, e.body::json, e.seal
-    from fence, unnest($5::journal_row[]) as e
+    insert into journal (run_id, seq, claim, epoch, at, kind, step, undo, generation, attempt, key, body, seal,
+                         more)
+    select e.run_id, e.seq, e.claim, e.epoch, e.at, e.kind, e.step, e.undo, e.generation, e.attempt, e.key, e.body::json, e.seal,
+           e.more::json
+    from fence, unnest($5::journal_entry[]) as e
     -- The events of a run that was refused go with it.
     where not e.fresh or e.run_id in (select run_id from admitted)
 ),

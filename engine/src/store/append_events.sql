@@ -3,6 +3,7 @@
 with fence as materialized (
     select 1 from nodes where epoch = $1 and token = $2 and ended_at is null for key share
 )
-insert into journal (run_id, seq, claim, epoch, at, kind, step, undo, generation, attempt, key, body, seal)
-select e.run_id, e.seq, e.claim, e.epoch, e.at, e.kind, e.step, e.undo, e.generation, e.attempt, e.key, e.body::json, e.seal
-from fence, unnest($3::journal_row[]) as e
+insert into journal (run_id, seq, claim, epoch, at, kind, step, undo, generation, attempt, key, body, seal, more)
+select e.run_id, e.seq, e.claim, e.epoch, e.at, e.kind, e.step, e.undo, e.generation, e.attempt, e.key, e.body::json, e.seal,
+       e.more::json
+from fence, unnest($3::journal_entry[]) as e

@@ -19,7 +19,7 @@ end $$;
 -- The server reads everything.
 grant select on
     runs, journal, inbox, nodes, pools, pool_shares, retired_keys, principals, tokens, audit, audit_head, answers, secrets,
-    facts, database_roles, _sqlx_migrations, steps, resources, run_status, silent_runs, node_status, pool_status
+    facts, database_roles, _sqlx_migrations, events, steps, resources, run_status, silent_runs, node_status, pool_status
 to {server};
 
 -- It adds to the journal, and never changes what stands there. Of a run's row it changes where the run is, not what it is.

@@ -97,13 +97,14 @@ impl Store {
         .map_err(StoreError::database(doing))?;
         let token = Uuid::new_v4();
         let row = sqlx::query!(
-            r#"insert into nodes (token, name, activities, lease_until)
-               values ($1, $2, $3, clock_timestamp() + make_interval(secs => $4))
+            r#"insert into nodes (token, name, activities, lease_until, release)
+               values ($1, $2, $3, clock_timestamp() + make_interval(secs => $4), $5)
                returning epoch, clock_timestamp() as "now!""#,
             token,
             name,
             activities,
-            lease.as_secs_f64()
+            lease.as_secs_f64(),
+            env!("CARGO_PKG_VERSION")
         )
         .fetch_one(conn)
         .await

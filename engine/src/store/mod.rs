@@ -4,6 +4,7 @@
 //!   access/     who may speak to this installation, and what they did that no journal holds
 //!   append.rs   the writer's one statement: new runs, events, index changes; fenced, in one commit
 //!   claim.rs    who drives which run; reading a journal comes after its claim, in a later statement
+//!   entry.rs    a row of the journal's table, and the events in it
 //!   facts.rs    named values that change by compare-and-set, in the commit of a success
 //!   inbox.rs    what is said to runs, and what the journal answers
 //!   lease.rs    the lives of nodes: begin, renew, take over, end
@@ -25,6 +26,7 @@ pub mod access;
 mod append;
 mod claim;
 mod ears;
+mod entry;
 mod facts;
 mod inbox;
 mod lease;

@@ -6,6 +6,7 @@ use backstay_machine::event::kind;
 use backstay_machine::{Driven, Json, Row, RunId, Seq, Status, Time};
 use sqlx::PgConnection;
 
+use super::entry::{UNKNOWN, events};
 use super::{Store, StoreError};
 
 /// A run as the index knows it.
@@ -128,13 +129,15 @@ struct JournalRow {
     key: Option<uuid::Uuid>,
     body: Option<String>,
     seal: Option<Vec<u8>>,
+    more: Option<String>,
 }
 
 impl JournalRow {
-    fn read(self) -> Row {
+    /// Its events, after those that are read already.
+    fn read(self, into: &mut Vec<Row>) {
         // A kind of another release is kept as such: whoever folds the run refuses it by name.
-        let kind = kind(&self.kind).unwrap_or("of another release");
-        Row {
+        let kind = kind(&self.kind).unwrap_or(UNKNOWN);
+        let first = Row {
             seq: self.seq,
             claim: self.claim,
             epoch: self.epoch,
@@ -148,7 +151,8 @@ impl JournalRow {
             body: self.body.and_then(|text| Json::parse_text(&text).ok()),
             // One of another length fits nothing.
             seal: self.seal.map(|seal| seal.try_into().unwrap_or_default()),
-        }
+        };
+        events(first, self.more.as_deref(), into);
     }
 }
 
@@ -161,7 +165,8 @@ impl Store {
         let ids: Vec<_> = runs.iter().map(|run| run.0).collect();
         let rows = sqlx::query_as!(
             JournalRow,
-            r#"select run_id, seq, claim, epoch, at, kind, step, undo, generation, attempt, key, body::text as body, seal
+            r#"select run_id, seq, claim, epoch, at, kind, step, undo, generation, attempt, key, body::text as body, seal,
+                    more::text as more
                from journal where run_id = any($1) order by run_id, seq"#,
             &ids
         )
@@ -170,17 +175,23 @@ impl Store {
         .map_err(StoreError::database("read journals"))?;
         let mut journals: HashMap<RunId, Vec<Row>> = HashMap::with_capacity(runs.len());
         for row in rows {
-            journals.entry(RunId(row.run_id)).or_default().push(row.read());
+            let journal = journals.entry(RunId(row.run_id)).or_default();
+            row.read(journal);
         }
         Ok(journals)
     }
 
-    /// A page of one run's journal, after a position.
+    /// A page of one run's journal, after a position: so many events if there are as many, and those that share their last row.
     pub async fn journal(&self, run: RunId, after: Seq, most: i64) -> Result<Vec<Row>, StoreError> {
         let rows = sqlx::query_as!(
             JournalRow,
-            r#"select run_id, seq, claim, epoch, at, kind, step, undo, generation, attempt, key, body::text as body, seal
-               from journal where run_id = $1 and seq > $2 order by seq limit $3"#,
+            r#"select run_id, seq, claim, epoch, at, kind, step, undo, generation, attempt, key, body::text as body, seal,
+                    more::text as more
+               from journal
+               -- The row that the position is in may have events behind it.
+               where run_id = $1
+                 and seq >= coalesce((select max(seq) from journal where run_id = $1 and seq <= $2), 0)
+               order by seq limit $3::bigint + 1"#,
             run.0,
             after,
             most
@@ -188,7 +199,10 @@ impl Store {
         .fetch_all(&self.pool)
         .await
         .map_err(StoreError::database("read a journal"))?;
-        Ok(rows.into_iter().map(JournalRow::read).collect())
+        let mut journal = Vec::new();
+        rows.into_iter().for_each(|row| row.read(&mut journal));
+        journal.retain(|row| row.seq > after);
+        Ok(journal)
     }
 
     /// One run.
@@ -221,10 +235,14 @@ impl Store {
 
     /// The position of a run's last event; 0 if there is none.
     pub async fn last_seq(&self, run: RunId) -> Result<Seq, StoreError> {
-        let last = sqlx::query_scalar!("select max(seq) from journal where run_id = $1", run.0)
-            .fetch_one(&self.pool)
-            .await
-            .map_err(StoreError::database("look for the last event of a run"))?;
+        let last = sqlx::query_scalar!(
+            r#"select seq + case json_typeof(more) when 'array' then json_array_length(more) else 0 end as "seq!"
+               from journal where run_id = $1 order by seq desc limit 1"#,
+            run.0
+        )
+        .fetch_optional(&self.pool)
+        .await
+        .map_err(StoreError::database("look for the last event of a run"))?;
         Ok(last.unwrap_or(0))
     }
 
@@ -327,13 +345,13 @@ impl Store {
     /// How long each step, and each undo, of a workflow took in its last runs: the median, in seconds.
     pub(crate) async fn durations(&self, workflow: &str) -> Result<Vec<(String, bool, f64)>, StoreError> {
         let rows = sqlx::query!(
-            r#"select step as "step!", undo,
+            r#"select step as "step!", undo as "undo!",
                       percentile_disc(0.5) within group (order by extract(epoch from ended - began))::float8 as "took!"
                from (select step, undo, min(at) filter (where kind = 'started') as began,
                             min(at) filter (where kind = 'succeeded') as ended
                      from (select run_id from runs where workflow = $1 and finished_at is not null
                            order by run_id desc limit 20) as lately
-                     join journal using (run_id)
+                     join events using (run_id)
                      where kind in ('started', 'succeeded')
                      group by run_id, step, undo, generation, attempt) as attempts
                where ended is not null

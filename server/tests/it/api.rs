@@ -148,7 +148,7 @@ async fn the_same_key_is_the_same_run_however_often_and_wherever_it_is_submitted
     one.post(&format!("/api/v1/runs/{run}/signals"), json!({ "name": "go" })).await.is(200);
     one.until(&run, "succeeded").await;
     assert_eq!(target.heard().len(), 1, "it ran once: {:?}", target.heard());
-    let stored = "select (select count(*) from runs), (select count(*) from journal where kind = 'started')";
+    let stored = "select (select count(*) from runs), (select count(*) from events where kind = 'started')";
     let stored: (i64, i64) = sqlx::query_as(stored).fetch_one(&mut one.place.sql().await).await.unwrap();
     assert_eq!(stored, (1, 2), "a run of two steps");
     let other = json!({ "plan": waiting_plan("another") });

@@ -164,7 +164,11 @@ async fn a_journal_that_was_tampered_with_is_found() {
     place.run(&["check", &nobody]).await.exits(3).complains("there is no run");
     let mut sql = place.sql().await;
     let row: (uuid::Uuid,) = sqlx::query_as(
-        "delete from journal where step = 'attach' and undo and kind = 'succeeded' returning run_id",
+        // The row that has it, with what else was written with it.
+        "with undone as (select run_id, seq from events where step = 'attach' and undo and kind = 'succeeded')
+         delete from journal j using undone u
+         where j.run_id = u.run_id
+           and j.seq = (select max(seq) from journal where run_id = u.run_id and seq <= u.seq) returning j.run_id",
     )
     .fetch_one(&mut sql)
     .await

@@ -122,9 +122,9 @@ impl Scene {
             let late = name == "one" || (name == "two" && two_is_late);
             let token = Uuid::new_v4();
             let epoch: i64 = sqlx::query_scalar(
-                "insert into nodes (token, name, activities, lease_until, ended_at, ended_why)
+                "insert into nodes (token, name, activities, lease_until, ended_at, ended_why, release)
                  values ($1, $2, '{}', clock_timestamp() + make_interval(secs => $3),
-                         case when $4 then clock_timestamp() end, case when $4 then 'lost' end)
+                         case when $4 then clock_timestamp() end, case when $4 then 'lost' end, '0')
                  returning epoch",
             )
             .bind(token)
@@ -385,7 +385,7 @@ impl Tables {
             .fetch_all(&mut *sql)
             .await?,
             journal: sqlx::query_as(
-                "select run_id, seq, claim, epoch, kind, key from journal order by run_id, seq",
+                "select run_id, seq, claim, epoch, kind, key from events order by run_id, seq",
             )
             .fetch_all(&mut *sql)
             .await?,

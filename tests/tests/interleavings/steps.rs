@@ -481,7 +481,7 @@ impl Session {
                 let claim = self.claim_text.clone().unwrap_or_default();
                 let text = format!(
                     "with claimed as ({claim})
-                     select run_id, j.seq, j.epoch from claimed left join journal j using (run_id) order by 1, 2"
+                     select run_id, j.seq, j.epoch from claimed left join events j using (run_id) order by 1, 2"
                 );
                 let rows: Vec<(uuid::Uuid, i64, i64)> = sqlx::query_as(AssertSqlSafe(text))
                     .bind(life(number).epoch.0)

@@ -95,3 +95,21 @@ async fn a_page_of_the_runs_that_fail_at_a_step_reads_no_journal_however_many_ar
     })
     .await
 }
+
+/// Nodes that run side by side with a release that they cannot read would take each other's runs for unreadable.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_migration_that_wants_all_nodes_stopped_names_those_that_are_up() -> anyhow::Result<()> {
+    let lab = Lab::new().await?;
+    let mut sql = lab.sql().await?;
+    let guard = include_str!("../../../migrations/0019_entries.sql").split("alter table").next().unwrap();
+    let (_engine, node) = lab.node(Lab::config("late")).await?;
+    let refused = sqlx::raw_sql(guard).execute(&mut sql).await.unwrap_err().to_string();
+    assert!(refused.contains("stop late, and start this again"), "{refused}");
+    node.kill().await;
+    // One that died is not waited for.
+    until("its connection is gone", async || Ok(sqlx::raw_sql(guard).execute(&mut sql).await.is_ok()))
+        .await?;
+    let ended: Vec<String> = sqlx::query_scalar("select ended_why from nodes").fetch_all(&mut sql).await?;
+    assert_eq!(ended, ["superseded"]);
+    Ok(())
+}
