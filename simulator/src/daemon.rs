@@ -21,6 +21,8 @@ use serde_json::{Value, json};
 use crate::answer::{Answer, answer};
 use crate::faults::Fault;
 use crate::rest::Call;
+use crate::world::list::List;
+use crate::world::table::Tie;
 use crate::world::{Cause, World};
 pub use exports::{Export, volume_of};
 pub use operations::Operation;
@@ -31,15 +33,39 @@ pub use tables::Mapping;
 #[serde(default)]
 pub struct Rows {
     /// Every operation, oldest first.
-    pub operations: Vec<Operation>,
+    pub operations: List<Operation>,
     /// Where it thinks that volumes are.
-    pub mappings: Vec<Mapping>,
+    pub mappings: List<Mapping>,
     /// The NBD exports.
-    pub exports: Vec<Export>,
+    pub exports: List<Export>,
     /// It has looked around once: the replicas that were there at first are in its tables.
     pub settled: bool,
     /// How often it was started. What an earlier life began is not carried on.
     pub life: u64,
+}
+
+impl Rows {
+    /// A change is over: the indexes follow.
+    pub fn settle(&mut self) {
+        self.operations.settle();
+        self.mappings.settle();
+        self.exports.settle();
+    }
+
+    /// Whether every index is what its rows say.
+    pub fn is_settled(&self) -> bool {
+        self.operations.is_settled() && self.mappings.is_settled() && self.exports.is_settled()
+    }
+
+    /// Where it thinks that a volume is.
+    fn mapping_of(&self, volume: &str) -> Option<&Mapping> {
+        self.mappings.first(&Tie::VolumeName(volume.to_owned()))
+    }
+
+    /// The export of a volume.
+    fn export_of(&self, volume: &str) -> Option<&Export> {
+        self.exports.first(&Tie::VolumeName(volume.to_owned()))
+    }
 }
 
 /// How it behaves. The defects of the real one are on until somebody turns them off.

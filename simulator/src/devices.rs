@@ -3,14 +3,14 @@
 //! The name is what udev makes of a volume: `virtio-` and the first 20 characters of its id without dashes. In the file stands
 //! what the stand-in for virt-v2v-in-place needs, see [`crate::conversion::Device`].
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, OnceLock, PoisonError};
 
 use uuid::Uuid;
 
 use crate::conversion::Device;
-use crate::world::State;
+use crate::world::{Moves, State};
 
 /// Keeps the directory as the world is.
 #[derive(Default)]
@@ -23,7 +23,7 @@ pub struct Devices {
 #[derive(Default)]
 struct There {
     directory: PathBuf,
-    files: BTreeSet<PathBuf>,
+    files: BTreeMap<Uuid, PathBuf>,
 }
 
 /// The path of a volume's device at the OMA: in the directory, or where it really would be when there is none.
@@ -45,41 +45,48 @@ impl Devices {
         let _ = self.control.set(control);
     }
 
-    /// Makes the directory as `state` is. It is called with the world locked, so that no two do it at once.
-    pub fn follow(&self, state: &State) {
+    /// Makes the directory as `state` is, after what a change has touched. It is called with the world locked, so that no two
+    /// do it at once.
+    pub fn follow(&self, state: &State, moves: &Moves) {
         let (Some(directory), Some(control)) = (&state.settings.device_dir, self.control.get()) else {
             return;
         };
         let mut there = self.there.lock().unwrap_or_else(PoisonError::into_inner);
-        let plugged = state.volumes.values().filter(|volume| volume.plugged.contains(&state.oma));
-        let wanted: BTreeSet<PathBuf> =
-            plugged.clone().map(|volume| directory.join(name(volume.id))).collect();
-        if there.directory != *directory {
+        let anew = there.directory != *directory;
+        if anew {
             sweep(directory);
-            *there = There { directory: directory.clone(), files: BTreeSet::new() };
+            *there = There { directory: directory.clone(), files: BTreeMap::new() };
         }
-        if there.files == wanted {
-            return;
-        }
-        for gone in there.files.difference(&wanted) {
-            let _ = std::fs::remove_file(gone);
-        }
-        for volume in plugged {
-            let file = directory.join(name(volume.id));
-            if !there.files.contains(&file) {
-                let device = Device { volume: volume.id, size: volume.size, control: control.clone() };
-                if let Err(error) = write(&file, &device) {
-                    tracing::error!("the device {} cannot be made: {error}", file.display());
+        let touched: BTreeSet<Uuid> = if anew || moves.all {
+            there.files.keys().chain(state.volumes.keys()).copied().collect()
+        } else {
+            moves.volumes.keys.clone()
+        };
+        for id in touched {
+            let volume = state.volumes.get(&id).filter(|volume| volume.plugged.contains(&state.oma));
+            match (volume, there.files.contains_key(&id)) {
+                (Some(volume), false) => {
+                    let file = directory.join(name(id));
+                    let device = Device { volume: id, size: volume.size, control: control.clone() };
+                    if let Err(error) = write(&file, &device) {
+                        tracing::error!("the device {} cannot be made: {error}", file.display());
+                    }
+                    there.files.insert(id, file);
                 }
+                (None, true) => {
+                    if let Some(gone) = there.files.remove(&id) {
+                        let _ = std::fs::remove_file(gone);
+                    }
+                }
+                _ => {}
             }
         }
-        there.files = wanted;
     }
 
     /// Takes all devices away: the appliance is gone.
     pub fn remove(&self) {
         let there = std::mem::take(&mut *self.there.lock().unwrap_or_else(PoisonError::into_inner));
-        for file in there.files {
+        for file in there.files.into_values() {
             let _ = std::fs::remove_file(file);
         }
     }

@@ -22,6 +22,7 @@ use uuid::Uuid;
 use crate::answer::{Answer, answer};
 use crate::faults::Fault;
 use crate::rest::{Call, to_the_end};
+use crate::world::table::Tie;
 use crate::world::things::{Power, Volume};
 use crate::world::{State, World};
 
@@ -173,21 +174,28 @@ async fn handle(world: &World, call: &Call, fault: Option<Fault>) -> Answer {
 }
 
 /// The resource of a volume.
-fn resource(volume: &Volume) -> String {
+pub fn resource(volume: &Volume) -> String {
     format!("cs-{}", volume.path)
 }
 
-/// Volumes that have storage, and so a resource.
-fn with_storage(state: &State) -> impl Iterator<Item = &Volume> {
+/// Volumes that have storage, and so a resource: of these names, or all without any.
+fn with_storage<'a>(state: &'a State, names: &[&str]) -> impl Iterator<Item = &'a Volume> + use<'a> {
     use crate::world::things::VolumeState::{Allocated, Creating};
-    state
-        .volumes
-        .values()
-        .filter(|volume| volume.removed.is_none() && !matches!(volume.state, Allocated | Creating))
+    let has_storage =
+        |volume: &&Volume| volume.removed.is_none() && !matches!(volume.state, Allocated | Creating);
+    let mut found: Vec<&Volume> = if names.is_empty() {
+        state.volumes.values().filter(has_storage).collect()
+    } else {
+        let named = names.iter().flat_map(|name| state.volumes.tied(&Tie::Resource((*name).to_owned())));
+        named.filter(has_storage).collect()
+    };
+    found.sort_by_key(|volume| volume.id);
+    found.dedup_by_key(|volume| volume.id);
+    found.into_iter()
 }
 
 fn volume_of(state: &State, name: &str) -> Option<Uuid> {
-    with_storage(state).find(|volume| resource(volume) == name).map(|volume| volume.id)
+    with_storage(state, &[name]).next().map(|volume| volume.id)
 }
 
 /// The hosts with a disk of it: two, chosen by its id.

@@ -148,9 +148,9 @@ impl Truth {
         self.world.look(|state| state.violations.clone())
     }
 
-    /// The longest that each protected volume hung nowhere, in milliseconds.
+    /// See [`State::longest_adrift`].
     pub fn adrift(&self) -> BTreeMap<Uuid, i64> {
-        self.world.look(|state| state.adrift.clone())
+        self.world.look(State::longest_adrift)
     }
 
     /// How often each fault fired.

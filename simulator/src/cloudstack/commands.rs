@@ -202,7 +202,7 @@ pub async fn perform(
         return Err(Refusal::internal("CloudStack did it, and its answer was lost"));
     }
     let Some(job) = told.get("jobid").and_then(|id| id.as_str()?.parse().ok()) else { return Ok(told) };
-    world.until(|state| !state.cloudstack.is_pending(job)).await;
+    world.until_job(job, |state| !state.cloudstack.is_pending(job)).await;
     world.look(|state| match state.cloudstack.jobs.get(&job).filter(|row| !row.lost) {
         Some(row) if row.status == 1 => Ok(row.result.clone().unwrap_or(json!({}))),
         Some(row) => {

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use super::vms;
+use crate::world::table::Tie;
 use crate::world::things::VmState;
 use crate::world::{Cause, State, World};
 
@@ -30,8 +31,8 @@ pub fn of(state: &State, vm: Uuid) -> Option<Guest> {
     if guests.is_empty() {
         return None;
     }
-    let is_root = |at: crate::world::things::Attachment| at.vm == vm && at.device == 0;
-    let root = state.volumes.values().find(|volume| volume.attached.is_some_and(is_root))?;
+    let mut attached = state.volumes.tied(&Tie::Attached(vm));
+    let root = attached.find(|volume| volume.attached.is_some_and(|at| at.device == 0))?;
     let source = state.sources.get(&root.replica_of.as_ref()?.source)?;
     guests.get(&source.id).or_else(|| guests.get(&source.name)).copied()
 }

@@ -19,6 +19,7 @@ use super::request::Asked;
 use super::{Mask, show};
 use crate::faults::Fault;
 use crate::world::moves::Refusal;
+use crate::world::table::Tie;
 use crate::world::things::{VmState, VolumeState};
 use crate::world::{Cause, State, World};
 
@@ -184,7 +185,7 @@ async fn work(job: Job, running: Run, shows: &'static str) {
     if let Some(vm) = job.begun.line {
         let id = job.id;
         job.world
-            .until(|state| {
+            .until_job(id, |state| {
                 let first = state.cloudstack.lines.get(&vm).and_then(|line| line.front()) == Some(&id);
                 first || !state.cloudstack.is_pending(id)
             })
@@ -264,12 +265,24 @@ fn finish(state: &mut State, job: Uuid, status: u8, code: u16, result: Option<Va
     if let Some(vm) = row.line
         && let Some(line) = rows.lines.get_mut(&vm)
     {
-        line.retain(|waiting| *waiting != job);
-        if line.is_empty() {
-            rows.lines.remove(&vm);
+        // Mostly it is the first, and those behind it need not be looked at.
+        if line.front() == Some(&job) {
+            line.pop_front();
+        } else {
+            line.retain(|waiting| *waiting != job);
+        }
+        match line.front() {
+            Some(next) => rows.waiting.tell(*next),
+            None => drop(rows.lines.remove(&vm)),
         }
     }
-    rows.busy.retain(|_, busy| *busy != job);
+    rows.waiting.tell(job);
+    // A later job may be at the same thing.
+    if let Some((_, instance)) = row.instance
+        && rows.busy.get(&instance) == Some(&job)
+    {
+        rows.busy.remove(&instance);
+    }
 }
 
 /// One job ends as if the management server that ran it had gone.
@@ -286,8 +299,7 @@ fn cancel(state: &mut State, job: Uuid) {
 /// The management server begins anew: it knows nothing of what was under way.
 pub fn cancel_all(state: &mut State) {
     state.cloudstack.life += 1;
-    let pending: Vec<Uuid> =
-        state.cloudstack.jobs.values().filter(|row| row.status == 0).map(|row| row.id).collect();
+    let pending: Vec<Uuid> = state.cloudstack.jobs.tied(&Tie::Pending).map(|row| row.id).collect();
     for job in pending {
         cancel(state, job);
     }
@@ -342,16 +354,13 @@ fn purge(state: &mut State) {
         state.configurations.get("job.expire.minutes").and_then(|n| n.parse().ok()).unwrap_or(1440.0);
     let pace = if state.settings.pace > 0.0 { state.settings.pace } else { 1.0 };
     let kept = TimeDelta::milliseconds((minutes * 60_000.0 * pace) as i64);
-    let now = Utc::now();
+    let Some(then) = Utc::now().checked_sub_signed(kept) else { return };
     let rows = &mut state.cloudstack;
-    let used = &mut rows.used_job_ids;
-    rows.jobs.retain(|id, row| {
-        let keep = row.completed.is_none_or(|at| now - at < kept);
-        if !keep {
-            used.insert(*id);
-        }
-        keep
-    });
+    let old: Vec<Uuid> = rows.jobs.over_since(then).copied().collect();
+    for id in old {
+        rows.jobs.remove(&id);
+        rows.used_job_ids.insert(id);
+    }
 }
 
 /// `queryAsyncJobResult`

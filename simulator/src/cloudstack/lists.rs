@@ -1,6 +1,6 @@
 //! Commands that tell. An empty list has neither a count nor an array; names of VMs are found by any part of them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -10,6 +10,7 @@ use uuid::Uuid;
 use super::request::{Asked, Params};
 use super::{commands, show};
 use crate::world::moves::Refusal;
+use crate::world::table::{Row, Table, Tie};
 use crate::world::things::Fixture;
 use crate::world::{Cause, State, World};
 
@@ -83,6 +84,19 @@ impl Narrow {
         Ok(Narrow { ids, tags: params.pairs("tags"), account })
     }
 
+    /// The rows that can be meant: those with the ids, or else what has the `tie`, or else a tag. There may be others among them.
+    fn rows<'a, V: Row>(&self, all: &'a Table<Uuid, V>, tie: Option<Tie>) -> Vec<&'a V> {
+        let tag = || self.tags.iter().find_map(|(key, value)| Some(Tie::Tag(key.clone(), value.clone()?)));
+        match tie.or_else(tag) {
+            _ if !self.ids.is_empty() => {
+                let ids: BTreeSet<&Uuid> = self.ids.iter().collect();
+                ids.into_iter().filter_map(|id| all.get(id)).collect()
+            }
+            Some(tie) => all.tied(&tie).collect(),
+            None => all.values().collect(),
+        }
+    }
+
     fn takes(&self, id: Uuid, account: &str, tags: &BTreeMap<String, String>) -> bool {
         (self.ids.is_empty() || self.ids.contains(&id))
             && self.account.as_ref().is_none_or(|one| one == account)
@@ -107,7 +121,8 @@ fn part(params: &Params, name: &str, of: &[&str]) -> bool {
 pub fn vms(state: &State, asked: &Asked) -> Result<Value> {
     let (narrow, params) = (Narrow::new(asked)?, &asked.params);
     let network = params.id("networkid")?;
-    let found = state.vms.values().filter(|vm| {
+    let rows = narrow.rows(&state.vms, network.map(Tie::Network)).into_iter();
+    let found = rows.filter(|vm| {
         vm.removed.is_none()
             && narrow.takes(vm.id, &vm.account, &vm.tags)
             && part(params, "name", &[&vm.name])
@@ -123,7 +138,8 @@ pub fn vms(state: &State, asked: &Asked) -> Result<Value> {
 pub fn volumes(state: &State, asked: &Asked) -> Result<Value> {
     let (narrow, params) = (Narrow::new(asked)?, &asked.params);
     let vm = params.id("virtualmachineid")?;
-    let found = state.volumes.values().filter(|volume| {
+    let rows = narrow.rows(&state.volumes, vm.map(Tie::Attached)).into_iter();
+    let found = rows.filter(|volume| {
         volume.removed.is_none()
             && narrow.takes(volume.id, &volume.account, &volume.tags)
             && vm.is_none_or(|vm| volume.attached.is_some_and(|at| at.vm == vm))
@@ -150,7 +166,8 @@ pub fn volumes(state: &State, asked: &Asked) -> Result<Value> {
 pub fn snapshots(state: &State, asked: &Asked) -> Result<Value> {
     let (narrow, params) = (Narrow::new(asked)?, &asked.params);
     let volume = params.id("volumeid")?;
-    let found = state.snapshots.values().filter(|snapshot| {
+    let rows = narrow.rows(&state.snapshots, volume.map(Tie::Volume)).into_iter();
+    let found = rows.filter(|snapshot| {
         let account =
             state.volumes.get(&snapshot.volume).map(|volume| volume.account.as_str()).unwrap_or_default();
         // What LINSTOR took, CloudStack knows nothing of.
@@ -169,7 +186,8 @@ pub fn vm_snapshots(state: &State, asked: &Asked) -> Result<Value> {
     let (mut narrow, params) = (Narrow::new(asked)?, &asked.params);
     narrow.ids.extend(params.id("vmsnapshotid")?);
     let vm = params.id("virtualmachineid")?;
-    let found = state.vm_snapshots.values().filter(|snapshot| {
+    let rows = narrow.rows(&state.vm_snapshots, vm.map(Tie::Vm)).into_iter();
+    let found = rows.filter(|snapshot| {
         let account = state.vms.get(&snapshot.vm).map(|vm| vm.account.as_str()).unwrap_or_default();
         snapshot.removed.is_none()
             && narrow.takes(snapshot.id, account, &snapshot.tags)
@@ -196,6 +214,12 @@ pub fn networks(state: &State, asked: &Asked) -> Result<Value> {
     page(asked, state, "network", found.map(|one| show::network(state, one)).collect())
 }
 
+/// The row of an id, or all.
+fn named<V>(all: &Table<Uuid, V>, one: Option<Uuid>) -> impl Iterator<Item = &V> {
+    let rows = one.is_none().then(|| all.values()).into_iter().flatten();
+    one.and_then(|id| all.get(&id)).into_iter().chain(rows)
+}
+
 /// `listTags`
 pub fn tags(state: &State, asked: &Asked) -> Result<Value> {
     let params = &asked.params;
@@ -211,19 +235,18 @@ pub fn tags(state: &State, asked: &Asked) -> Result<Value> {
             }
         }
     };
-    state.vms.values().filter(|x| x.removed.is_none()).for_each(|x| add("UserVm", x.id, &x.account, &x.tags));
-    state
-        .volumes
-        .values()
+    // What is not an id is the id of nothing.
+    let one = params.get("resourceid").map(|id| id.parse().unwrap_or_default());
+    let State { vms, volumes, snapshots, vm_snapshots, networks, .. } = state;
+    named(vms, one).filter(|x| x.removed.is_none()).for_each(|x| add("UserVm", x.id, &x.account, &x.tags));
+    named(volumes, one)
         .filter(|x| x.removed.is_none())
         .for_each(|x| add("Volume", x.id, &x.account, &x.tags));
-    state.snapshots.values().filter(|x| x.removed.is_none()).for_each(|x| add("Snapshot", x.id, "", &x.tags));
-    state
-        .vm_snapshots
-        .values()
+    named(snapshots, one).filter(|x| x.removed.is_none()).for_each(|x| add("Snapshot", x.id, "", &x.tags));
+    named(vm_snapshots, one)
         .filter(|x| x.removed.is_none())
         .for_each(|x| add("VMSnapshot", x.id, "", &x.tags));
-    state.networks.values().for_each(|x| add("Network", x.id, "", &x.tags));
+    named(networks, one).for_each(|x| add("Network", x.id, "", &x.tags));
     page(asked, state, "tag", found)
 }
 
@@ -338,7 +361,7 @@ pub fn apis(state: &State, asked: &Asked) -> Result<Value> {
 /// `listAsyncJobs`: those that are pending.
 pub fn jobs(state: &State, asked: &Asked) -> Result<Value> {
     let all = asked.account.root_admin && asked.params.flag("listall", false);
-    let rows = state.cloudstack.jobs.values();
-    let found = rows.filter(|row| row.status == 0 && !row.lost && (all || row.account == asked.account.id));
+    let rows = state.cloudstack.jobs.tied(&Tie::Pending);
+    let found = rows.filter(|row| !row.lost && (all || row.account == asked.account.id));
     page(asked, state, "asyncjobs", found.map(show::job).collect())
 }

@@ -33,12 +33,15 @@ use axum::routing::get;
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
+use tokio::sync::Notify;
+use tokio::sync::futures::OwnedNotified;
 use uuid::Uuid;
 
 pub use guests::Guest;
 pub use jobs::JobRow;
 
 use crate::world::moves::Refusal;
+use crate::world::table::Table;
 use crate::world::{Cause, State, World};
 
 /// What is CloudStack's alone.
@@ -46,7 +49,7 @@ use crate::world::{Cause, State, World};
 #[serde(default)]
 pub struct Rows {
     /// Its jobs, those that are purged apart.
-    pub jobs: BTreeMap<Uuid, JobRow>,
+    pub jobs: Table<Uuid, JobRow>,
     /// Ids of jobs that are over and purged: the database still knows that they were used.
     pub used_job_ids: BTreeSet<Uuid>,
     /// The jobs of each VM, first come first served; the first one runs.
@@ -59,12 +62,33 @@ pub struct Rows {
     pub coming_back: BTreeSet<Uuid>,
     /// What a list shows instead of a thing's state, until then.
     pub masks: BTreeMap<Uuid, Mask>,
+    /// Who waits for a job.
+    #[serde(skip)]
+    pub waiting: Waiting,
     /// What lists tell until then, instead of what is so.
     #[serde(skip)]
     pub frozen: Option<(Instant, Arc<State>)>,
     /// Calls of each account in this second.
     #[serde(skip)]
     pub throttle: BTreeMap<Uuid, (i64, u32)>,
+}
+
+/// Who waits for a job: told when it is over, and when it is the first in its line. A thousand in one line would otherwise look
+/// after every change, and each of them for nothing.
+#[derive(Clone, Debug, Default)]
+pub struct Waiting(BTreeMap<Uuid, Arc<Notify>>);
+
+impl Waiting {
+    /// Waits until the job is told of next. Whoever asks with the world locked misses nothing.
+    pub fn next(&mut self, job: Uuid) -> OwnedNotified {
+        Arc::clone(self.0.entry(job).or_default()).notified_owned()
+    }
+
+    fn tell(&mut self, job: Uuid) {
+        if let Some(waiting) = self.0.remove(&job) {
+            waiting.notify_waiters();
+        }
+    }
 }
 
 /// A state that is shown although it is over.

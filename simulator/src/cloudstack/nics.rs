@@ -8,6 +8,7 @@ use super::request::{Asked, Params};
 use super::show;
 use crate::world::State;
 use crate::world::moves::Refusal;
+use crate::world::table::Tie;
 use crate::world::things::{Nic, VmState};
 
 type Result<T> = std::result::Result<T, Refusal>;
@@ -79,7 +80,7 @@ pub fn new_nic(state: &State, wish: Wanted) -> Result<Nic> {
     let network =
         state.networks.get(&wish.network).ok_or_else(|| Refusal::internal("the network is gone"))?;
     let taken = |ip: &str| {
-        let alive = state.vms.values().filter(|vm| vm.removed.is_none());
+        let alive = state.vms.tied(&Tie::Network(wish.network)).filter(|vm| vm.removed.is_none());
         alive.flat_map(|vm| &vm.nics).any(|nic| nic.network == wish.network && nic.ip.as_deref() == Some(ip))
     };
     let ip =

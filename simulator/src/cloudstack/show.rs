@@ -6,7 +6,8 @@ use uuid::Uuid;
 
 use super::{Guest, JobRow, guests};
 use crate::world::State;
-use crate::world::things::{Fixture, Network, Nic, Power, Snapshot, Vm, VmSnapshot, Volume};
+use crate::world::table::Tie;
+use crate::world::things::{Fixture, Network, Nic, Snapshot, Vm, VmSnapshot, Volume};
 
 /// As CloudStack writes a time: the zone without a colon.
 pub fn time(at: DateTime<Utc>) -> String {
@@ -93,10 +94,8 @@ pub fn vm(state: &State, vm: &Vm) -> Value {
         put(&mut map, "hostname", Some(host.name.clone()));
         put(&mut map, "hostcontrolstate", Some(if host.state == "Up" { "Enabled" } else { "Offline" }));
     }
-    let root = state
-        .volumes
-        .values()
-        .find(|volume| volume.attached.is_some_and(|at| at.vm == vm.id && at.device == 0));
+    let mut attached = state.volumes.tied(&Tie::Attached(vm.id)).filter_map(|volume| volume.attached);
+    let root = attached.find(|at| at.device == 0);
     put(&mut map, "rootdeviceid", root.map(|_| 0));
     put_job(&mut map, state, vm.id);
     Value::Object(map)
@@ -263,8 +262,7 @@ fn class(command: &str) -> String {
 
 /// A host.
 pub fn host(state: &State, host: &crate::world::things::Host) -> Value {
-    let runs = state.vms.values().filter(|vm| vm.host == Some(host.id) && vm.power == Power::On);
-    let used: u64 = runs.map(|vm| u64::from(vm.memory_mb)).sum();
+    let used: u64 = state.vms.tied(&Tie::RunsOn(host.id)).map(|vm| u64::from(vm.memory_mb)).sum();
     json!({
         "id": host.id, "name": host.name, "state": host.state, "type": "Routing", "hypervisor": "KVM",
         "resourcestate": "Enabled", "memorytotal": host.memory_mb << 20, "memoryallocated": used << 20,

@@ -12,7 +12,8 @@ use super::show;
 use super::vms::check_quota;
 use crate::faults::Fault;
 use crate::world::State;
-use crate::world::moves::{Refusal, is_under_way};
+use crate::world::moves::Refusal;
+use crate::world::table::Tie;
 use crate::world::things::{SnapshotBy, VmSnapshot, VmState, VolumeState};
 
 type Result<T> = std::result::Result<T, Refusal>;
@@ -170,22 +171,21 @@ pub fn begin_create_of_vm(state: &mut State, asked: &Asked) -> Result<Begun> {
             "The volume of the VM is not in Ready state: the VM cannot be snapshotted",
         ));
     }
-    if state.snapshots.values().any(|s| s.removed.is_none() && volumes.contains(&s.volume) && is_under_way(s))
-    {
+    if volumes.iter().any(|volume| state.is_being_snapshotted(*volume)) {
         return Err(Refusal::param(
             "There is other active volume snapshot tasks on the instance, please try again later",
         ));
     }
     let made_up = || format!("snapshot-{}", Utc::now().format("%Y%m%d%H%M%S%3f"));
     let display_name = asked.params.get("name").map_or_else(made_up, str::to_owned);
-    let mut there = state.vm_snapshots.values().filter(|s| s.vm == vm && s.removed.is_none());
-    if asked.fault != Some(Fault::DuplicateName) && there.any(|s| s.display_name == display_name) {
+    let there: Vec<_> = state.vm_snapshots.tied(&Tie::Vm(vm)).filter(|s| s.removed.is_none()).collect();
+    if asked.fault != Some(Fault::DuplicateName) && there.iter().any(|s| s.display_name == display_name) {
         return Err(Refusal::param(format!(
             "Creating Instance Snapshot failed due to Instance Snapshot with name {display_name} already exists"
         )));
     }
     let most = state.configurations.get("vmsnapshot.max").and_then(|n| n.parse().ok()).unwrap_or(10);
-    if state.vm_snapshots.values().filter(|s| s.vm == vm && s.removed.is_none()).count() >= most {
+    if there.len() >= most {
         return Err(Refusal::internal(format!(
             "Creating Instance Snapshot failed due to a VM can just have : {most} VM snapshots"
         )));

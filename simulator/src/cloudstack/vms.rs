@@ -13,6 +13,7 @@ use super::{guests, nics, show};
 use crate::faults::Fault;
 use crate::world::State;
 use crate::world::moves::Refusal;
+use crate::world::table::Tie;
 use crate::world::things::{Fixture, Power, Vm, VmState, VolumeState};
 
 type Result<T> = std::result::Result<T, Refusal>;
@@ -171,10 +172,8 @@ fn check_name_is_free(state: &State, name: &str, wanted: &[nics::Wanted]) -> Res
     };
     for wish in wanted {
         let Some(domain) = domain_of(wish.network) else { continue };
-        let taken = state.vms.values().any(|vm| {
-            vm.removed.is_none()
-                && vm.name.eq_ignore_ascii_case(name)
-                && vm.nics.iter().any(|nic| domain_of(nic.network) == Some(domain))
+        let taken = state.vms.tied(&Tie::Name(name.to_ascii_lowercase())).any(|vm| {
+            vm.removed.is_none() && vm.nics.iter().any(|nic| domain_of(nic.network) == Some(domain))
         });
         if taken {
             return Err(Refusal::param(format!(
@@ -306,14 +305,8 @@ pub fn is_up(state: &mut State, id: Uuid) -> Result<()> {
 /// A host that is up, and has the memory.
 pub fn room_for(state: &State, vm: Uuid) -> Result<Uuid> {
     let wanted = u64::from(state.vm(vm)?.memory_mb);
-    let used = |host: Uuid| -> u64 {
-        state
-            .vms
-            .values()
-            .filter(|vm| vm.power == Power::On && vm.host == Some(host))
-            .map(|vm| u64::from(vm.memory_mb))
-            .sum()
-    };
+    let used =
+        |host: Uuid| -> u64 { state.vms.tied(&Tie::RunsOn(host)).map(|vm| u64::from(vm.memory_mb)).sum() };
     let fits = state.hosts.iter().find(|host| host.state == "Up" && used(host.id) + wanted <= host.memory_mb);
     fits.map(|host| host.id).ok_or_else(|| {
         Refusal::code(
@@ -479,7 +472,7 @@ async fn lose(job: &Job, id: Uuid, with: Vec<Uuid>) -> std::result::Result<(), E
 
 /// Whether the rows and the hypervisors differ on what runs.
 pub fn power_differs(state: &State) -> bool {
-    state.vms.values().any(|vm| unlike(state, vm))
+    state.vms.tied(&Tie::Unlike).any(|vm| unlike(state, vm))
 }
 
 fn unlike(state: &State, vm: &Vm) -> bool {
@@ -495,7 +488,8 @@ fn unlike(state: &State, vm: &Vm) -> bool {
 
 /// The hypervisors report what runs, and the rows follow.
 pub fn sync_power(state: &mut State) {
-    let wrong: Vec<Uuid> = state.vms.values().filter(|vm| unlike(state, vm)).map(|vm| vm.id).collect();
+    let wrong: Vec<Uuid> =
+        state.vms.tied(&Tie::Unlike).filter(|vm| unlike(state, vm)).map(|vm| vm.id).collect();
     for id in wrong {
         let Ok(vm) = state.vm_mut(id) else { continue };
         if vm.power == Power::On {

@@ -6,6 +6,7 @@ use serde_json::{Map, Value, json};
 
 use super::{Answer, wrong};
 use crate::rest::Call;
+use crate::world::table::Tie;
 use crate::world::{Cause, State, World};
 
 /// The port of the NBD server.
@@ -54,12 +55,8 @@ impl Export {
 
 /// The volume that an export stands for, if the NBD server has it.
 pub fn volume_of<'a>(state: &'a State, export: &str) -> Option<&'a str> {
-    state
-        .daemon
-        .exports
-        .iter()
-        .find(|known| known.export_name == export)
-        .map(|known| known.volume_id.as_str())
+    let found = state.daemon.exports.first(&Tie::Export(export.to_owned()));
+    found.map(|known| known.volume_id.as_str())
 }
 
 /// An attach at the OMA makes an export; an error is only logged.
@@ -68,7 +65,7 @@ pub fn make(state: &mut State, volume: &str, path: &str) {
         tracing::warn!(volume, "the NBD export could not be made");
         return;
     }
-    state.daemon.exports.retain(|export| export.volume_id != volume);
+    state.daemon.exports.remove(&Tie::VolumeName(volume.to_owned()));
     state.daemon.exports.push(Export::new(volume, path.to_owned()));
 }
 
@@ -86,10 +83,10 @@ pub fn create(world: &World, cause: Cause, call: &Call) -> Answer {
                     .to_owned(),
             );
         }
-        if let Some(known) = state.daemon.exports.iter().find(|export| export.volume_id == volume) {
+        if let Some(known) = state.daemon.export_of(&volume) {
             return Ok(known.shape());
         }
-        let Some(mapping) = state.daemon.mappings.iter().find(|row| row.volume_uuid == volume) else {
+        let Some(mapping) = state.daemon.mapping_of(&volume) else {
             return Err(format!("failed to create NBD export: no device mapping found for volume {volume}"));
         };
         let mut export = Export::new(&volume, mapping.device_path.clone());
@@ -107,9 +104,7 @@ pub fn create(world: &World, cause: Cause, call: &Call) -> Answer {
 }
 
 pub fn get(world: &World, volume: &str) -> Answer {
-    let found = world.look(|state| {
-        state.daemon.exports.iter().find(|export| export.volume_id == volume).map(Export::shape)
-    });
+    let found = world.look(|state| state.daemon.export_of(volume).map(Export::shape));
     found.map_or_else(
         || wrong(404, &format!("export not found for volume {volume}")),
         |shape| Answer::json(200, &shape),
@@ -119,7 +114,7 @@ pub fn get(world: &World, volume: &str) -> Answer {
 pub fn delete(world: &World, cause: Cause, volume: &str) -> Answer {
     let gone = world.change(cause, |state| {
         let before = state.daemon.exports.len();
-        state.daemon.exports.retain(|export| export.volume_id != volume);
+        state.daemon.exports.remove(&Tie::VolumeName(volume.to_owned()));
         before != state.daemon.exports.len()
     });
     if gone {
@@ -146,11 +141,8 @@ pub fn list(world: &World, call: &Call) -> Answer {
 }
 
 fn is_orphan(state: &State, export: &Export) -> bool {
-    !state
-        .daemon
-        .mappings
-        .iter()
-        .any(|row| row.volume_uuid == export.volume_id && row.operation_mode == "oma")
+    let mut rows = state.daemon.mappings.tied(&Tie::VolumeName(export.volume_id.clone()));
+    !rows.any(|row| row.operation_mode == "oma")
 }
 
 pub fn orphans(world: &World) -> Answer {

@@ -16,6 +16,7 @@ use crate::cloudstack;
 use crate::faults::Fault;
 use crate::rest::Call;
 use crate::world::moves::Refusal;
+use crate::world::table::Tie;
 use crate::world::{Cause, State, World};
 
 /// An operation, as it is answered.
@@ -72,7 +73,9 @@ impl Operation {
 
 pub fn get(world: &World, call: &Call, fault: Option<Fault>) -> Answer {
     let found = world.look(|state| {
-        state.daemon.operations.iter().find(|known| known.id.to_string() == call.arg(0)).cloned()
+        let known =
+            call.arg(0).parse().ok().and_then(|id| state.daemon.operations.first(&Tie::Operation(id)));
+        known.filter(|known| known.id.to_string() == call.arg(0)).cloned()
     });
     match found {
         Some(operation) if fault != Some(Fault::JobLost) => Answer::json(200, &json!(operation)),
@@ -89,15 +92,15 @@ pub fn list(world: &World, call: &Call) -> Answer {
                 && call.asked("volume_id").is_none_or(|volume| volume == operation.volume_id)
                 && call.asked("vm_id").is_none_or(|vm| Some(vm) == operation.vm_id.as_deref())
         };
-        state
-            .daemon
-            .operations
-            .iter()
-            .rev()
-            .filter(fits)
-            .take(limit)
-            .map(|operation| json!(operation))
-            .collect()
+        let operations = &state.daemon.operations;
+        let told = |operation: &Operation| json!(operation);
+        match call.asked("volume_id") {
+            Some(volume) => {
+                let of_it = operations.tied(&Tie::VolumeName(volume.to_owned()));
+                of_it.rev().filter(fits).take(limit).map(told).collect()
+            }
+            None => operations.iter().rev().filter(fits).take(limit).map(told).collect(),
+        }
     });
     Answer::json(200, &list_of(world, found))
 }
@@ -165,8 +168,7 @@ pub fn delete(world: &World, call: &Call, fault: Option<Fault>) -> Answer {
     let volume = call.arg(0).to_owned();
     let about = volume.clone();
     begin(world, "delete", &about, None, json!({"volume_id": volume}), fault, move |work| async move {
-        let mapped =
-            work.world.look(|state| state.daemon.mappings.iter().any(|row| row.volume_uuid == volume));
+        let mapped = work.world.look(|state| state.daemon.mapping_of(&volume).is_some());
         if mapped {
             work.take_away(&volume).await?;
         }
@@ -288,9 +290,7 @@ impl Work {
     /// Changes the row, unless a restart came in between: then nobody does.
     fn touch(&self, change: impl FnOnce(&mut Operation)) {
         self.change(|state| {
-            if let Some(operation) =
-                state.daemon.operations.iter_mut().find(|operation| operation.id == self.id)
-            {
+            if let Some(operation) = state.daemon.operations.first_mut(&Tie::Operation(self.id)) {
                 operation.updated_at = Utc::now();
                 change(operation);
             }
@@ -361,9 +361,7 @@ impl Work {
 
     /// Says where it was; a volume that the daemon knows nothing of is taken away all the same.
     async fn take_away(&self, volume: &str) -> Result<String, String> {
-        let mapping = self
-            .world
-            .look(|state| state.daemon.mappings.iter().find(|row| row.volume_uuid == volume).cloned());
+        let mapping = self.world.look(|state| state.daemon.mapping_of(volume).cloned());
         self.cloudstack("detach volume", "detachVolume", &[("id", volume)]).await?;
         self.change(|state| tables::remove(state, volume));
         Ok(mapping.map(|row| row.device_path).unwrap_or_default())

@@ -9,6 +9,7 @@ use super::exports::Export;
 use super::{list_of, wrong};
 use crate::answer::Answer;
 use crate::rest::Call;
+use crate::world::table::Tie;
 use crate::world::{Cause, State, World};
 
 /// A row: this volume is there.
@@ -107,12 +108,12 @@ pub fn insert(state: &mut State, mapping: Mapping) -> Result<(), String> {
             "failed to create device mapping: Error 1062 (23000): Duplicate entry '{value}' for key '{key}'"
         ))
     };
-    let rows = &state.daemon.mappings;
-    if rows.iter().any(|row| row.volume_uuid == mapping.volume_uuid) {
+    if state.daemon.mapping_of(&mapping.volume_uuid).is_some() {
         return duplicate(&mapping.volume_uuid, "unique_volume_uuid");
     }
     let collides = state.settings.daemon.placeholders_collide || mapping.operation_mode == "oma";
-    if collides && rows.iter().any(|row| row.device_path == mapping.device_path) {
+    let there = Tie::Device(mapping.device_path.clone());
+    if collides && state.daemon.mappings.first(&there).is_some() {
         return duplicate(&mapping.device_path, "unique_device_path");
     }
     state.daemon.mappings.push(mapping);
@@ -121,8 +122,9 @@ pub fn insert(state: &mut State, mapping: Mapping) -> Result<(), String> {
 
 /// Without the row there is no export either: a foreign key takes it along.
 pub fn remove(state: &mut State, volume: &str) {
-    state.daemon.mappings.retain(|row| row.volume_uuid != volume);
-    state.daemon.exports.retain(|export| export.volume_id != volume);
+    let its = Tie::VolumeName(volume.to_owned());
+    state.daemon.mappings.remove(&its);
+    state.daemon.exports.remove(&its);
 }
 
 /// What replication put there before this story begins.
@@ -142,8 +144,7 @@ pub fn settle(state: &mut State) {
 }
 
 pub fn device_of(world: &World, volume: &str) -> Answer {
-    let row = world
-        .look(|state| state.daemon.mappings.iter().find(|row| row.volume_uuid == volume).map(Mapping::shape));
+    let row = world.look(|state| state.daemon.mapping_of(volume).map(Mapping::shape));
     row.map_or_else(
         || wrong(404, &format!("mapping not found for volume {volume}")),
         |row| Answer::json(200, &row),
@@ -151,8 +152,8 @@ pub fn device_of(world: &World, volume: &str) -> Answer {
 }
 
 pub fn volume_at(world: &World, path: &str) -> Answer {
-    let row = world
-        .look(|state| state.daemon.mappings.iter().find(|row| row.device_path == path).map(Mapping::shape));
+    let row =
+        world.look(|state| state.daemon.mappings.first(&Tie::Device(path.to_owned())).map(Mapping::shape));
     row.map_or_else(
         || wrong(404, &format!("mapping not found for device {path}")),
         |row| Answer::json(200, &row),
@@ -162,7 +163,7 @@ pub fn volume_at(world: &World, path: &str) -> Answer {
 /// What its own table says; CloudStack is not asked.
 pub fn volumes_of(world: &World, vm: &str) -> Answer {
     let volumes = world.look(|state| {
-        let rows = state.daemon.mappings.iter().filter(|row| row.vm_id == vm);
+        let rows = state.daemon.mappings.tied(&Tie::VmName(vm.to_owned()));
         let shape = |row: &Mapping| {
             json!({"volume_id": row.volume_uuid, "vm_id": row.vm_id, "device_path": row.device_path, "state": "attached",
                 "size": row.size, "cloudstack_data": null})
@@ -256,9 +257,8 @@ pub fn update_snapshot(world: &World, cause: Cause, call: &Call) -> Answer {
 
 fn on_row(world: &World, cause: Cause, volume: &str, change: impl FnOnce(&mut Mapping)) -> bool {
     world.change(cause, |state| {
-        let Some(row) = state.daemon.mappings.iter_mut().find(|row| row.volume_uuid == volume) else {
-            return false;
-        };
+        let row = state.daemon.mappings.first_mut(&Tie::VolumeName(volume.to_owned()));
+        let Some(row) = row else { return false };
         change(row);
         row.updated_at = Utc::now();
         true

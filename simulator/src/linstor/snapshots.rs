@@ -16,6 +16,7 @@ use super::{Placed, disks_on, report, used_on, volume_of};
 use crate::answer::Answer;
 use crate::faults::Fault;
 use crate::rest::Call;
+use crate::world::table::Tie;
 use crate::world::things::SnapshotBy;
 use crate::world::{Cause, State, World};
 
@@ -287,7 +288,7 @@ fn may_roll_back(state: &mut State, resource: &str, name: &str) -> Result<(Uuid,
 
 fn lose_newer(state: &mut State, volume: Uuid, than: Uuid) {
     let Some(taken) = state.snapshots.get(&than).map(|row| row.created) else { return };
-    let rows = state.snapshots.values().filter(|row| row.by == SnapshotBy::Linstor && row.volume == volume);
+    let rows = state.snapshots.tied(&Tie::Volume(volume)).filter(|row| row.by == SnapshotBy::Linstor);
     let newer: Vec<Uuid> =
         rows.filter(|row| row.removed.is_none() && row.created > taken).map(|row| row.id).collect();
     for snapshot in newer {
@@ -296,7 +297,6 @@ fn lose_newer(state: &mut State, volume: Uuid, than: Uuid) {
 }
 
 fn find(state: &State, volume: Uuid, name: &str) -> Option<Uuid> {
-    let mut rows =
-        state.snapshots.values().filter(|row| row.by == SnapshotBy::Linstor && row.volume == volume);
+    let mut rows = state.snapshots.tied(&Tie::Volume(volume)).filter(|row| row.by == SnapshotBy::Linstor);
     rows.find(|row| row.removed.is_none() && row.name == name).map(|row| row.id)
 }

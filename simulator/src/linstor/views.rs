@@ -1,11 +1,14 @@
 //! What it shows: nodes, resources with who uses them, snapshots, error reports.
 
+use std::collections::BTreeSet;
+
 use serde_json::{Value, json};
 use uuid::Uuid;
 
 use super::codes::{self, ERROR, NO_RESOURCE_DEFINITION, entry};
 use super::{disks_on, millis, resource, used_on, volume_of, with_storage};
 use crate::answer::Answer;
+use crate::world::table::Tie;
 use crate::world::things::{Snapshot, SnapshotBy, Volume};
 use crate::world::{State, World};
 
@@ -28,7 +31,7 @@ pub fn nodes(world: &World) -> Answer {
 
 pub fn definitions(world: &World, only: Option<&str>) -> Answer {
     let found: Vec<Value> = world.look(|state| {
-        let volumes = with_storage(state).filter(|volume| only.is_none_or(|name| name == resource(volume)));
+        let volumes = with_storage(state, only.as_slice());
         let shape = |volume: &Volume| {
             json!({"name": resource(volume), "uuid": volume.id, "props": {"Aux/cs-name": volume.name}, "flags": [],
                 "layer_data": [{"type": "DRBD"}, {"type": "STORAGE"}], "resource_group_name": "cloudstack",
@@ -45,7 +48,7 @@ pub fn definitions(world: &World, only: Option<&str>) -> Answer {
 
 fn all_definitions(world: &World) -> Vec<Value> {
     world.look(|state| {
-        with_storage(state)
+        with_storage(state, &[])
             .map(|volume| json!({"name": resource(volume), "uuid": volume.id, "props": {}, "flags": [], "resource_group_name": "cloudstack"}))
             .collect()
     })
@@ -64,9 +67,7 @@ pub fn resources(world: &World, names: &[&str], nodes: &[&str], must_be: bool) -
         if let Some(missing) = names.iter().find(|name| must_be && volume_of(state, name).is_none()) {
             return Err(no_definition(missing));
         }
-        let wanted = with_storage(state)
-            .filter(|volume| names.is_empty() || names.contains(&resource(volume).as_str()));
-        let all = wanted.flat_map(|volume| places(state, volume));
+        let all = with_storage(state, names).flat_map(|volume| places(state, volume));
         let fits = |place: &Value| {
             nodes.is_empty() || place["node_name"].as_str().is_some_and(|node| nodes.contains(&node))
         };
@@ -101,9 +102,10 @@ fn places(state: &State, volume: &Volume) -> Vec<Value> {
 
 pub fn snapshots(world: &World, names: &[&str], nodes: &[&str], only: Option<&str>) -> Answer {
     let found: Vec<Value> = world.look(|state| {
-        let ours = state
-            .snapshots
-            .values()
+        let all =
+            if names.is_empty() { state.snapshots.values().collect() } else { of_volumes(state, names) };
+        let ours = all
+            .into_iter()
             .filter(|snapshot| snapshot.by == SnapshotBy::Linstor && snapshot.removed.is_none());
         let ours = ours.filter_map(|snapshot| Some((snapshot, state.volumes.get(&snapshot.volume)?)));
         let ours = ours.filter(|(snapshot, volume)| {
@@ -130,6 +132,16 @@ pub fn snapshots(world: &World, names: &[&str], nodes: &[&str], only: Option<&st
             }
         },
     }
+}
+
+/// The snapshots of volumes with these resources, whatever has become of the volumes.
+fn of_volumes<'a>(state: &'a State, names: &[&str]) -> Vec<&'a Snapshot> {
+    let volumes = names.iter().flat_map(|name| state.volumes.tied(&Tie::Resource((*name).to_owned())));
+    let ids: BTreeSet<Uuid> = volumes.map(|volume| volume.id).collect();
+    let mut found: Vec<&Snapshot> =
+        ids.iter().flat_map(|id| state.snapshots.tied(&Tie::Volume(*id))).collect();
+    found.sort_by_key(|snapshot| snapshot.id);
+    found
 }
 
 fn snapshot_shape(state: &State, snapshot: &Snapshot, volume: &Volume) -> Value {

@@ -7,6 +7,7 @@ use serde_json::{Map, Value, json};
 use super::{Credentials, Refused, find, power_word, wrong};
 use crate::answer::Answer;
 use crate::rest::Call;
+use crate::world::table::Tie;
 use crate::world::things::{Source, SourceDisk, SourceNic};
 use crate::world::{State, World};
 
@@ -75,15 +76,15 @@ pub fn cbt_status(world: &World, call: &Call) -> Answer {
     let path = call.arg(0);
     let told = world.look(|state| -> Result<Value, Refused> {
         Credentials::asked(call).check(state)?;
-        let source = by_path(state.sources.values(), path).ok_or_else(|| (500, format!("VM not found: {path}")))?;
+        let source = by_path(state, path).ok_or_else(|| (500, format!("VM not found: {path}")))?;
         Ok(json!({"enabled": true, "vm_name": source.name, "power_state": power_word(source), "vm_path": source.path}))
     });
     told.map_or_else(|(status, text)| wrong(status, &text), |body| Answer::json(200, &body))
 }
 
 /// A source by its path in the inventory.
-pub fn by_path<'a>(mut sources: impl Iterator<Item = &'a Source>, path: &str) -> Option<&'a Source> {
-    sources.find(|source| source.path == path)
+pub fn by_path<'a>(state: &'a State, path: &str) -> Option<&'a Source> {
+    state.sources.tied(&Tie::Path(path.to_owned())).next()
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -100,8 +101,7 @@ pub fn spec_changes(world: &World, call: &Call) -> Answer {
     let Ok(request) = call.json::<SpecChanges>() else { return wrong(400, "Invalid JSON") };
     let now = world.look(|state| -> Result<Value, String> {
         request.credentials.check(state).map_err(|(_, why)| why)?;
-        let source = by_path(state.sources.values(), &request.vm_path)
-            .ok_or(format!("VM not found: {}", request.vm_path))?;
+        let source = by_path(state, &request.vm_path).ok_or(format!("VM not found: {}", request.vm_path))?;
         find(state, &source.id).map(|source| shape(state, source)).map_err(|(_, why)| why)
     });
     let now = match now {

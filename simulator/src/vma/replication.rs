@@ -93,8 +93,7 @@ pub fn start(world: &World, call: &Call, fault: Option<Fault>) -> Answer {
     let planned = world.look(|state| -> Result<Job, Refused> {
         request.credentials.check(state)?;
         let path = request.vm_paths.first().map_or("", String::as_str);
-        let source = inventory::by_path(state.sources.values(), path)
-            .ok_or_else(|| (500, format!("VM not found: {path}")))?;
+        let source = inventory::by_path(state, path).ok_or_else(|| (500, format!("VM not found: {path}")))?;
         let disks = source.disks.iter().filter_map(|disk| {
             let target =
                 request.nbd_targets.iter().find(|target| target.vmware_disk_key == disk.key.to_string())?;

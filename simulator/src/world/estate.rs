@@ -267,9 +267,9 @@ impl Builder {
             disk_offerings: disk_offerings(),
             configurations: configurations(),
             networks: LANS.iter().map(|lan| (id("network", lan.name), self.network(lan))).collect(),
-            vms,
+            vms: vms.into(),
             volumes: volumes.into_iter().map(|volume| (volume.id, volume)).collect(),
-            sources,
+            sources: sources.into(),
             ..State::default()
         }
     }

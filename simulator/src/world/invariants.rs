@@ -8,77 +8,144 @@ use std::collections::{BTreeMap, BTreeSet};
 use chrono::Utc;
 use uuid::Uuid;
 
+use super::table::Tie;
 use super::things::{Content, DiskRef, Power, Vm, Volume};
-use super::{State, Violation};
+use super::{Moves, State, Violation};
 
-/// Looks at all of it after a change.
-pub fn look(state: &mut State) {
-    time_adrift(state);
-    let mut found: BTreeMap<String, (&'static str, String)> = BTreeMap::new();
+/// Conditions that are broken: how each is remembered, which invariant it is, and what is so.
+type Broken = BTreeMap<String, (&'static str, String)>;
+
+/// Looks, after a change, at all that it can have moved: every condition is about the disks of one source, so it is those
+/// sources whose own rows, disks or destinations were touched. A debug build makes sure each time that a look at everything finds
+/// the same.
+pub fn look(state: &mut State, moves: &Moves) {
+    let touched = if moves.all { everywhere(state) } else { touched(state, moves) };
+    let (mut before, mut now) = (BTreeSet::new(), Broken::new());
+    for source in touched {
+        before.extend(state.broken.remove(&source).unwrap_or_default());
+        let here = broken_at(state, &source, &of_source(state, &source));
+        if !here.is_empty() {
+            state.broken.insert(source, here.keys().cloned().collect());
+        }
+        now.extend(here);
+    }
+    for (_, (invariant, what)) in now.into_iter().filter(|(key, _)| !before.contains(key)) {
+        state.broke(invariant, what);
+    }
+    #[cfg(debug_assertions)]
+    assert_eq!(
+        state.broken,
+        at_length(state),
+        "what is broken, by what was touched and by all that there is"
+    );
+}
+
+/// All sources there can be anything to say of.
+fn everywhere(state: &State) -> BTreeSet<String> {
+    let disks = state.volumes.values().filter_map(|volume| volume.replica_of.as_ref());
+    disks.map(|disk| &disk.source).chain(state.broken.keys()).cloned().collect()
+}
+
+/// The sources that a change can have moved.
+fn touched(state: &State, moves: &Moves) -> BTreeSet<String> {
+    let mut sources = moves.sources.keys.clone();
+    sources.extend(moves.volumes.ties.iter().filter_map(|tie| match tie {
+        Tie::Source(source) => Some(source.clone()),
+        _ => None,
+    }));
+    // The OMA is nobody's destination, and holds them all.
+    for vm in moves.vms.keys.iter().filter(|vm| **vm != state.oma) {
+        let held = state.volumes.tied(&Tie::Plugged(*vm)).filter_map(|volume| volume.replica_of.as_ref());
+        sources.extend(held.map(|disk| disk.source.clone()));
+    }
+    sources
+}
+
+fn of_source<'a>(state: &'a State, source: &str) -> Vec<&'a Volume> {
+    state.volumes.tied(&Tie::Source(source.to_owned())).collect()
+}
+
+/// What does not hold of the disks of a source.
+fn broken_at(state: &State, source: &str, disks: &[&Volume]) -> Broken {
+    let mut found = Broken::new();
     let mut find = |invariant: &'static str, what: String| {
         found.insert(format!("{invariant} {what}"), (invariant, what));
     };
-    for volume in state.volumes.values().filter(|volume| volume.replica_of.is_some()) {
-        if volume.plugged.len() > 1 {
+    for volume in disks.iter().filter(|volume| volume.plugged.len() > 1) {
+        find(
+            "I1",
+            format!("the protected volume {} hangs at {} VMs at once", volume.id, volume.plugged.len()),
+        );
+    }
+    let holders = disks.iter().flat_map(|volume| &volume.plugged).filter(|vm| **vm != state.oma);
+    let holders: BTreeSet<Uuid> = holders.copied().collect();
+    if holders.len() > 1 {
+        find("I8", format!("the disks of {source} hang at {} destinations at once", holders.len()));
+    }
+    let source_on = state.sources.get(source).is_some_and(|source| source.power == Power::On);
+    for vm in holders.iter().filter_map(|id| state.vms.get(id)) {
+        if source_on && vm.power == Power::On && in_production(state, vm) {
             find(
-                "I1",
-                format!("the protected volume {} hangs at {} VMs at once", volume.id, volume.plugged.len()),
+                "I3",
+                format!("{source} and {} are both on, and {} is in a production network", vm.id, vm.name),
             );
         }
     }
-    // One pass over the volumes: this runs after every change, also in an estate of thousands.
-    let mut destinations: BTreeMap<&str, BTreeSet<Uuid>> = BTreeMap::new();
+    found
+}
+
+/// The same without any index: what the look after a change is measured against.
+#[cfg(debug_assertions)]
+fn at_length(state: &State) -> BTreeMap<String, BTreeSet<String>> {
+    let mut disks: BTreeMap<&str, Vec<&Volume>> = BTreeMap::new();
     for volume in state.volumes.values() {
         if let Some(disk) = &volume.replica_of {
-            let away = volume.plugged.iter().filter(|vm| **vm != state.oma);
-            destinations.entry(&disk.source).or_default().extend(away);
+            disks.entry(&disk.source).or_default().push(volume);
         }
     }
-    for (source, holders) in destinations {
-        if holders.len() > 1 {
-            find("I8", format!("the disks of {source} hang at {} destinations at once", holders.len()));
-        }
-        let source_on = state.sources.get(source).is_some_and(|source| source.power == Power::On);
-        for vm in holders.iter().filter_map(|id| state.vms.get(id)) {
-            if source_on && vm.power == Power::On && in_production(state, vm) {
-                find(
-                    "I3",
-                    format!("{source} and {} are both on, and {} is in a production network", vm.id, vm.name),
-                );
-            }
-        }
-    }
-    state.broken.retain(|what| found.contains_key(what));
-    for (key, (invariant, what)) in found {
-        if state.broken.insert(key) {
-            state.broke(invariant, what);
-        }
-    }
+    let broken = disks.into_iter().map(|(source, disks)| {
+        (source.to_owned(), broken_at(state, source, &disks).into_keys().collect::<BTreeSet<_>>())
+    });
+    broken.filter(|(_, broken)| !broken.is_empty()).collect()
 }
 
 fn in_production(state: &State, vm: &Vm) -> bool {
     vm.nics.iter().any(|nic| state.networks.get(&nic.network).is_some_and(|network| network.production))
 }
 
-/// How long each protected volume has hung nowhere: I1 allows it, but not for ever.
-fn time_adrift(state: &mut State) {
-    let now = Utc::now();
-    for volume in state.volumes.values_mut().filter(|v| v.replica_of.is_some() && v.removed.is_none()) {
+/// Since when each protected volume hangs nowhere: I1 allows it, but not for ever. Those that were not touched are as they were.
+pub fn time_adrift(state: &mut State) {
+    state.changed = Utc::now();
+    for id in state.volumes.touched() {
+        let Some(volume) = state.volumes.get_mut(&id) else { continue };
+        if volume.replica_of.is_none() || volume.removed.is_some() {
+            continue;
+        }
         match volume.adrift_since {
-            None if volume.plugged.is_empty() => volume.adrift_since = Some(now),
-            Some(since) => {
-                let longest = state.adrift.entry(volume.id).or_default();
-                *longest = (*longest).max((now - since).num_milliseconds());
-                if !volume.plugged.is_empty() {
-                    volume.adrift_since = None;
-                }
+            None if volume.plugged.is_empty() => volume.adrift_since = Some(state.changed),
+            Some(since) if !volume.plugged.is_empty() => {
+                volume.adrift_since = None;
+                let longest = state.adrift.entry(id).or_default();
+                *longest = (*longest).max((state.changed - since).num_milliseconds());
             }
-            None => {}
+            _ => {}
         }
     }
 }
 
 impl State {
+    /// The longest that each protected volume hung nowhere, in milliseconds; one that still does, up to the last change.
+    pub fn longest_adrift(&self) -> BTreeMap<Uuid, i64> {
+        let mut longest = self.adrift.clone();
+        for volume in self.volumes.values().filter(|volume| volume.replica_of.is_some()) {
+            let Some(since) = volume.adrift_since else { continue };
+            let lasted = (volume.removed.unwrap_or(self.changed) - since).num_milliseconds();
+            let longest = longest.entry(volume.id).or_default();
+            *longest = lasted.max(*longest);
+        }
+        longest
+    }
+
     /// Records that an invariant does not hold.
     pub fn broke(&mut self, invariant: &str, what: String) {
         let violation =
@@ -266,15 +333,11 @@ impl State {
     }
 
     fn has_clean_copy(&self, volume: Uuid, but: Option<Uuid>) -> bool {
-        let of_volume = self.snapshots.values().any(|s| {
-            s.volume == volume
-                && s.removed.is_none()
-                && s.state == "BackedUp"
-                && Some(s.id) != but
-                && is_clean_content(&s.content)
+        let of_volume = self.snapshots.tied(&Tie::Volume(volume)).any(|s| {
+            s.removed.is_none() && s.state == "BackedUp" && Some(s.id) != but && is_clean_content(&s.content)
         });
         of_volume
-            || self.vm_snapshots.values().any(|s| {
+            || self.vm_snapshots.tied(&Tie::Volume(volume)).any(|s| {
                 s.removed.is_none()
                     && Some(s.id) != but
                     && s.state == "Ready"

@@ -3,7 +3,8 @@
 //! ```text
 //!     a call ──> fault? ──> world.change(cause, |state| …) ──> answer
 //!                              │ the moves refuse what the real systems refuse
-//!                              │ then: the invariants look at all of it, and record what is broken, by which call
+//!                              │ then: the tables say what was touched (table.rs), and the invariants look at all that this
+//!                              │       can have moved, and record what is broken, by which call
 //!                              └ then: the file, if there is one; only after that anybody hears of the change
 //! ```
 //!
@@ -11,8 +12,11 @@
 
 pub mod estate;
 pub mod invariants;
+pub mod list;
 pub mod moves;
+pub mod table;
 pub mod things;
+mod ties;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
@@ -31,6 +35,7 @@ use crate::devices::Devices;
 use crate::faults::Faults;
 use crate::settings::Settings;
 use crate::{conversion, daemon, linstor, vma};
+use table::{Moved, Table};
 use things::{Account, Fixture, Host, Network, Snapshot, Source, Vm, VmSnapshot, Volume};
 
 /// The handle: cheap to clone, the same world.
@@ -69,17 +74,17 @@ impl Cause {
 #[serde(default)]
 pub struct State {
     /// Every VM of CloudStack that ever was.
-    pub vms: BTreeMap<Uuid, Vm>,
+    pub vms: Table<Uuid, Vm>,
     /// Every volume that ever was.
-    pub volumes: BTreeMap<Uuid, Volume>,
+    pub volumes: Table<Uuid, Volume>,
     /// Every snapshot of a volume that ever was, by whomever.
-    pub snapshots: BTreeMap<Uuid, Snapshot>,
+    pub snapshots: Table<Uuid, Snapshot>,
     /// Every snapshot of a VM that ever was.
-    pub vm_snapshots: BTreeMap<Uuid, VmSnapshot>,
+    pub vm_snapshots: Table<Uuid, VmSnapshot>,
     /// The networks.
-    pub networks: BTreeMap<Uuid, Network>,
+    pub networks: Table<Uuid, Network>,
     /// The VMs of VMware, by instance id.
-    pub sources: BTreeMap<String, Source>,
+    pub sources: Table<String, Source>,
     /// The hypervisors.
     pub hosts: Vec<Host>,
     /// The accounts.
@@ -118,14 +123,61 @@ pub struct State {
     pub effects: BTreeMap<String, BTreeMap<String, u64>>,
     /// What was broken, and by which call.
     pub violations: Vec<Violation>,
-    /// The longest that each protected volume hung nowhere, in milliseconds.
+    /// The longest that each protected volume hung nowhere, in milliseconds, until it hung somewhere again.
     pub adrift: BTreeMap<Uuid, i64>,
-    /// The conditions that are broken now, so that each is recorded once.
-    pub broken: BTreeSet<String>,
+    /// The conditions that are broken now, by source, so that each is recorded once.
+    pub broken: BTreeMap<String, BTreeSet<String>>,
+    /// When it was changed last.
+    pub changed: DateTime<Utc>,
 
     /// Who changes it now.
     #[serde(skip)]
     pub cause: Cause,
+    /// Which VM was the OMA when the invariants looked last.
+    #[serde(skip)]
+    judged_with: Option<Uuid>,
+}
+
+/// What a change has touched, of that which anything is judged by.
+pub struct Moves {
+    /// Nobody knows: anything can be otherwise.
+    pub all: bool,
+    /// Of CloudStack's VMs.
+    pub vms: Moved<Uuid>,
+    /// Of the volumes.
+    pub volumes: Moved<Uuid>,
+    /// Of VMware's VMs.
+    pub sources: Moved<String>,
+}
+
+impl State {
+    /// A change is over: the indexes follow, and what it touched is known.
+    fn settle(&mut self) -> Moves {
+        let (vms, volumes, sources) = (self.vms.settle(), self.volumes.settle(), self.sources.settle());
+        let networks = self.networks.settle();
+        self.snapshots.settle();
+        self.vm_snapshots.settle();
+        self.cloudstack.jobs.settle();
+        self.daemon.settle();
+        // Which networks the world sees, and which VM is the OMA, is a matter of all machines.
+        let another_oma = self.judged_with.replace(self.oma) != Some(self.oma);
+        let any_network = networks.all || !networks.keys.is_empty();
+        let all = vms.all || volumes.all || sources.all || any_network || another_oma;
+        Moves { all, vms, volumes, sources }
+    }
+
+    /// Whether every index is what its rows say: for checks.
+    pub fn is_settled(&self) -> bool {
+        let of_cloudstack = [
+            self.vms.is_settled(),
+            self.volumes.is_settled(),
+            self.snapshots.is_settled(),
+            self.vm_snapshots.is_settled(),
+            self.cloudstack.jobs.is_settled(),
+        ];
+        let others = [self.sources.is_settled(), self.networks.is_settled(), self.daemon.is_settled()];
+        !of_cloudstack.iter().chain(&others).any(|settled| !settled)
+    }
 }
 
 /// An invariant that did not hold.
@@ -176,8 +228,10 @@ impl World {
             let mut state = self.lock();
             state.cause = cause;
             let answer = change(&mut state);
-            invariants::look(&mut state);
-            self.0.devices.follow(&state);
+            invariants::time_adrift(&mut state);
+            let moves = state.settle();
+            invariants::look(&mut state, &moves);
+            self.0.devices.follow(&state, &moves);
             self.keep(&state);
             answer
         };
@@ -198,6 +252,20 @@ impl World {
                 return;
             }
             let _ = tokio::time::timeout(Duration::from_millis(50), changes.changed()).await;
+        }
+    }
+
+    /// Waits until `what` holds of a job. It looks when the job is over, and when it is the first in its line.
+    pub async fn until_job(&self, job: Uuid, what: impl Fn(&State) -> bool) {
+        loop {
+            let told = {
+                let mut state = self.lock();
+                if what(&state) {
+                    return;
+                }
+                state.cloudstack.waiting.next(job)
+            };
+            told.await;
         }
     }
 

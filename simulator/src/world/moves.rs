@@ -10,6 +10,7 @@ use chrono::Utc;
 use uuid::Uuid;
 
 use super::State;
+use super::table::Tie;
 use super::things::{
     Attachment, Content, DiskRef, Power, Snapshot, SnapshotBy, Vm, VmSnapshot, VmState, Volume, VolumeState,
 };
@@ -116,24 +117,23 @@ impl State {
 
     /// The volumes that CloudStack says hang at a VM.
     pub fn attached_to(&self, vm: Uuid) -> Vec<Uuid> {
-        let at = |volume: &&Volume| volume.removed.is_none() && volume.attached.is_some_and(|at| at.vm == vm);
-        self.volumes.values().filter(at).map(|volume| volume.id).collect()
+        let there = self.volumes.tied(&Tie::Attached(vm)).filter(|volume| volume.removed.is_none());
+        there.map(|volume| volume.id).collect()
     }
 
     /// The volumes that hang at a VM.
     pub fn plugged_in(&self, vm: Uuid) -> Vec<Uuid> {
-        self.volumes.values().filter(|volume| volume.plugged.contains(&vm)).map(|volume| volume.id).collect()
+        self.volumes.tied(&Tie::Plugged(vm)).map(|volume| volume.id).collect()
     }
 
     /// The volumes of a source's disks, whatever became of them.
     pub fn replicas_of(&self, source: &str) -> Vec<Uuid> {
-        let of = |volume: &&Volume| volume.replica_of.as_ref().is_some_and(|disk| disk.source == source);
-        self.volumes.values().filter(of).map(|volume| volume.id).collect()
+        self.volumes.tied(&Tie::Source(source.to_owned())).map(|volume| volume.id).collect()
     }
 
     /// Whether a VM has a snapshot of itself.
     pub fn has_vm_snapshot(&self, vm: Uuid) -> bool {
-        self.vm_snapshots.values().any(|snapshot| snapshot.removed.is_none() && snapshot.vm == vm)
+        self.vm_snapshots.tied(&Tie::Vm(vm)).any(|snapshot| snapshot.removed.is_none())
     }
 
     /// One of CloudStack's global settings that is on or off.
@@ -231,12 +231,8 @@ impl State {
     }
 
     fn slots(&self, vm: Uuid) -> BTreeSet<u32> {
-        let attached = self
-            .volumes
-            .values()
-            .filter(|volume| volume.removed.is_none())
-            .filter_map(|volume| volume.attached);
-        attached.filter(|at| at.vm == vm).map(|at| at.device).collect()
+        let there = self.volumes.tied(&Tie::Attached(vm)).filter(|volume| volume.removed.is_none());
+        there.filter_map(|volume| volume.attached).map(|at| at.device).collect()
     }
 
     /// Whether CloudStack detaches a volume, and from which VM.
@@ -308,7 +304,7 @@ impl State {
         if row.attached.is_some() {
             return Err(Refusal::param("Please specify a volume that is not attached to any VM."));
         }
-        if self.snapshots.values().any(|s| s.volume == volume && s.removed.is_none() && is_under_way(s)) {
+        if self.is_being_snapshotted(volume) {
             return Err(Refusal::param(
                 "There are pending snapshots for this volume, please try again later.",
             ));
@@ -350,11 +346,10 @@ impl State {
         {
             return Err(Refusal::internal(format!("Unable to start VM {vm}: it has no ROOT volume")));
         }
-        for volume in self.volumes.values_mut() {
-            if rows.contains(&volume.id) {
+        self.unplug_all_but(vm, &rows);
+        for id in &rows {
+            if let Some(volume) = self.volumes.get_mut(id) {
                 volume.plugged.insert(vm);
-            } else {
-                volume.plugged.remove(&vm);
             }
         }
         let machine = self.vm_mut(vm)?;
@@ -375,15 +370,19 @@ impl State {
     /// The machine no longer runs. What was plugged without a row comes off with it.
     pub fn power_off(&mut self, vm: Uuid) {
         let rows: BTreeSet<Uuid> = self.attached_to(vm).into_iter().collect();
-        for volume in self.volumes.values_mut() {
-            if !rows.contains(&volume.id) {
-                volume.plugged.remove(&vm);
-            }
-        }
+        self.unplug_all_but(vm, &rows);
         if let Some(machine) = self.vms.get_mut(&vm) {
             machine.power = Power::Off;
         }
         self.applied("power off", vm);
+    }
+
+    fn unplug_all_but(&mut self, vm: Uuid, rows: &BTreeSet<Uuid>) {
+        for id in self.plugged_in(vm).into_iter().filter(|id| !rows.contains(id)) {
+            if let Some(volume) = self.volumes.get_mut(&id) {
+                volume.plugged.remove(&vm);
+            }
+        }
     }
 
     /// The VM is gone: its root goes with it, its data disks stay unless they are named.
@@ -398,8 +397,8 @@ impl State {
                 let _ = self.detach_row(volume);
             }
         }
-        let there = |snapshot: &&VmSnapshot| snapshot.vm == vm && snapshot.removed.is_none();
-        let lost: Vec<Uuid> = self.vm_snapshots.values().filter(there).map(|snapshot| snapshot.id).collect();
+        let there = self.vm_snapshots.tied(&Tie::Vm(vm)).filter(|snapshot| snapshot.removed.is_none());
+        let lost: Vec<Uuid> = there.map(|snapshot| snapshot.id).collect();
         for id in lost {
             self.before_vm_snapshot_is_lost(id);
             if let Some(snapshot) = self.vm_snapshots.get_mut(&id) {
@@ -439,17 +438,17 @@ impl State {
                 "KVM Snapshot is not supported for Running VMs. It is disabled by default due to a possible volume corruption in certain cases. To enable it set global settings kvm.snapshot.enabled to True.",
             ));
         }
-        let neighbours = self.attached_to(at.vm);
-        if self
-            .snapshots
-            .values()
-            .any(|s| s.removed.is_none() && neighbours.contains(&s.volume) && is_under_way(s))
-        {
+        if self.attached_to(at.vm).into_iter().any(|neighbour| self.is_being_snapshotted(neighbour)) {
             return Err(Refusal::param(
                 "There is other active snapshot tasks on the instance to which the volume is attached, please try again later.",
             ));
         }
         Ok(())
+    }
+
+    /// Whether a snapshot of a volume is on its way.
+    pub fn is_being_snapshotted(&self, volume: Uuid) -> bool {
+        self.snapshots.tied(&Tie::Volume(volume)).any(|s| s.removed.is_none() && is_under_way(s))
     }
 
     /// A row for a snapshot that is to be taken.

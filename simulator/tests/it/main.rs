@@ -13,3 +13,4 @@ mod requests;
 mod rules;
 mod speed;
 mod systems;
+mod touched;
