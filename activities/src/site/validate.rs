@@ -211,8 +211,15 @@ impl Validate {
     async fn disks(&self, report: &mut Report, input: &Moving, appliance: bool) -> Result<(), Failure> {
         let site = &self.0;
         let oma = &site.settings.oma;
-        let at_oma = if appliance { site.cloudstack.volumes_of(oma).await? } else { Vec::new() };
-        let devices = site.daemon.vm_volumes(oma).await?;
+        let is_ours = |id: &str| input.disks.iter().any(|disk| disk.volume == id);
+        // Only the machine's own are kept while others are asked: a thousand machines that are validated at once would otherwise
+        // each hold all of the appliance's volumes, a thousand too.
+        let mut at_oma = if appliance { site.cloudstack.volumes_of(oma).await? } else { Vec::new() };
+        at_oma.retain(|volume| is_ours(&volume.id));
+        at_oma.shrink_to_fit();
+        let mut devices = site.daemon.vm_volumes(oma).await?;
+        devices.retain(|device| is_ours(&device.volume_id));
+        devices.shrink_to_fit();
         if input.disks.is_empty() {
             report.check("", Some("the machine has no disks".into()));
         }
