@@ -51,11 +51,6 @@ pub(crate) fn estate_of(machines: usize) -> State {
     for network in state.networks.values_mut().filter(|network| network.name.starts_with("test-")) {
         network.tags.insert(TEST_NETWORK_TAG.into(), "true".into());
     }
-    // All of them can be on at once.
-    let memory: u64 = state.sources.values().map(|source| u64::from(source.memory_mb)).sum();
-    for host in &mut state.hosts {
-        host.memory_mb += memory;
-    }
     state.settings.pace = 0.0;
     state
 }
