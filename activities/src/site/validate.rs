@@ -85,6 +85,9 @@ fn rights_for_snapshots(provider: Option<&str>) -> &'static [&'static str] {
     }
 }
 
+/// So many disks of a machine are asked for one by one.
+const ONE_BY_ONE: usize = 3;
+
 /// A template of this size or more is no blank disk: the machine's disk would have to be as large, and it is thrown away.
 const LARGEST_TEMPLATE: i64 = 2 << 30;
 
@@ -207,19 +210,31 @@ impl Validate {
         Ok(there)
     }
 
-    /// All volumes of the appliance are asked for at once, of both: it has many, and each call takes its time.
+    /// A few disks are asked for one by one. With more of them all volumes of the appliance are asked for at once, as each call
+    /// takes its time; but it has those of all machines, and a thousand machines would each be told of a thousand volumes.
     async fn disks(&self, report: &mut Report, input: &Moving, appliance: bool) -> Result<(), Failure> {
         let site = &self.0;
         let oma = &site.settings.oma;
+        let many = input.disks.len() > ONE_BY_ONE;
         let is_ours = |id: &str| input.disks.iter().any(|disk| disk.volume == id);
-        // Only the machine's own are kept while others are asked: a thousand machines that are validated at once would otherwise
-        // each hold all of the appliance's volumes, a thousand too.
-        let mut at_oma = if appliance { site.cloudstack.volumes_of(oma).await? } else { Vec::new() };
+        let mut at_oma = if many && appliance { site.cloudstack.volumes_of(oma).await? } else { Vec::new() };
         at_oma.retain(|volume| is_ours(&volume.id));
         at_oma.shrink_to_fit();
-        let mut devices = site.daemon.vm_volumes(oma).await?;
-        devices.retain(|device| is_ours(&device.volume_id));
-        devices.shrink_to_fit();
+        // The volumes whose device the daemon knows.
+        let mut devices = Vec::new();
+        if many {
+            let known = site.daemon.vm_volumes(oma).await?.into_iter();
+            devices.extend(
+                known.filter(|one| one.path().is_some()).map(|one| one.volume_id).filter(|id| is_ours(id)),
+            );
+        } else {
+            for disk in &input.disks {
+                let known = site.daemon.device(&disk.volume).await?;
+                let is_at_oma = |vm: &String| vm == oma;
+                let known = known.filter(|one| one.vm_id.as_ref().is_none_or(is_at_oma));
+                devices.extend(known.filter(|one| one.path().is_some()).map(|one| one.volume_uuid));
+            }
+        }
         if input.disks.is_empty() {
             report.check("", Some("the machine has no disks".into()));
         }
@@ -256,7 +271,7 @@ impl Validate {
                     volume.size.unwrap_or(0),
                     disk.size
                 ))
-            } else if !devices.iter().any(|device| device.volume_id == *id && device.path().is_some()) {
+            } else if !devices.contains(id) {
                 Some("the Volume Daemon does not know its device".to_owned())
             } else {
                 None
