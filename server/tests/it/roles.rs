@@ -257,6 +257,7 @@ async fn every_right_is_one_that_was_decided_on() {
         "audit",
         "audit_head",
         "database_roles",
+        "events",
         "node_status",
         "pool_status",
         "resources",
