@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use sqlx::Connection;
 
 use crate::host::{Host, resident_mb};
-use crate::recovery::{expect, say, spawn_named};
+use crate::recovery::{AGAIN, expect, say, spawn_named};
 use crate::{Args, round, work};
 
 /// How long a node may be silent.
@@ -33,9 +33,7 @@ pub(crate) async fn measure(host: &Host, args: &Args) -> anyhow::Result<Value> {
     let mut conn = sqlx::PgConnection::connect(&url).await?;
     let (mut first, mut moved) = (None, 0i64);
     while moved < runs as i64 && killed.elapsed() < Duration::from_secs(120) {
-        moved = sqlx::query_scalar("select count(*) from events where kind = 'started' and attempt = 2")
-            .fetch_one(&mut conn)
-            .await?;
+        moved = sqlx::query_scalar(AGAIN).fetch_one(&mut conn).await?;
         if moved > 0 && first.is_none() {
             first = Some(killed.elapsed().as_secs_f64());
         }
