@@ -2,8 +2,8 @@
 -- write. What a row and its index entry cost was most of what a step cost, and a step needs one row now where it needed two.
 --
 -- Nodes of earlier releases read one event in a row. So this migration wants them stopped, all of them. What they write with
--- is gone, and one that nobody saw, since it was cut off from the database, cannot come back: its kind does not say which
--- release it is of.
+-- is gone. One that nobody saw, since it was cut off from the database, cannot come back: a life has to say now of which release
+-- it is, and theirs do not.
 do $$
 declare
     up text;

@@ -111,5 +111,12 @@ async fn a_migration_that_wants_all_nodes_stopped_names_those_that_are_up() -> a
         .await?;
     let ended: Vec<String> = sqlx::query_scalar("select ended_why from nodes").fetch_all(&mut sql).await?;
     assert_eq!(ended, ["superseded"]);
+    // One that was cut off meanwhile begins no life, and writes to no journal.
+    let as_before = "insert into nodes (token, name, activities, lease_until) values (gen_random_uuid(), 'old', '{}', now())";
+    let refused = sqlx::query(as_before).execute(&mut sql).await.unwrap_err().to_string();
+    assert!(refused.contains("\"release\""), "{refused}");
+    let of_before = "select to_regtype(name)::text from unnest(array['new_event', 'journal_row', 'journal_entry']) as name";
+    let types: Vec<Option<String>> = sqlx::query_scalar(of_before).fetch_all(&mut sql).await?;
+    assert_eq!(types, [None, None, Some("journal_entry".to_owned())]);
     Ok(())
 }
