@@ -295,3 +295,27 @@ async fn a_journal_that_somebody_wrote_into_tells() -> anyhow::Result<()> {
     }
     Ok(())
 }
+
+/// Several events are in one row of the table, and a page may begin or end between them.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_journal_is_read_from_any_event_on() -> anyhow::Result<()> {
+    let lab = Lab::new().await?;
+    let (engine, _node) = lab.node(Lab::config("a")).await?;
+    let plan = plans::chain(&engine, "chain", 4, json!({}))?;
+    let run = engine.submit(&plan, SubmitOptions::default()).await?.run;
+    assert_eq!(lab.settled(run).await?, Status::Succeeded);
+    let all = engine.journal(run).await?;
+    let rows: i64 =
+        sqlx::query_scalar("select count(*) from journal").fetch_one(&mut lab.sql().await?).await?;
+    assert!((rows as usize) < all.len(), "{rows} rows hold {} events", all.len());
+    assert_eq!(engine.store().last_seq(run).await?, all.len() as i64);
+    for after in 0..=all.len() {
+        for most in [1, 2, 100] {
+            let page = engine.store().journal(run, after as i64, most).await?;
+            let least = all.len().saturating_sub(after).min(most as usize);
+            assert!(page.len() >= least, "{} events after {after}, of {most}", page.len());
+            assert_eq!(page, all[after..after + page.len()], "after {after}");
+        }
+    }
+    Ok(())
+}
