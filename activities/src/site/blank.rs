@@ -9,7 +9,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::Site;
-use super::change::{Found, NotBegun, Saved, left};
+use super::change::{Found, NotBegun, Saved};
 use super::guard::{at_work, mark};
 use super::machine::Gone;
 use crate::cloudstack::Volume;
@@ -36,6 +36,9 @@ pub(super) struct Leftover {
     /// The volumes that hold replicas.
     protected: Vec<String>,
 }
+
+/// In the records of a run.
+const BLANK_DISK: &str = "blank disk";
 
 /// The disk that a machine is born with, before its first start: a row without storage.
 pub(super) fn is_blank(volume: &Volume) -> bool {
@@ -90,7 +93,7 @@ impl Activity for DropBlankRoot {
         site.only_ours(&site.machine(&input.vm).await?, &mark(context.run()))?;
         if saved.more.is_none() {
             let Some(root) = self.blank(&input).await? else { return Ok(Gone { id: None }) };
-            context.resource("blank disk", &root.id).planned().await?;
+            context.resource(BLANK_DISK, &root.id).planned().await?;
             saved.more = Some(root.id);
             context.save(&saved).await?;
         }
@@ -145,7 +148,7 @@ impl Activity for DropBlankRoot {
                 return Err(trouble.into());
             }
         }
-        context.resource("blank disk", &id).gone().await?;
+        context.resource(BLANK_DISK, &id).gone().await?;
         Ok(Gone { id: Some(id) })
     }
 
@@ -175,10 +178,10 @@ impl Activity for RemoveBlankDisk {
     /// The undo of throwing it away: where that stopped half way, the disk is at no machine, and would be left.
     async fn run(&self, context: &Context, input: Leftover) -> Result<Gone, Failure> {
         let cloudstack = &self.0.cloudstack;
-        let saved = context.undone().and_then(|undone| undone.checkpoint.as_ref());
-        let saved: Option<Saved<Option<String>>> = left("which disk was thrown away", saved)?;
-        let Some(id) = saved.and_then(|saved| saved.more) else { return Ok(Gone { id: None }) };
-        let told = context.resource("blank disk", &id);
+        // What is on record, however little of it was done: nothing was touched that is not.
+        let recorded = context.undone().and_then(|undone| undone.resources.first());
+        let Some(id) = recorded.map(|disk| disk.name.clone()) else { return Ok(Gone { id: None }) };
+        let told = context.resource(BLANK_DISK, &id);
         let Some(volume) = cloudstack.volume(&id).await? else {
             told.gone().await?;
             return Ok(Gone { id: Some(id) });

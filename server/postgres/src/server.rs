@@ -47,6 +47,9 @@ const THROWAWAY: &[(&str, &str)] = &[
     ("full_page_writes", "off"),
     ("wal_level", "minimal"),
     ("max_wal_senders", "0"),
+    // A new database is not written to the log as well, and nothing in the log is packed.
+    ("wal_skip_threshold", "0"),
+    ("wal_compression", "off"),
 ];
 
 pub(crate) fn arguments(folder: &Folder, socket_dir: &Path, settings: &Settings) -> Vec<OsString> {

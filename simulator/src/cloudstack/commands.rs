@@ -54,7 +54,7 @@ macro_rules! tells {
 #[rustfmt::skip]
 static COMMANDS: &[Command] = &[
     job!("deployVirtualMachine", makes "Starting", vms::begin_deploy, vms::deploy),
-    job!("startVirtualMachine", "Starting", vms::begin, vms::start),
+    job!("startVirtualMachine", "Starting", vms::begin_start, vms::start),
     job!("stopVirtualMachine", "Stopping", vms::begin, vms::stop),
     job!("destroyVirtualMachine", "Stopping", vms::begin_destroy, vms::destroy),
     job!("expungeVirtualMachine", "Expunging", vms::begin_expunge, vms::expunge),

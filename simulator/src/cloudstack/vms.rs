@@ -240,7 +240,13 @@ fn shown(job: &Job, id: Uuid) -> std::result::Result<Value, End> {
     job.rows(|state| Ok(json!({ "virtualmachine": show::vm(state, state.vm(id)?) })))
 }
 
-/// `startVirtualMachine`, `stopVirtualMachine`
+/// `startVirtualMachine`
+pub fn begin_start(state: &mut State, asked: &Asked) -> Result<Begun> {
+    state.asked_to_start(asked.params.need_id("id")?);
+    begin(state, asked)
+}
+
+/// `stopVirtualMachine`
 pub fn begin(state: &mut State, asked: &Asked) -> Result<Begun> {
     let id = asked.params.need_id("id")?;
     asked.may_use_vm(state, id)?;

@@ -102,15 +102,30 @@ pub async fn on(world: &World, call: &Call) -> Answer {
 
 pub fn state(world: &World, call: &Call) -> Answer {
     let id = call.arg(0);
-    let told = world.look(|state| -> Result<Value, Refused> {
+    let told = world.look(|state| -> Result<(Value, bool), Refused> {
         Credentials::asked(call).check(state)?;
         let source = find(state, id)?;
         let unknown = &state.settings.vma.power_unknown;
         let known = !unknown.contains(&source.id) && !unknown.contains(&source.name);
         let word = if known { power_word(source) } else { "unknown" };
-        Ok(json!({"vm_id": id, "power_state": word, "tools_status": tools(source), "timestamp": Utc::now()}))
+        let news = known && source.power == Power::Off && !state.seen_off.contains(&source.id);
+        let body =
+            json!({"vm_id": id, "power_state": word, "tools_status": tools(source), "timestamp": Utc::now()});
+        Ok((body, news))
     });
-    told.map_or_else(|(status, text)| wrong(status, &text), |body| Answer::json(200, &body))
+    let (body, news) = match told {
+        Ok(told) => told,
+        Err((status, text)) => return wrong(status, &text),
+    };
+    if news {
+        world.change(Cause::new("vma", call.command("/api/v1"), id), |state| {
+            let off = find(state, id).ok().filter(|source| source.power == Power::Off);
+            if let Some(source) = off.map(|source| source.id.clone()) {
+                state.seen_off.insert(source);
+            }
+        });
+    }
+    Answer::json(200, &body)
 }
 
 fn response(

@@ -1,4 +1,5 @@
-//! I1 to I16, as far as the world can see them. They are recorded, never prevented: the real systems prevent nothing either.
+//! I1 to I16, as far as the world can see them: I9, I10, I11 and I14 are about what somebody has on record, and are for those who
+//! can read that. They are recorded, never prevented: the real systems prevent nothing either.
 //!
 //! Two kinds: conditions, looked at after each change and recorded once while they last; and calls, recorded where they are
 //! made, even when they are refused.
@@ -173,6 +174,26 @@ impl State {
         }
         if vm == self.oma {
             self.broke("I2", format!("a call asks to destroy the OMA {vm}"));
+        }
+    }
+
+    /// I4: a call asks to start a copy where the world sees it, whatever the answer will be. Nobody can know that its source is
+    /// off who has not asked since it went off.
+    pub fn asked_to_start(&mut self, vm: Uuid) {
+        let seen = self.vms.get(&vm).is_some_and(|vm| in_production(self, vm));
+        if !seen || vm == self.oma {
+            return;
+        }
+        let held = [self.attached_to(vm), self.plugged_in(vm)].concat();
+        let sources = held.iter().filter_map(|id| self.volumes.get(id)?.replica_of.as_ref());
+        let unseen = sources.map(|disk| &disk.source).filter(|source| !self.seen_off.contains(*source));
+        for source in unseen.cloned().collect::<BTreeSet<String>>() {
+            self.broke(
+                "I4",
+                format!(
+                    "a call starts {vm} in a production network, and nobody has seen its source {source} off"
+                ),
+            );
         }
     }
 

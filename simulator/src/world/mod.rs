@@ -105,6 +105,9 @@ pub struct State {
     pub oma: Uuid,
     /// The sources whose failover was committed: nothing brings them back by itself.
     pub committed: BTreeSet<String>,
+    /// The sources of which the VMA has said that they are off, since they went off.
+    #[serde(default)]
+    pub seen_off: BTreeSet<String>,
 
     /// How the systems behave.
     pub settings: Settings,

@@ -582,6 +582,7 @@ impl State {
         machine.going_down = None;
         if machine.power != power {
             machine.power = power;
+            self.seen_off.remove(source);
             let word = if power == Power::On { "source on" } else { "source off" };
             self.applied(word, source);
         }

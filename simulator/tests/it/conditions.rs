@@ -72,6 +72,10 @@ fn source(state: &mut State, name: &str, power: Power) {
     state.source_power(&estate::source(name), power).unwrap();
 }
 
+fn seen_off(state: &mut State) {
+    state.seen_off.insert(estate::source("web-01"));
+}
+
 fn snapshot(state: &mut State, volume: Uuid) -> Uuid {
     let id = state.new_snapshot(volume, "kept", SnapshotBy::CloudStack, BTreeMap::new()).unwrap();
     state.capture(id).unwrap();
@@ -299,6 +303,44 @@ fn power() -> Vec<Row> {
             |state| state.power_on(vm_of("one")).unwrap(),
             None,
         ),
+        (
+            "a call to start a copy in a production network, whose source nobody has seen off",
+            |state| {
+                copy_of_web(state);
+                expose(state, "one");
+            },
+            |state| state.asked_to_start(vm_of("one")),
+            Some(("I4", "nobody has seen its source")),
+        ),
+        (
+            "a call to start one whose source was on after it was seen off",
+            |state| {
+                copy_of_web(state);
+                expose(state, "one");
+                seen_off(state);
+                source(state, "web-01", Power::On);
+                source(state, "web-01", Power::Off);
+            },
+            |state| state.asked_to_start(vm_of("one")),
+            Some(("I4", "nobody has seen its source")),
+        ),
+        (
+            "a call to start one whose source was seen off",
+            |state| {
+                copy_of_web(state);
+                expose(state, "one");
+                seen_off(state);
+            },
+            |state| state.asked_to_start(vm_of("one")),
+            None,
+        ),
+        (
+            "a call to start one in an isolated network",
+            copy_of_web,
+            |state| state.asked_to_start(vm_of("one")),
+            None,
+        ),
+        ("a call to start the appliance", as_it_is, |state| state.asked_to_start(state.oma), None),
         (
             "another source goes on",
             |state| {

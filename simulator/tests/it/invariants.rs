@@ -1,10 +1,10 @@
 //! Each invariant, broken once on purpose, is recorded with the call that broke it; a failover done right breaks none.
 
-use backstay_simulator::world::things::{DiskRef, Power};
+use backstay_simulator::world::things::{DiskRef, Power, VmState};
 use backstay_simulator::world::{Cause, State, estate};
 use uuid::Uuid;
 
-use crate::client::{Site, site};
+use crate::client::{Site, http, site};
 
 fn web() -> Uuid {
     estate::replica("web-01", 2000)
@@ -34,6 +34,19 @@ impl Site {
                 "{found:#?}"
             );
         }
+    }
+
+    /// Asks the VMA whether a source is on.
+    async fn ask_power(&self, name: &str) -> String {
+        let path = format!(
+            "/api/v1/vm/{}/power-state?vcenter=vcenter.example&username=administrator%40vsphere.local&password={}",
+            estate::source(name),
+            "pretend-vcenter-password"
+        );
+        let vma = self.site.vma_url();
+        let told = http(vma.trim_start_matches("http://"), "GET", &path, None).await.unwrap();
+        let told: serde_json::Value = serde_json::from_str(&told.body).unwrap();
+        told["power_state"].as_str().unwrap_or_default().to_owned()
     }
 
     async fn snapshot(&self, volume: Uuid, name: &str) -> String {
@@ -73,6 +86,7 @@ async fn a_failover_and_its_way_back_done_right_break_nothing() {
     }
     site.attach(sql(2000), &vm, Some("0")).await;
     site.attach(sql(2001), &vm, None).await;
+    assert_eq!(site.ask_power("sql-01").await, "poweredOff");
     site.cloud.job("startVirtualMachine", &[("id", &vm)]).await.unwrap();
     site.cloud.job("stopVirtualMachine", &[("id", &vm)]).await.unwrap();
     for (key, kept) in [2000, 2001].into_iter().zip(&kept) {
@@ -126,6 +140,7 @@ async fn i3_source_and_destination_both_on_in_a_production_network() {
     site.detach(web()).await;
     site.snapshot(web(), "k").await;
     site.attach(web(), &vm, Some("0")).await;
+    assert_eq!(site.ask_power("web-01").await, "poweredOff");
     site.cloud.job("startVirtualMachine", &[("id", &vm)]).await.unwrap();
     assert_eq!(site.violations(), []);
     site.change("power-on", |state| state.source_power(&estate::source("web-01"), Power::On).unwrap());
@@ -150,6 +165,26 @@ async fn i3_a_test_vm_beside_its_source_gets_a_production_nic() {
         .await
         .unwrap();
     site.only("I3", "addNicToVirtualMachine");
+}
+
+#[tokio::test]
+async fn i4_a_start_without_a_look_at_the_source_counts_although_it_is_refused() {
+    let site = site(|_| ()).await;
+    let vm = site.deploy_in("dr-web-01", true, "prod-lan").await;
+    site.detach(web()).await;
+    site.attach(web(), &vm, Some("0")).await;
+    // Seen off, and on since: what was seen is worth nothing.
+    assert_eq!(site.ask_power("web-01").await, "poweredOff");
+    for power in [Power::On, Power::Off] {
+        site.change("power", |state| state.source_power(&estate::source("web-01"), power).unwrap());
+    }
+    site.change("stop", |state| state.vm_mut(vm.parse().unwrap()).unwrap().state = VmState::Stopping);
+    assert!(site.cloud.job("startVirtualMachine", &[("id", &vm)]).await.is_err());
+    site.only("I4", "startVirtualMachine");
+    site.change("stopped", |state| state.vm_mut(vm.parse().unwrap()).unwrap().state = VmState::Stopped);
+    assert_eq!(site.ask_power("web-01").await, "poweredOff");
+    site.cloud.job("startVirtualMachine", &[("id", &vm)]).await.unwrap();
+    assert_eq!(site.violations().len(), 1);
 }
 
 #[tokio::test]

@@ -132,19 +132,28 @@ struct Arranging {
 #[derive(Debug, Serialize, Deserialize, JsonSchema)]
 struct Arranged {
     vm: String,
+    /// What it starts from; empty where the world was arranged to have none.
+    disk: String,
+}
+
+#[derive(Debug, Serialize, Deserialize, JsonSchema)]
+struct Machine {
+    vm: String,
 }
 
 #[async_trait]
 impl Activity for Arranging {
     const NAME: &'static str = "arrange";
-    type Input = Arranged;
+    type Input = Machine;
     type Output = Arranged;
 
-    async fn run(&self, _: &Context, input: Arranged) -> Result<Arranged, Failure> {
+    async fn run(&self, _: &Context, input: Machine) -> Result<Arranged, Failure> {
         let vm = input.vm.parse()?;
+        let disk = self.centre.look(|state| state.attached_to(vm).first().map(Uuid::to_string));
+        let disk = disk.unwrap_or_default();
         self.centre.change(Cause::new("people", "arrange", &input.vm), |state| (self.arrange)(state, vm));
         *self.before.lock().unwrap() = self.centre.faults().calls();
-        Ok(input)
+        Ok(Arranged { vm: input.vm, disk })
     }
 }
 
@@ -153,6 +162,9 @@ struct Pretending;
 
 #[derive(Debug, Serialize, Deserialize, JsonSchema)]
 struct Pretended {
+    /// The kind and the name of what it is about to touch.
+    #[serde(default)]
+    planned: Option<(String, String)>,
     #[serde(default)]
     saved: Option<Value>,
     #[serde(default)]
@@ -168,6 +180,9 @@ impl Activity for Pretending {
     type Output = Value;
 
     async fn run(&self, context: &Context, input: Pretended) -> Result<Value, Failure> {
+        if let Some((kind, name)) = &input.planned {
+            context.resource(kind, name).planned().await?;
+        }
         if let Some(saved) = &input.saved {
             context.save(saved).await?;
         }
@@ -179,8 +194,12 @@ impl Activity for Pretending {
 }
 
 /// A plan whose only effect was had by a step that left this in the journal, and that is undone by `undo`. A machine is made
-/// and the world arranged before.
-pub fn undone(left: Value, undo: &str, input: impl FnOnce(Value) -> Value) -> PlanBuilder {
+/// and the world arranged before. `left` is told the machine's disk, and `input` the machine.
+pub fn undone(
+    left: impl FnOnce(Value) -> Value,
+    undo: &str,
+    input: impl FnOnce(Value) -> Value,
+) -> PlanBuilder {
     let mut plan = PlanBuilder::new("undone");
     let unmade =
         json!({ "vm": backstay_engine::output("/vm"), "name": { "base": "copy-01" }, "protected": [] });
@@ -192,7 +211,7 @@ pub fn undone(left: Value, undo: &str, input: impl FnOnce(Value) -> Value) -> Pl
         .nothing_to_undo("it is a test");
     let left = plan
         .step("left", "pretend")
-        .input(left)
+        .input(left(ready.output("/disk")))
         .after([&ready])
         .undone_by(undo, input(vm.output("/vm")))
         .done();

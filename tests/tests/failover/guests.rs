@@ -34,7 +34,7 @@ async fn with_guest(name: &str, mode: &str, guest: Guest, up_ms: u64, down_ms: u
     (input["steady"], input["boot_within"]) = (json!("1s"), json!("5s"));
     let run = stage.submit(&engine, &input).await?;
     let status = stage.settled(&engine, run).await?;
-    let wrong = judge(&stage, name, mode == "live", &before, run, status);
+    let wrong = judge(&stage, name, mode == "live", &before, run, status).await?;
     anyhow::ensure!(wrong.is_empty(), "{guest:?}: {wrong:#?}\n{}", stage.lab.story(run).await?);
     let boot = output(&engine, run, "check-boot").await?;
     let mark = format!("backstay-run-{run}");

@@ -6,6 +6,7 @@ use backstay_engine::{RunId, Status};
 use backstay_simulator::world::State;
 use backstay_simulator::world::estate;
 use backstay_simulator::world::things::{Content, Power, SnapshotBy, VmState};
+use chrono::{DateTime, Utc};
 use uuid::Uuid;
 
 use crate::stage::Stage;
@@ -30,15 +31,15 @@ impl Before {
     }
 }
 
-/// Says all that is wrong.
-pub fn judge(
+/// Says all that is wrong: with the world, with the context, with what is on record.
+pub async fn judge(
     stage: &Stage,
     name: &str,
     live: bool,
     before: &Before,
     run: RunId,
     status: Status,
-) -> Vec<String> {
+) -> anyhow::Result<Vec<String>> {
     let mut wrong = Vec::new();
     for violation in stage.centre.truth().violations() {
         wrong.push(format!("an invariant was broken: {violation:?}"));
@@ -48,19 +49,21 @@ pub fn judge(
         Status::RolledBack => home(state, name, before, run, &mut wrong),
         other => wrong.push(format!("it is {}", other.as_str())),
     });
-    wrong
+    context(stage, name, live, run, status, &mut wrong).await?;
+    records(stage, run, &mut wrong).await?;
+    Ok(wrong)
 }
 
 /// What the context is says the same as how the run ended. That the journals say the same of it is another question, and one
 /// about all runs: see `Lab::assert_facts`.
-pub async fn judge_context(
+async fn context(
     stage: &Stage,
     name: &str,
     live: bool,
     run: RunId,
     status: Status,
-) -> anyhow::Result<Vec<String>> {
-    let mut wrong = Vec::new();
+    wrong: &mut Vec<String>,
+) -> anyhow::Result<()> {
     let fact = stage.lab.engine.fact(&format!("context/{name}")).await?;
     let is = fact.as_ref().map(|fact| fact.value.as_str());
     let fits = match status {
@@ -73,7 +76,53 @@ pub async fn judge_context(
     if !fits {
         wrong.push(format!("the run {run} is {}, and its context is {fact:?}", status.as_str()));
     }
-    Ok(wrong)
+    Ok(())
+}
+
+/// I9: what the run has ever made is on its record, and was before it was made. I10: it made one machine.
+async fn records(stage: &Stage, run: RunId, wrong: &mut Vec<String>) -> anyhow::Result<()> {
+    let mut recorded = BTreeMap::new();
+    for row in stage.lab.engine.journal(run).await?.iter().filter(|row| row.kind == "resource") {
+        let body = row.body.as_ref().map(|body| body.value()).unwrap_or_default();
+        let text = |key: &str| body[key].as_str().unwrap_or_default().to_owned();
+        recorded.entry((text("kind"), text("name"))).or_insert(row.at);
+    }
+    let made = stage.centre.world().look(|state| made(state, run));
+    for (kind, name, at) in &made {
+        match recorded.get(&((*kind).to_owned(), name.clone())) {
+            Some(since) if since <= at => {}
+            Some(since) => {
+                wrong.push(format!("the {kind} {name} was made at {at}, and on record at {since}"))
+            }
+            None => wrong.push(format!("the {kind} {name} was made, and is on no record")),
+        }
+    }
+    let machines = made.iter().filter(|(kind, ..)| *kind == "vm").count();
+    if machines > 1 {
+        wrong.push(format!("{machines} machines were made"));
+    }
+    Ok(())
+}
+
+/// What a run has made, whether it is there or not: the kind, the name on record, and when.
+fn made(state: &State, run: RunId) -> Vec<(&'static str, String, DateTime<Utc>)> {
+    let mark = format!("backstay-run-{run}");
+    let snapshot_name = format!("backstay-{}", run.to_string().replace('-', ""));
+    let mut made = Vec::new();
+    for vm in state.vms.values().filter(|vm| vm.group.as_deref() == Some(&mark)) {
+        made.push(("vm", vm.name.clone(), vm.created));
+    }
+    for one in state.snapshots.values().filter(|one| one.name == snapshot_name) {
+        let kind = match one.by {
+            SnapshotBy::CloudStack => "snapshot",
+            SnapshotBy::Linstor => "linstor snapshot",
+        };
+        made.push((kind, format!("{snapshot_name} of {}", one.volume), one.created));
+    }
+    for one in state.vm_snapshots.values().filter(|one| one.display_name == snapshot_name) {
+        made.push(("machine snapshot", format!("{snapshot_name} of {}", one.vm), one.created));
+    }
+    made
 }
 
 fn copies(state: &State, run: RunId) -> Vec<(Uuid, VmState)> {

@@ -176,7 +176,7 @@ impl Play {
             wanted.as_str(),
             self.story().await?
         );
-        let wrong = judge(&self.stage, self.name, self.live, &self.before, self.run(), is);
+        let wrong = judge(&self.stage, self.name, self.live, &self.before, self.run(), is).await?;
         anyhow::ensure!(wrong.is_empty(), "{}: {wrong:#?}\n{}", is.as_str(), self.story().await?);
         Ok(())
     }

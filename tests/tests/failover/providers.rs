@@ -35,7 +35,7 @@ async fn there_and_back(
         anyhow::Ok(format!("{name} by {provider}, {what}:\n{}", stage.lab.story(run).await?))
     };
     assert_eq!(status, Status::Succeeded, "{}", story("there").await?);
-    let wrong = judge(&stage, name, live, &before, run, status);
+    let wrong = judge(&stage, name, live, &before, run, status).await?;
     assert!(wrong.is_empty(), "{wrong:#?} {}", story("there").await?);
     assert_eq!(stage.centre.world().look(held), stands_on, "{}", story("there").await?);
     let written = stage.centre.world().look(|state| {
@@ -48,7 +48,7 @@ async fn there_and_back(
     stage.moves_on(&engine, run, Status::Succeeded).await?;
     let status = stage.settled(&engine, run).await?;
     assert_eq!(status, Status::RolledBack, "{}", story("back").await?);
-    let wrong = judge(&stage, name, live, &before, run, status);
+    let wrong = judge(&stage, name, live, &before, run, status).await?;
     assert!(wrong.is_empty(), "{wrong:#?} {}", story("back").await?);
     assert_eq!(stage.centre.world().look(held), (0, 0), "{}", story("back").await?);
     stage.is_sound()

@@ -336,8 +336,9 @@ impl Stage {
 
     /// Waits until a run is over, waits for people, or has succeeded.
     pub async fn settled(&self, engine: &Engine, run: RunId) -> anyhow::Result<Status> {
+        // Every attempt there and every attempt back, with the runbook's own waits between them, takes five minutes.
         let waiting = engine.watch(run).ended();
-        match tokio::time::timeout(Duration::from_secs(180), waiting).await {
+        match tokio::time::timeout(Duration::from_mins(10), waiting).await {
             Ok(status) => Ok(status?),
             Err(_) => anyhow::bail!("run {run} does not end:\n{}", self.lab.story(run).await?),
         }

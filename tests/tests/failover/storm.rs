@@ -10,7 +10,7 @@ use backstay_engine::{Engine, RunId, Status};
 use backstay_simulator::faults::{Fault, Rule};
 use backstay_simulator::world::estate;
 
-use crate::judge::{Before, judge, judge_context};
+use crate::judge::{Before, judge};
 use crate::stage::Stage;
 
 /// The share of calls with a fault.
@@ -110,9 +110,8 @@ async fn a_storm_of_failovers_leaves_no_orphan_and_nothing_that_runs_twice() -> 
         }
         *ends.entry(status.as_str()).or_default() += 1;
         // What others did stands in the same world: only what is about this run is looked at.
-        let mut found = judge(&stage, name, *live, before, *run, status);
+        let mut found = judge(&stage, name, *live, before, *run, status).await?;
         found.retain(|what| !what.starts_with("an invariant"));
-        found.extend(judge_context(&stage, name, *live, *run, status).await?);
         if !found.is_empty() {
             wrong.push(format!(
                 "{name}, run {run}, {}: {found:#?}\n{}",

@@ -3,7 +3,7 @@
 use backstay_engine::Status;
 
 use crate::again::{Again, All};
-use crate::judge::{Before, judge, judge_context};
+use crate::judge::{Before, judge};
 use crate::stage::Stage;
 
 /// What is made is made once, whoever asked for it twice.
@@ -16,8 +16,7 @@ async fn doubled(how: Again) -> anyhow::Result<()> {
         let (engine, _node) = stage.node_of(Stage::config("a"), &All(how)).await?;
         let run = stage.submit(&engine, &stage.input(name, if live { "live" } else { "test" })).await?;
         let mut status = stage.settled(&engine, run).await?;
-        let mut wrong = judge(&stage, name, live, &before, run, status);
-        wrong.extend(judge_context(&stage, name, live, run, status).await?);
+        let wrong = judge(&stage, name, live, &before, run, status).await?;
         anyhow::ensure!(wrong.is_empty(), "{name} {how:?}: {wrong:#?}\n{}", stage.lab.story(run).await?);
         let effects = stage.centre.truth().effects();
         for command in ONCE {
@@ -28,8 +27,7 @@ async fn doubled(how: Again) -> anyhow::Result<()> {
         stage.roll_back(&engine, run).await?;
         stage.moves_on(&engine, run, Status::Succeeded).await?;
         status = stage.settled(&engine, run).await?;
-        let mut wrong = judge(&stage, name, live, &before, run, status);
-        wrong.extend(judge_context(&stage, name, live, run, status).await?);
+        let wrong = judge(&stage, name, live, &before, run, status).await?;
         anyhow::ensure!(
             wrong.is_empty(),
             "{name} {how:?}, back: {wrong:#?}\n{}",

@@ -5,11 +5,15 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use backstay_engine::machine::Direction;
 use backstay_engine::{Failure, Status};
+use backstay_simulator::world::State;
 use backstay_workflows::Workflow;
 use backstay_workflows::failover::FailoverWorkflow;
+use serde_json::json;
 
 use crate::again::{Again, Undos};
+use crate::alone::{Alone, undone};
 use crate::play::Play;
+use crate::stage::Stage;
 
 const SCENES: [(&str, &str, &str); 3] =
     [("web-01", "live", "machine"), ("sql-01", "test", "linstor"), ("db-01", "live", "cloudstack")];
@@ -104,4 +108,28 @@ async fn what_was_never_done_is_undone_all_the_same() -> anyhow::Result<()> {
             None => return Ok(()),
         }
     }
+}
+
+/// The disk is on record before anything is saved about it: an undo that looked only for what was saved left the run stuck over
+/// a disk that nobody had touched.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_blank_disk_that_was_only_on_record_is_accounted_for() -> anyhow::Result<()> {
+    for detached in [false, true] {
+        let arrange = Arc::new(move |state: &mut State, vm| {
+            let disk = state.attached_to(vm)[0];
+            if detached {
+                state.unplug(disk, vm);
+                state.detach_row(disk).unwrap();
+            }
+        });
+        let alone = Alone::new(Stage::new().await?, arrange).await?;
+        let left = |disk| json!({ "planned": ["blank disk", disk] });
+        let (run, status) =
+            alone.play(undone(left, "remove-blank-disk", |vm| json!({ "vm": vm, "protected": [] }))).await?;
+        assert_eq!(status, Status::RolledBack, "{}", alone.stage.lab.story(run).await?);
+        let removed = alone.changed().iter().any(|(_, command, _)| command == "deleteVolume");
+        assert_eq!(removed, detached, "one that hangs at the machine goes with it");
+        alone.stage.is_sound()?;
+    }
+    Ok(())
 }

@@ -87,7 +87,7 @@ async fn a_disk_whose_snapshot_does_not_show_is_not_taken_for_put_back() -> anyh
         assert!(why?.contains("no_snapshot"), "{provider}");
         show_snapshots(&stage, &taken, None);
         let status = stage.settled(&engine, run).await?;
-        let wrong = judge(&stage, "db-01", false, &before, run, status);
+        let wrong = judge(&stage, "db-01", false, &before, run, status).await?;
         anyhow::ensure!(wrong.is_empty(), "{provider}: {wrong:#?}\n{}", stage.lab.story(run).await?);
     }
     Ok(())
@@ -137,7 +137,7 @@ async fn a_target_that_is_away_or_busy_says_nothing_against_a_snapshot() -> anyh
     }
     let status = rolled_back(&stage, &engine, run).await?;
     assert!(stage.centre.faults().fired().iter().all(|rule| rule.times == 1));
-    let wrong = judge(&stage, "web-01", false, &before, run, status);
+    let wrong = judge(&stage, "web-01", false, &before, run, status).await?;
     anyhow::ensure!(wrong.is_empty(), "{wrong:#?}\n{}", stage.lab.story(run).await?);
     Ok(())
 }
@@ -167,7 +167,7 @@ async fn what_an_earlier_run_left_is_never_gone_back_to() -> anyhow::Result<()> 
         let second = rehearsed(&stage, &engine, "db-01", provider).await?;
         let status = rolled_back(&stage, &engine, second).await?;
         show_snapshots(&stage, &left, Some(Utc::now()));
-        let wrong = judge(&stage, "db-01", false, &before, second, status);
+        let wrong = judge(&stage, "db-01", false, &before, second, status).await?;
         anyhow::ensure!(wrong.is_empty(), "{provider}: {wrong:#?}\n{}", stage.lab.story(second).await?);
     }
     Ok(())
@@ -188,7 +188,7 @@ async fn a_windows_machine_is_rehearsed_again_and_again() -> anyhow::Result<()> 
         let run = rehearsed(&stage, &engine, "sql-01", "cloudstack").await?;
         assert_eq!(notes(&stage), Some(format!("{run}:done")));
         let status = rolled_back(&stage, &engine, run).await?;
-        let wrong = judge(&stage, "sql-01", false, &before, run, status);
+        let wrong = judge(&stage, "sql-01", false, &before, run, status).await?;
         anyhow::ensure!(wrong.is_empty(), "{wrong:#?}\n{}", stage.lab.story(run).await?);
         assert_eq!(notes(&stage), None);
     }
@@ -218,7 +218,7 @@ async fn a_conversion_that_is_cut_off_on_its_way_back_to_the_snapshots_is_taken_
     let (engine, _node) = stage.node(Stage::config("a")).await?;
     let status = stage.settled(&engine, run).await?;
     assert_eq!(status, Status::Succeeded, "{}", stage.lab.story(run).await?);
-    let wrong = judge(&stage, "sql-01", false, &before, run, status);
+    let wrong = judge(&stage, "sql-01", false, &before, run, status).await?;
     anyhow::ensure!(wrong.is_empty(), "{wrong:#?}\n{}", stage.lab.story(run).await?);
     Ok(())
 }
@@ -255,7 +255,7 @@ async fn a_conversion_that_outlived_its_process_ends_before_its_disks_are_taken_
         stage.node(Stage::config("a")).await
     };
     let (status, _node) = tokio::join!(asked, goes_on);
-    let wrong = judge(&stage, "sql-01", false, &before, run, status?);
+    let wrong = judge(&stage, "sql-01", false, &before, run, status?).await?;
     anyhow::ensure!(wrong.is_empty(), "{wrong:#?}\n{}", stage.lab.story(run).await?);
     assert!(!left.lives(), "it is at work still:\n{}", stage.lab.story(run).await?);
     Ok(())

@@ -84,14 +84,14 @@ async fn what_can_be_known_before_is_refused_before() -> anyhow::Result<()> {
 /// The guards of undos: what they are told by the journal is looked at before they believe it.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_undo_removes_only_what_is_blank_and_starts_no_source_beside_its_copy() -> anyhow::Result<()> {
-    let blank = |id: Uuid| json!({ "saved": { "begun": null, "calls": 0, "more": id } });
+    let blank = |id: Uuid| json!({ "planned": ["blank disk", id] });
     let theirs = estate::id("volume", "ROOT-web-01-old");
     let removed = |id: Uuid, protected: Vec<Uuid>| {
-        undone(blank(id), "remove-blank-disk", move |vm| json!({ "vm": vm, "protected": protected }))
+        undone(move |_| blank(id), "remove-blank-disk", move |vm| json!({ "vm": vm, "protected": protected }))
     };
     let mut again = the_source();
     again["copy"] = json!({ "base": "copy-01" });
-    let on = undone(json!({ "saved": { "original": "poweredOn" } }), "power-on-source", |_| again);
+    let on = undone(|_| json!({ "saved": { "original": "poweredOn" } }), "power-on-source", |_| again);
     let at_no_machine: Arrange = Arc::new(|state, _| free(state, replica()));
     let its_copy_runs: Arrange = Arc::new(|state, vm| {
         source(state, Power::Off);
@@ -162,7 +162,7 @@ async fn a_volume_that_is_no_copy_any_more_is_not_opened_to_replication() -> any
     let exports = json!({ "source": estate::source("web-01"), "name": "web-01",
         "disks": [{ "volume": replica(), "number": 0 }] });
     let left = json!({ "output": { "open": [], "closed": [replica()] } });
-    let (run, _) = alone.play(undone(left, "open-exports", |_| exports)).await?;
+    let (run, _) = alone.play(undone(|_| left, "open-exports", |_| exports)).await?;
     let open =
         alone.stage.centre.world().look(|state| {
             state.daemon.exports.iter().any(|export| export.volume_id == replica().to_string())
