@@ -250,6 +250,9 @@ fn begin_writing(state: &mut State, id: Uuid) {
         let what = format!("{} ({id}) is {so} already, and was not reverted since", volume.name);
         state.broke("virt-v2v twice", what);
     }
+    if state.daemon.exports.iter().any(|export| export.volume_id == id.to_string()) {
+        state.broke("I6", format!("virt-v2v writes to {id}, and its export is open to replication"));
+    }
     state.before_foreign_write(id);
     if let Some(volume) = state.volumes.get_mut(&id) {
         volume.content.half_converted = true;

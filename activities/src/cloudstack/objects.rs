@@ -196,6 +196,9 @@ pub struct Vm {
     pub hostid: Option<String>,
     #[serde(default, deserialize_with = "loose::some_text")]
     pub hostname: Option<String>,
+    /// Whether its host can be reached, for those who may see hosts: see [`Vm::host_is_reachable`].
+    #[serde(default, deserialize_with = "loose::some_text")]
+    pub hostcontrolstate: Option<String>,
     #[serde(default, deserialize_with = "loose::some_text")]
     pub hypervisor: Option<String>,
     #[serde(default, deserialize_with = "loose::some_text")]
@@ -371,6 +374,12 @@ impl Vm {
     /// Whether it may be running: everything that is not known to be off.
     pub fn may_run(&self) -> bool {
         !matches!(self.state.as_deref(), Some("Stopped" | "Destroyed"))
+    }
+
+    /// Whether its host answers. Nothing: it runs nowhere, or hosts are not for this account to see.
+    pub fn host_is_reachable(&self) -> Option<bool> {
+        let state = self.hostcontrolstate.as_deref()?;
+        Some(["Enabled", "Disabled", "Maintenance"].iter().any(|known| state.eq_ignore_ascii_case(known)))
     }
 
     /// The value of a tag.

@@ -45,6 +45,24 @@ pub(super) fn is_blank(volume: &Volume) -> bool {
     volume.is_root() && volume.is("Allocated")
 }
 
+fn is_going(volume: &Volume) -> bool {
+    matches!(volume.state.as_deref(), Some("Destroy" | "Expunging" | "Expunged"))
+}
+
+impl Site {
+    /// A disk that hangs nowhere and is nobody's. It is seen to be gone, whatever was answered.
+    async fn delete_blank(&self, id: &str) -> Result<(), Failure> {
+        let answered = self.cloudstack.delete_volume(id).await;
+        if self.cloudstack.volume(id).await?.is_none_or(|volume| is_going(&volume)) {
+            return Ok(());
+        }
+        Err(answered.err().map_or_else(
+            || Failure::retryable("not_seen", format!("the volume {id} was deleted, and is there")),
+            Failure::from,
+        ))
+    }
+}
+
 impl DropBlankRoot {
     async fn blank(&self, input: &Newborn) -> Result<Option<Volume>, Failure> {
         let volumes = self.0.cloudstack.volumes_of(&input.vm).await?;
@@ -104,11 +122,7 @@ impl Activity for DropBlankRoot {
         let look = || async {
             Ok(match site.cloudstack.volume(&id).await? {
                 None => Found::Done(()),
-                Some(volume)
-                    if matches!(volume.state.as_deref(), Some("Destroy" | "Expunging" | "Expunged")) =>
-                {
-                    Found::Done(())
-                }
+                Some(volume) if is_going(&volume) => Found::Done(()),
                 Some(volume) => {
                     match (at_work(volume.jobid.as_ref(), volume.jobstatus), &volume.virtualmachineid) {
                         (Some(job), _) => Found::AtWork(job),
@@ -142,11 +156,7 @@ impl Activity for DropBlankRoot {
                 let message = format!("the blank disk {id} was attached again");
                 return Err(Failure::retryable("attached_again", message));
             }
-            if let Err(trouble) = site.cloudstack.delete_volume(&id).await
-                && site.cloudstack.volume(&id).await?.is_some()
-            {
-                return Err(trouble.into());
-            }
+            site.delete_blank(&id).await?;
         }
         context.resource(BLANK_DISK, &id).gone().await?;
         Ok(Gone { id: Some(id) })
@@ -196,11 +206,7 @@ impl Activity for RemoveBlankDisk {
             told.kept("it goes with the machine that it is attached to").await?;
             return Ok(Gone { id: None });
         }
-        if let Err(trouble) = cloudstack.delete_volume(&id).await
-            && cloudstack.volume(&id).await?.is_some()
-        {
-            return Err(trouble.into());
-        }
+        self.0.delete_blank(&id).await?;
         told.gone().await?;
         Ok(Gone { id: Some(id) })
     }

@@ -55,6 +55,18 @@ impl Site {
         }
         Ok(exports)
     }
+
+    /// Nothing can be replicated to a volume whose export is closed. It is seen to be.
+    pub(super) async fn close_export(&self, volume: &str) -> Result<(), Failure> {
+        if self.daemon.export(volume).await?.is_none() {
+            return Ok(());
+        }
+        self.daemon.delete_export(volume).await?;
+        if self.daemon.export(volume).await?.is_some() {
+            return Err(Failure::retryable("exports_open", format!("the export of {volume} is open still")));
+        }
+        Ok(())
+    }
 }
 
 #[async_trait]
@@ -76,7 +88,7 @@ impl Activity for CloseExports {
             if self.0.daemon.export(&disk.volume).await?.is_some() {
                 let resource = context.resource("closed export", &disk.volume);
                 resource.planned().await?;
-                self.0.daemon.delete_export(&disk.volume).await?;
+                self.0.close_export(&disk.volume).await?;
                 resource.present(serde_json::json!({ "volume": disk.volume })).await?;
             }
         }
@@ -124,9 +136,7 @@ impl Activity for OpenExports {
             let resource = context.resource("closed export", &disk.volume);
             // Replication would write into what is no copy of the source any more.
             if volume.tag(DIRTY_TAG).is_some() {
-                if site.daemon.export(&disk.volume).await?.is_some() {
-                    site.daemon.delete_export(&disk.volume).await?;
-                }
+                site.close_export(&disk.volume).await?;
                 resource
                     .kept("the volume is no copy of its source any more; an operator has to decide")
                     .await?;

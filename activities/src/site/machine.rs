@@ -18,7 +18,7 @@ use super::blank::is_blank;
 use super::change::{Found, NotBegun, Saved};
 use super::guard::{HostName, at_work, mark};
 use super::{RUN_TAG, Site};
-use crate::cloudstack::{DeployVm, Vm};
+use crate::cloudstack::{DeployVm, Nic, Vm};
 
 pub(super) struct CreateVm(pub Arc<Site>);
 pub(super) struct DestroyVm(pub Arc<Site>);
@@ -184,6 +184,10 @@ impl Activity for CreateVm {
             let message = format!("the machine {name} has a card in a network that nobody asked for");
             return Err(Failure::permanent("wrong_network", message));
         }
+        if let Some(why) = wrong_cards(&vm.nic, &input.nics) {
+            let message = format!("the machine {name} does not have the cards that were asked for: {why}");
+            return Err(Failure::permanent("wrong_cards", message));
+        }
         resource.present(serde_json::json!({ "id": vm.id, "name": name })).await?;
         Ok(made)
     }
@@ -193,6 +197,28 @@ impl Activity for CreateVm {
         // Its tag and its cards are for the next attempt to see.
         Ok(self.look(context.key(), &mark, &name).await?.probe(|_| Probe::Partial))
     }
+}
+
+/// In which way the cards that are there are not those that were asked for, of which the first is the default one.
+fn wrong_cards(there: &[Nic], wanted: &[NewNic]) -> Option<String> {
+    if there.len() != wanted.len() {
+        return Some(format!("it has {} of them, not {}", there.len(), wanted.len()));
+    }
+    for (n, card) in wanted.iter().enumerate() {
+        let fits = |nic: &&Nic| {
+            let mac = nic.macaddress.as_deref().unwrap_or_default();
+            nic.networkid.as_deref() == Some(card.network.as_str())
+                && card.mac.as_deref().is_none_or(|kept| kept.eq_ignore_ascii_case(mac))
+        };
+        let Some(nic) = there.iter().find(fits) else {
+            let mac = card.mac.as_deref().map(|mac| format!(" with the address {mac}")).unwrap_or_default();
+            return Some(format!("there is none in the network {}{mac}", card.network));
+        };
+        if n == 0 && !nic.isdefault {
+            return Some(format!("the one in the network {} is not the default one", card.network));
+        }
+    }
+    None
 }
 
 impl DestroyVm {
@@ -291,5 +317,38 @@ impl Activity for DestroyVm {
 
     async fn probe(&self, context: &Context, input: OldVm) -> Result<Probe<Gone>, Failure> {
         Ok(self.look(context.run(), &input).await?.probe(|_| Probe::Partial))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn nic(network: &str, mac: &str, isdefault: bool) -> Nic {
+        let nic =
+            serde_json::json!({ "id": "n", "networkid": network, "macaddress": mac, "isdefault": isdefault });
+        serde_json::from_value(nic).unwrap()
+    }
+
+    fn card(network: &str, mac: Option<&str>) -> NewNic {
+        NewNic { network: network.into(), mac: mac.map(str::to_owned) }
+    }
+
+    #[test]
+    fn cards_are_those_that_were_asked_for() {
+        let wanted = [card("lan", Some("02:00:0A:00:00:01")), card("dmz", None)];
+        let lan = |default| nic("lan", "02:00:0a:00:00:01", default);
+        let dmz = |default| nic("dmz", "02:00:0a:00:00:02", default);
+        assert_eq!(wrong_cards(&[dmz(false), lan(true)], &wanted), None);
+        for (there, why) in [
+            (vec![lan(true)], "1 of them, not 2"),
+            (vec![lan(true), dmz(false), dmz(false)], "3 of them, not 2"),
+            (vec![lan(true), lan(false)], "none in the network dmz"),
+            (vec![nic("lan", "02:00:0a:00:00:09", true), dmz(false)], "with the address 02:00:0A:00:00:01"),
+            (vec![lan(false), dmz(true)], "not the default one"),
+        ] {
+            let found = wrong_cards(&there, &wanted).unwrap_or_default();
+            assert!(found.contains(why), "{found:?}, and not {why:?}");
+        }
     }
 }

@@ -234,17 +234,29 @@ impl Activity for StopVm {
         Some(super::CLOUDSTACK_POOL.into())
     }
 
-    /// Asks first. If that did not help, the next attempt uses force.
+    /// Asks first. If that did not help, the next attempt uses force, but only where its host is known to be reached: a
+    /// forced stop marks a machine as stopped also where nobody could stop it, and its disks would be taken from under it.
     async fn run(&self, context: &Context, input: Stop) -> Result<State, Failure> {
         let site = &self.0;
         let mut saved: Saved = context.saved()?.unwrap_or_default();
         let what = "stopping the machine";
-        let forced = saved.calls > 0;
+        let asked = saved.calls > 0;
         let id = input.vm.clone().unwrap_or_default();
         let call = |job| {
             let id = &id;
             async move {
-                site.only_ours(&site.machine(id).await?, &mark(context.run()))?;
+                let vm = site.machine(id).await?;
+                site.only_ours(&vm, &mark(context.run()))?;
+                let reachable = vm.host_is_reachable();
+                if reachable == Some(false) {
+                    let message = format!(
+                        "the host of the machine {id} cannot be reached, so whether the machine runs is not known, and it is \
+                         not taken for stopped. Mend the host, or make sure at its console that the machine is off, and \
+                         retry this step"
+                    );
+                    return Err(Failure::retryable("host_unreachable", message).not_applied().into());
+                }
+                let forced = asked && reachable == Some(true);
                 Ok::<_, NotBegun>(site.cloudstack.stop_vm(id, forced, Some(job)).await?)
             }
         };

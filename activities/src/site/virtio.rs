@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 use super::change::Saved;
 use super::snapshots::{Back, Taken};
 use super::{Site, VIRTIO_TAG};
-use crate::v2v::{Firmware, Format, Guest, GuestDisk};
+use crate::v2v::{Firmware, Format, Guest, GuestDisk, Warning};
 
 pub(super) struct InjectDrivers(pub Arc<Site>);
 
@@ -125,12 +125,12 @@ impl InjectDrivers {
             saved.begun = None;
         }
         for volume in &input.volumes {
-            if let Back::Failed(failure) = site.put_back(context, &input.snapshots, volume).await? {
+            if let Back::Failed(failure) = site.put_back(context, saved, &input.snapshots, volume).await? {
                 return Err(failure);
             }
         }
         for volume in &input.volumes {
-            site.bring_home(context, saved, volume).await?;
+            site.lend(context, saved, volume).await?;
             saved.begun = None;
         }
         saved.more.clean = true;
@@ -172,6 +172,9 @@ impl Activity for InjectDrivers {
         }
         self.0.way_back(context, &input.snapshots, &input.volumes).await?;
         let devices = self.devices(context, &input.volumes).await?;
+        for volume in &input.volumes {
+            self.0.close_export(volume).await?;
+        }
         saved.more.begun += 1;
         saved.more.clean = false;
         context.save(&saved).await?;
@@ -186,6 +189,16 @@ impl Activity for InjectDrivers {
         context.progress(20.0, "virt-v2v-in-place is at work on the disks");
         let label = format!("{}-{}", context.run(), saved.more.begun);
         let injected = v2v.inject(&guest, &label, context.cancelled()).await?;
+        // It ends well without them, and such a guest would not find its disks.
+        if injected.warnings.contains(&Warning::MissingDrivers) {
+            let message = format!(
+                "virt-v2v found no VirtIO drivers for {}, so its copy would not start. Put drivers for its version of Windows \
+                 where v2v.virtio_win points, and fail it over again (its words: {})",
+                input.name,
+                injected.log.display()
+            );
+            return Err(Failure::permanent("no_drivers", message));
+        }
         let done = Converted {
             warnings: injected.warnings.iter().map(|warning| format!("{warning:?}")).collect(),
             log: injected.log.display().to_string(),

@@ -128,6 +128,19 @@ impl Site {
         }
     }
 
+    /// Brings a volume to the appliance for a conversion. With it the daemon opens its export, and what is replicated while
+    /// somebody else writes is lost.
+    pub(super) async fn lend<S: Serialize + Sync>(
+        &self,
+        context: &Context,
+        saved: &mut Saved<S>,
+        id: &str,
+    ) -> Result<Place, Failure> {
+        let place = self.bring_home(context, saved, id).await?;
+        self.close_export(id).await?;
+        Ok(place)
+    }
+
     /// Brings a volume to the appliance, at whatever slot is free.
     pub(super) async fn bring_home<S: Serialize + Sync>(
         &self,
@@ -236,10 +249,11 @@ impl Activity for ReturnToOma {
 
     async fn run(&self, context: &Context, One { volume, lent }: One) -> Result<Place, Failure> {
         let mut saved: Saved = context.saved()?.unwrap_or_default();
-        let place = self.0.bring_home(context, &mut saved, &volume).await?;
-        if !lent {
-            context.resource("volume away from the appliance", &volume).gone().await?;
+        if lent {
+            return self.0.lend(context, &mut saved, &volume).await;
         }
+        let place = self.0.bring_home(context, &mut saved, &volume).await?;
+        context.resource("volume away from the appliance", &volume).gone().await?;
         Ok(place)
     }
 
@@ -260,7 +274,7 @@ impl AttachVolume {
             None => Ok(Found::Todo),
             Some(at) if at == vm => {
                 let is_root = volume.deviceid == Some(0);
-                if is_root == pair.root {
+                if is_root == pair.root && volume.is_root() == pair.root {
                     return Ok(Found::Done(Place::of(&volume)));
                 }
                 let message = format!(

@@ -9,7 +9,7 @@ use super::show;
 use super::vms::{blank, check_quota};
 use crate::faults::Fault;
 use crate::world::moves::Refusal;
-use crate::world::things::{Power, VolumeState};
+use crate::world::things::{Power, VmState, VolumeState};
 use crate::world::{State, World};
 
 type Result<T> = std::result::Result<T, Refusal>;
@@ -37,6 +37,11 @@ fn device(asked: &Asked) -> Result<Option<u32>> {
     number.map(|n| u32::try_from(n).map_err(|_| Refusal::param("deviceid is out of range"))).transpose()
 }
 
+/// The hypervisor is only asked where the row says that the VM runs.
+fn runs_by_its_row(state: &State, vm: Uuid) -> Result<bool> {
+    Ok(state.vm(vm)?.state == VmState::Running)
+}
+
 /// The job of an attachment.
 pub async fn attach(job: Job) -> Ended {
     let volume = the_volume(&job);
@@ -44,7 +49,7 @@ pub async fn attach(job: Job) -> Ended {
     let wish = device(&job.asked)?;
     let (slot, runs) = job.rows(|state| {
         let slot = state.may_attach(volume, vm, wish)?;
-        let runs = state.vm(vm)?.power == Power::On;
+        let runs = runs_by_its_row(state, vm)?;
         let row = state.volume_mut(volume)?;
         // What is only a row gets its storage now.
         row.state =
@@ -58,8 +63,8 @@ pub async fn attach(job: Job) -> Ended {
         job.effect(|_| Ok(())).await?;
     }
     job.rows(|state| {
-        // A VM that is off is only a row, and so is what hangs at it.
-        if !runs {
+        // A VM that is off is only a row, and so is what hangs at it. One that runs on behind its row hears nothing of it.
+        if !runs && state.vm(vm)?.power == Power::Off {
             state.plug(volume, vm)?;
         }
         state.attach_row(volume, vm, slot)?;
@@ -100,7 +105,7 @@ pub async fn detach(job: Job) -> Ended {
     let volume = the_volume(&job);
     let (vm, runs) = job.rows(|state| {
         let vm = state.may_detach(volume)?;
-        Ok((vm, state.vm(vm)?.power == Power::On))
+        Ok((vm, runs_by_its_row(state, vm)?))
     })?;
     job.pause(job.world.look(|state| state.settings.cloudstack.attach_ms)).await;
     job.effect(|state| {
@@ -111,7 +116,9 @@ pub async fn detach(job: Job) -> Ended {
     })
     .await?;
     job.rows(|state| {
-        state.unplug(volume, vm);
+        if !runs && state.vm(vm)?.power == Power::Off {
+            state.unplug(volume, vm);
+        }
         state.detach_row(volume)?;
         state.applied("detachVolume", format!("{volume} {vm}"));
         Ok(())

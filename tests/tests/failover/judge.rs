@@ -54,6 +54,20 @@ pub async fn judge(
     Ok(wrong)
 }
 
+/// The same of a data centre in which nobody has moved anything but these failovers.
+pub async fn judge_all(
+    stage: &Stage,
+    name: &str,
+    live: bool,
+    before: &Before,
+    run: RunId,
+    status: Status,
+) -> anyhow::Result<Vec<String>> {
+    let mut wrong = judge(stage, name, live, before, run, status).await?;
+    jobs(stage, &mut wrong).await?;
+    Ok(wrong)
+}
+
 /// What the context is says the same as how the run ended. That the journals say the same of it is another question, and one
 /// about all runs: see `Lab::assert_facts`.
 async fn context(
@@ -100,6 +114,29 @@ async fn records(stage: &Stage, run: RunId, wrong: &mut Vec<String>) -> anyhow::
     let machines = made.iter().filter(|(kind, ..)| *kind == "vm").count();
     if machines > 1 {
         wrong.push(format!("{machines} machines were made"));
+    }
+    Ok(())
+}
+
+/// The jobs of CloudStack's that the runs of this data centre began are all in their checkpoints: whoever comes next can ask for
+/// them. Tags are looked for themselves, and the daemon's jobs are its own.
+async fn jobs(stage: &Stage, wrong: &mut Vec<String>) -> anyhow::Result<()> {
+    let begun = stage.centre.world().look(|state| {
+        // Where ids cannot be chosen, nobody knows that of a job whose answer was lost: it is found at what it works on.
+        if !state.settings.cloudstack.custom_job_ids {
+            return Vec::new();
+        }
+        let jobs = state.cloudstack.jobs.values();
+        let ours = jobs.filter(|job| !job.command.ends_with("Tags") && !job.command.ends_with("achVolume"));
+        ours.map(|job| (job.id.to_string(), job.command.clone())).collect::<Vec<_>>()
+    });
+    let mut database = stage.lab.sql().await?;
+    let saved: Vec<String> =
+        sqlx::query_scalar("select body::text from events where kind = 'checkpointed' and body is not null")
+            .fetch_all(&mut database)
+            .await?;
+    for (id, command) in begun.iter().filter(|(id, _)| !saved.iter().any(|body| body.contains(id))) {
+        wrong.push(format!("the job {id} ({command}) is in no checkpoint"));
     }
     Ok(())
 }

@@ -14,6 +14,7 @@ mod commit;
 mod context;
 mod guards;
 mod guests;
+mod hosts;
 mod judge;
 mod looks;
 mod play;

@@ -11,7 +11,7 @@ use backstay_simulator::world::{Cause, State, World};
 use backstay_tests::{Around, With};
 use serde_json::{Value, json};
 
-use crate::judge::{Before, judge};
+use crate::judge::{Before, judge_all};
 use crate::stage::Stage;
 
 /// What happens right before an attempt; if it gives a failure, that is all there is to the attempt.
@@ -176,7 +176,7 @@ impl Play {
             wanted.as_str(),
             self.story().await?
         );
-        let wrong = judge(&self.stage, self.name, self.live, &self.before, self.run(), is).await?;
+        let wrong = judge_all(&self.stage, self.name, self.live, &self.before, self.run(), is).await?;
         anyhow::ensure!(wrong.is_empty(), "{}: {wrong:#?}\n{}", is.as_str(), self.story().await?);
         Ok(())
     }
@@ -237,7 +237,7 @@ impl Play {
         Ok(body.get("output").cloned().unwrap_or(body))
     }
 
-    async fn story(&self) -> anyhow::Result<String> {
+    pub async fn story(&self) -> anyhow::Result<String> {
         let Some(run) = self.run else { return Ok(String::new()) };
         let failures = match &self.running {
             Some(_) => self.failures().await?,

@@ -14,7 +14,7 @@ use backstay_engine::{RunId, Status};
 use backstay_simulator::faults::{Fault, Rule};
 use backstay_tests::Deaths;
 
-use crate::judge::{Before, judge};
+use crate::judge::{Before, judge_all};
 use crate::stage::Stage;
 use crate::steps::Fails;
 
@@ -147,7 +147,7 @@ async fn play(scene: Scene, trouble: Trouble) -> anyhow::Result<Played> {
         Trouble::Call(_) | Trouble::DeathIn(_) => fires() || help.fired.load(Ordering::SeqCst),
     };
     let calls = stage.centre.faults().calls();
-    let mut wrong = judge(&stage, scene.name, scene.live, &before, run, status).await?;
+    let mut wrong = judge_all(&stage, scene.name, scene.live, &before, run, status).await?;
     wrong.extend(stage.lab.assert_facts().await.err().map(|error| error.to_string()));
     let story = stage.lab.story(run).await?;
     if let Some((_, node)) = second {

@@ -48,6 +48,9 @@ async fn a_live_failover_takes_over_with_all_that_was_written() -> anyhow::Resul
         let run = stage.submit(&engine, &stage.input(name, "live")).await?;
         let status = stage.settled(&engine, run).await?;
         assert_eq!(status, Status::Succeeded, "{name}:\n{}", stage.lab.story(run).await?);
+        // By this word the VMA, and whoever watches over I5, tell the last copy from others.
+        let copies = stage.centre.truth().effects()["replication job"].clone();
+        assert!(copies.keys().any(|id| id.contains("final")), "{copies:?}");
         stage.is_sound()?;
         stage.centre.world().look(|state| {
             let source = &state.sources[&estate::source(name)];

@@ -18,7 +18,7 @@ use uuid::Uuid;
 use super::{Provider, Set, Taken, name_of, record};
 use crate::cloudstack::Started;
 use crate::remote::{Kind, Trouble};
-use crate::site::change::{Found, Saved};
+use crate::site::change::{Begun, Found, Saved};
 use crate::site::{CLOUDSTACK_POOL, DIRTY_TAG, Site, VIRTIO_TAG};
 
 pub(in crate::site) struct RevertSnapshots(pub Arc<Site>);
@@ -112,7 +112,7 @@ impl RevertSnapshots {
                 continue;
             }
             context.progress(n as f64 * 80.0 / parts.len() as f64, format!("putting {part} back"));
-            let failure = match site.put_back(context, taken, part).await? {
+            let failure = match site.put_back(context, saved, taken, part).await? {
                 Back::Done => {
                     saved.more.done.insert((*part).to_owned());
                     context.save(&saved).await?;
@@ -145,9 +145,10 @@ pub(in crate::site) enum Back {
 
 impl Site {
     /// Puts one volume, or the machine, back to its snapshot.
-    pub(in crate::site) async fn put_back(
+    pub(in crate::site) async fn put_back<S: Serialize + Sync>(
         &self,
         context: &Context,
+        saved: &mut Saved<S>,
         taken: &Taken,
         part: &str,
     ) -> Result<Back, Failure> {
@@ -159,7 +160,7 @@ impl Site {
             Provider::CloudStack => {
                 self.is_free(part).await?;
                 let call = |job| self.cloudstack.revert_snapshot(id, Some(job));
-                self.revert_by_job(context, part, call).await
+                self.revert_by_job(context, saved, part, call).await
             }
             Provider::Linstor => {
                 self.is_free(part).await?;
@@ -167,22 +168,33 @@ impl Site {
             }
             Provider::Machine => {
                 let call = |job| self.cloudstack.revert_vm_snapshot(id, Some(job));
-                self.revert_by_job(context, part, call).await
+                self.revert_by_job(context, saved, part, call).await
             }
             Provider::None => Ok(Back::Failed(no_snapshot(part))),
         }
     }
 
-    async fn revert_by_job<Calling>(
+    async fn revert_by_job<S, Calling>(
         &self,
         context: &Context,
+        saved: &mut Saved<S>,
         part: &str,
         call: impl FnOnce(Uuid) -> Calling,
     ) -> Result<Back, Failure>
     where
+        S: Serialize + Sync,
         Calling: Future<Output = Result<Started, Trouble>>,
     {
+        // What an earlier attempt began is over before another one is. How it ended says nothing of this one.
+        if let Some(Begun::Job(earlier)) = saved.begun.take()
+            && let Err(trouble) = self.cloudstack.finish(&earlier, None, context.cancelled()).await
+            && matches!(trouble.kind(), Kind::Late | Kind::Cancelled | Kind::Down)
+        {
+            return Err(trouble.into());
+        }
         let planned = Uuid::new_v5(&context.key(), format!("{} revert {part}", context.attempt()).as_bytes());
+        saved.begun = Some(Begun::Job(planned.to_string()));
+        context.save(saved).await?;
         let job = match call(planned).await {
             Ok(started) => started.jobid,
             // The answer is lost. If the job is known by the id that we chose, it was begun.
@@ -191,7 +203,16 @@ impl Site {
                 _ => return ended(part, Err::<(), _>(trouble)),
             },
         };
-        ended(part, self.cloudstack.finish(&job, None, context.cancelled()).await)
+        let begun = Some(Begun::Job(job.clone()));
+        if saved.begun != begun {
+            saved.begun = begun;
+            context.save(saved).await?;
+        }
+        let end = self.cloudstack.finish(&job, None, context.cancelled()).await;
+        if end.is_ok() {
+            saved.begun = None;
+        }
+        ended(part, end)
     }
 
     /// It can be put back only while nobody has it.
@@ -245,6 +266,16 @@ impl Site {
                     None => self.resource_of(linstor, part).await?,
                 };
                 linstor.delete_snapshot(&resource, &name).await?;
+                let left = linstor.view_snapshots(&[&resource]).await?;
+                if left
+                    .iter()
+                    .any(|one| one.name == name && one.resource_name.eq_ignore_ascii_case(&resource))
+                {
+                    let message = format!(
+                        "LINSTOR says that it removed the snapshot {name} of {resource}, and shows it"
+                    );
+                    return Err(Failure::retryable("not_seen", message));
+                }
             }
             Provider::Machine => {
                 let found = self.cloudstack.list_vm_snapshots(part).await?;

@@ -76,10 +76,19 @@ impl TakeSnapshots {
     ) -> Result<Found<String>, Failure> {
         let site = &self.0;
         let found = site.snapshots_of(context.run(), volume).await?;
-        if let Some(one) = found.iter().find(|one| one.is_usable()) {
-            return Ok(Found::Done(one.id.clone()));
-        }
         let held = site.volume(volume).await?;
+        if let Some(one) = found.iter().find(|one| one.is_usable()) {
+            return match (one.virtualsize, held.size) {
+                (Some(holds), Some(all)) if holds != all => {
+                    let message = format!(
+                        "the snapshot {} holds {holds} bytes of the volume {volume}, which has {all}: there would be no way back",
+                        one.id
+                    );
+                    Err(Failure::permanent("snapshot_size", message))
+                }
+                _ => Ok(Found::Done(one.id.clone())),
+            };
+        }
         if let Some(job) = at_work(held.jobid.as_ref(), held.jobstatus) {
             return Ok(Found::AtWork(job));
         }
