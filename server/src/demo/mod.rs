@@ -16,6 +16,7 @@ mod resumed;
 mod stage;
 mod visit;
 
+use std::os::unix::process::ExitStatusExt;
 use std::time::Duration;
 
 use backstay_engine::machine::{CourseId, Event, Journaled, Row, StepEvent};
@@ -24,6 +25,7 @@ use backstay_engine::{
 };
 use backstay_workflows::Workflow;
 use backstay_workflows::failover::FailoverWorkflow;
+use metrics_exporter_prometheus::PrometheusHandle;
 use serde_json::json;
 use tokio::sync::mpsc;
 
@@ -39,6 +41,9 @@ use part::{KillAfter, Part};
 use resumed::Cut;
 use stage::Stage;
 
+/// Where the process is killed that begins the last part.
+const KILLED_AFTER: &str = "attach-disk-0";
+
 /// Pictures are drawn so often.
 const FRAME: Duration = Duration::from_millis(80);
 
@@ -48,52 +53,137 @@ pub(crate) fn stand_in(mut arguments: std::env::Args) -> Option<std::process::Ex
     pretends.then(|| backstay_simulator::virt_v2v::run(arguments.collect()))
 }
 
-/// Plays the demo.
+/// Plays the demo. The last part is begun by a process that is killed in its middle, and ended by this one.
 pub(crate) async fn run(args: &DemoArgs, config: &Config, interrupt: &Interrupt) -> Result<(), Trouble> {
     let kill_after = args.kill_after.as_deref().map(KillAfter::parse).transpose()?;
     // What happens is shown from the journal. Logs only for those who ask.
     if config.log.filter != Config::defaults().log.filter {
         crate::log::begin(&config.log);
     }
-    let mut screen = Screen::new();
-    let stage = Stage::take(&config.data_dir)?;
-    let centre = Centre::open(stage.folder(), args.quick).await?;
-    let own = centre.config(config);
-    let database = Database::open(&own, interrupt, |text| eprintln!("{text}")).await?;
-    screen.say(&format!("Database: {database}\nEverything else: {}", stage.folder().display()));
-    if config.database.url.reveal().is_some() {
-        screen.say(
-            "The configured database is left alone: nothing real is to be moved in a pretend data centre.",
-        );
+    let figures = crate::figures::keep()?;
+    let sitting = Sitting { args, config, interrupt, figures };
+    let leaves_the_last = kill_after.is_none();
+    if let Told::AllButTheLast = sitting.play(kill_after, leaves_the_last).await? {
+        killed_over_the_last(interrupt).await?;
+        sitting.play(None, false).await?;
     }
-    let mut demo = Demo { args, kill_after, config: own, interrupt, stage, centre, screen, spoilt: false };
-    let played = demo.play(&database).await;
-    let Demo { stage, mut screen, spoilt, .. } = demo;
-    let closed = database.close().await;
-    match played {
-        Ok(()) => {
-            closed?;
-            stage.leave()
+    Ok(())
+}
+
+/// What was told.
+enum Told {
+    All,
+    AllButTheLast,
+}
+
+/// With the folder, the data centre and the database open.
+struct Sitting<'a> {
+    args: &'a DemoArgs,
+    config: &'a Config,
+    interrupt: &'a Interrupt,
+    figures: PrometheusHandle,
+}
+
+impl Sitting<'_> {
+    async fn play(&self, kill_after: Option<KillAfter>, leaves_the_last: bool) -> Result<Told, Trouble> {
+        let Self { args, config, interrupt, figures } = self;
+        let mut screen = Screen::new();
+        let stage = Stage::take(&config.data_dir)?;
+        let centre = Centre::open(stage.folder(), args.quick).await?;
+        let own = centre.config(config);
+        let database = Database::open(&own, interrupt, |text| eprintln!("{text}")).await?;
+        screen.say(&format!("Database: {database}\nEverything else: {}", stage.folder().display()));
+        if config.database.url.reveal().is_some() {
+            screen.say(
+                "The configured database is left alone: nothing real is to be moved in a pretend data centre.",
+            );
         }
-        Err(trouble) => {
-            if trouble.text.is_empty() {
-                screen.say(
-                    "Stopped. Everything so far is in the journal: \"backstay demo\" goes on from here.",
-                );
+        let figures = figures.clone();
+        let mut demo = Demo {
+            args,
+            kill_after,
+            leaves_the_last,
+            config: own,
+            interrupt,
+            figures,
+            stage,
+            centre,
+            screen,
+            spoilt: false,
+        };
+        let played = demo.play(&database).await;
+        let Demo { stage, mut screen, spoilt, .. } = demo;
+        let closed = database.close().await;
+        match played {
+            Ok(told) => {
+                closed?;
+                match told {
+                    Told::All => stage.leave()?,
+                    Told::AllButTheLast => stage.rest()?,
+                }
+                Ok(told)
             }
-            if spoilt && closed.is_ok() {
-                stage.leave()?;
+            Err(trouble) => {
+                if trouble.text.is_empty() {
+                    screen.say(
+                        "Stopped. Everything so far is in the journal: \"backstay demo\" goes on from here.",
+                    );
+                }
+                if spoilt && closed.is_ok() {
+                    stage.leave()?;
+                }
+                Err(trouble)
             }
-            Err(trouble)
         }
+    }
+}
+
+/// Has another process begin the last part. It kills itself in the middle.
+async fn killed_over_the_last(interrupt: &Interrupt) -> Result<(), Trouble> {
+    let mut screen = Screen::new();
+    screen.say(
+        "\nThe third run is begun by a process of its own, which kills itself (SIGKILL) once the first disk is attached.",
+    );
+    let no_process = |error| Trouble::failed(format!("A process for the third run cannot be had: {error}."));
+    // In a group of its own: what a terminal sends it gets from us, and once.
+    let mut child = tokio::process::Command::new(std::env::current_exe().map_err(no_process)?)
+        .args(std::env::args_os().skip(1))
+        .args(["--kill-after", KILLED_AFTER])
+        .stdin(std::process::Stdio::null())
+        .process_group(0)
+        .spawn()
+        .map_err(no_process)?;
+    let pid = child.id().and_then(|pid| i32::try_from(pid).ok()).and_then(rustix::process::Pid::from_raw);
+    let (ended, asked) = tokio::select! {
+        ended = child.wait() => (ended, None),
+        trouble = interrupt.asked() => {
+            if let Some(pid) = pid {
+                let _ = rustix::process::kill_process(pid, rustix::process::Signal::INT);
+            }
+            (child.wait().await, Some(trouble))
+        }
+    };
+    let status = ended.map_err(no_process)?;
+    match asked {
+        Some(trouble) => Err(trouble),
+        None if status.signal() == Some(rustix::process::Signal::KILL.as_raw()) => {
+            screen.say("\nThat process is gone, as after a power cut. This one opens what it has left:");
+            Ok(())
+        }
+        None => Err(Trouble::failed(format!(
+            "The process that was to be killed over the third run ended by itself ({status})."
+        ))),
     }
 }
 
 struct Demo<'a> {
     args: &'a DemoArgs,
     kill_after: Option<KillAfter>,
+    /// Another process begins the last part.
+    leaves_the_last: bool,
     config: Config,
     interrupt: &'a Interrupt,
+    figures: PrometheusHandle,
     stage: Stage,
     centre: Centre,
     screen: Screen,
@@ -113,7 +203,7 @@ struct Earlier {
 }
 
 impl Demo<'_> {
-    async fn play(&mut self, database: &Database) -> Result<(), Trouble> {
+    async fn play(&mut self, database: &Database) -> Result<Told, Trouble> {
         let interrupt = self.interrupt;
         let store = interrupt.or(database.store()).await?;
         let played = self.play_on(&store).await;
@@ -121,15 +211,14 @@ impl Demo<'_> {
         played
     }
 
-    async fn play_on(&mut self, store: &Store) -> Result<(), Trouble> {
+    async fn play_on(&mut self, store: &Store) -> Result<Told, Trouble> {
         let interrupt = self.interrupt;
         let opened = async {
             store.migrate().await?;
             // Before a node takes it up: this is how it was left.
             let earlier = self.earlier(&Engine::open(store.clone(), Registry::new()).await?).await?;
             self.centre.begins(earlier.as_ref().map(|earlier| earlier.part));
-            let figures = crate::figures::keep()?;
-            let server = Server::start(&self.config, interrupt, store, figures).await?;
+            let server = Server::start(&self.config, interrupt, store, self.figures.clone()).await?;
             Ok((earlier, server))
         };
         let (earlier, server) = interrupt.or(opened).await?;
@@ -140,7 +229,7 @@ impl Demo<'_> {
             told = self.tell(&server.engine, earlier) => told,
         };
         let told = match told {
-            Ok(()) if !self.args.quick => self.stay(&server).await,
+            Ok(Told::All) if !self.args.quick => self.stay(&server).await.map(|()| Told::All),
             told => told,
         };
         // A node that cannot reach its database any more is not waited for.
@@ -173,7 +262,7 @@ impl Demo<'_> {
         Ok(Some(Earlier { run: info.run, part, over, handed_over: info.owner.is_none(), cut }))
     }
 
-    async fn tell(&mut self, engine: &Engine, earlier: Option<Earlier>) -> Result<(), Trouble> {
+    async fn tell(&mut self, engine: &Engine, earlier: Option<Earlier>) -> Result<Told, Trouble> {
         let parts: &[Part] = match &earlier {
             None => self.kill_after.as_ref().map_or(&Part::ALL, |kill| kill.part.and_later()),
             Some(earlier) => {
@@ -182,6 +271,9 @@ impl Demo<'_> {
             }
         };
         for &part in parts {
+            if part == Part::Lasting && self.leaves_the_last {
+                return Ok(Told::AllButTheLast);
+            }
             let run = self.submit(engine, part).await?;
             self.follow(engine, part, run, None).await?;
         }
@@ -192,9 +284,9 @@ impl Demo<'_> {
                 "Nothing was killed: the last demo had come past {} already. The next one begins anew.",
                 missed.name
             )),
-            None => self.screen.say("Now kill it half way: backstay demo --kill-after attach-disk-0"),
+            None => self.screen.say("Now kill it where you like: backstay demo --kill-after first:snapshot"),
         }
-        Ok(())
+        Ok(Told::All)
     }
 
     /// Goes on with a run that was cut off.

@@ -101,6 +101,11 @@ impl Stage {
         self.write("")
     }
 
+    /// What was played is told, and there is more to come: the next process goes on.
+    pub(super) fn rest(mut self) -> Result<(), Trouble> {
+        self.write(BEGUN)
+    }
+
     fn write(&mut self, left: &str) -> Result<(), Trouble> {
         let text = format!("{} {left}\n", std::process::id());
         let path = self.folder.join(MARK);
