@@ -144,9 +144,9 @@ pub(crate) enum Command {
 const DEMO: &str = "\
 Fails three machines over before your eyes, in a pretend data centre.
 
-A rehearsal, which a timer ends; a failover that loses an answer, fails and is rolled back; and one that takes over. After \
-each it says what is so in the data centre, whatever anybody was told. What you see is read back from the journal: what is \
-shown is durable. Then it stays up, and prints what to try.
+A rehearsal, which a timer ends; a failover that loses an answer, fails and is rolled back; and one that takes over, although \
+the process that began it is killed. After each it says what is so in the data centre, whatever anybody was told. What you \
+see is read back from the journal: what is shown is durable. Then it stays up, and prints what to try.
 
 It brings up a database of its own in the folder \"demo\" of the data folder, and a server beside the data centre, which \
 speaks HTTP in this process. It takes nothing from the configuration but data_dir, node and log.
@@ -154,7 +154,7 @@ speaks HTTP in this process. It takes nothing from the configuration but data_di
 Kill it at any time, in any way. The next demo finds the run that was cut off, goes on with it, and says what was \
 not repeated and what had been in doubt. --kill-after does that for you at a chosen place:
 
-  backstay demo --kill-after attach-disk-0
+  backstay demo --kill-after first:snapshot
   backstay demo";
 
 const SERVE: &str = "\

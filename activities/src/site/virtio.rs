@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 use super::change::Saved;
 use super::snapshots::{Back, Taken};
 use super::{Site, VIRTIO_TAG};
-use crate::v2v::{Firmware, Format, Guest, GuestDisk, Warning};
+use crate::v2v::{Firmware, Format, Guest, GuestDisk, Warning, device_ending};
 
 pub(super) struct InjectDrivers(pub Arc<Site>);
 
@@ -97,8 +97,7 @@ impl InjectDrivers {
                 }
                 site.breathe(context, "waiting for a device").await?;
             };
-            let short: String = id.chars().filter(|c| *c != '-').take(20).collect();
-            if !device.to_string_lossy().ends_with(&short) {
+            if !device.to_string_lossy().ends_with(&device_ending(id)) {
                 let message = format!(
                     "the Volume Daemon says that the volume {id} is {}, which does not bear its id: it is not written to",
                     device.display()

@@ -113,7 +113,27 @@ impl Site {
             self.no_vm_snapshot(&self.settings.oma).await?;
             Ok::<_, NotBegun>(self.daemon.detach(id).await?)
         };
-        self.bring_about(context, saved, &what, || self.look_taken(id), call).await
+        let place = self.bring_about(context, saved, &what, || self.look_taken(id), call).await?;
+        // The device goes a moment later than the row, or never, if CloudStack has lost sight of it.
+        let end = tokio::time::Instant::now() + self.settings.settle.0 / 10;
+        while let Some(failure) = self.still_plugged(id) {
+            if tokio::time::Instant::now() >= end {
+                return Err(failure);
+            }
+            self.breathe(context, "waiting for a device to go").await?;
+        }
+        Ok(place)
+    }
+
+    /// Where this is the appliance, it can be seen whether a disk is there, whatever CloudStack says.
+    pub(super) fn still_plugged(&self, id: &str) -> Option<Failure> {
+        let device = self.v2v.as_ref()?.device_here(id)?;
+        let message = format!(
+            "CloudStack says that the volume {id} is attached nowhere, and the appliance has its device ({}). Unplug it at the \
+             host of the appliance (virsh detach-disk), and retry this step",
+            device.display()
+        );
+        Some(Failure::retryable("still_plugged", message))
     }
 
     async fn look_home(&self, id: &str) -> Result<Found<Place>, Failure> {
@@ -229,7 +249,11 @@ impl Activity for TakeFromOma {
     }
 
     async fn probe(&self, _: &Context, One { volume, .. }: One) -> Result<Probe<Place>, Failure> {
-        Ok(self.0.look_taken(&volume).await?.probe(Probe::Present))
+        // Whether its device is gone is for the next attempt to see.
+        Ok(self.0.look_taken(&volume).await?.probe(|place| match self.0.still_plugged(&volume) {
+            None => Probe::Present(place),
+            Some(_) => Probe::Partial,
+        }))
     }
 }
 

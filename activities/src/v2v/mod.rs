@@ -44,6 +44,8 @@ pub struct V2vSettings {
     pub program: PathBuf,
     /// The folder with logs, locks, and descriptions of guests.
     pub dir: PathBuf,
+    /// The folder in which each disk of the appliance has a name that ends with the first 20 digits of its volume's id.
+    pub devices: PathBuf,
     /// The drivers for Windows: an image or a folder. Left out: where the program looks by itself.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub virtio_win: Option<PathBuf>,
@@ -77,6 +79,7 @@ impl Default for V2vSettings {
         Self {
             program: "/usr/bin/virt-v2v-in-place".into(),
             dir: "/var/lib/backstay/v2v".into(),
+            devices: "/dev/disk/by-id".into(),
             virtio_win: None,
             tmp: "/var/tmp".into(),
             backend: "direct".into(),
@@ -125,6 +128,13 @@ impl V2v {
     /// What it was made with.
     pub fn settings(&self) -> &V2vSettings {
         &self.settings
+    }
+
+    /// The device of a volume that hangs at this machine, the appliance, whatever anybody else says.
+    pub fn device_here(&self, volume: &str) -> Option<PathBuf> {
+        let ending = device_ending(volume);
+        let here = std::fs::read_dir(&self.settings.devices).ok()?.flatten();
+        here.map(|entry| entry.path()).find(|path| path.to_string_lossy().ends_with(&ending))
     }
 
     /// What the program can do.
@@ -303,6 +313,11 @@ impl V2v {
             Err(_) => Err(fails(Kind::Late, format!("{program} {option}"))),
         }
     }
+}
+
+/// How the name of a volume's device ends.
+pub fn device_ending(volume: &str) -> String {
+    volume.chars().filter(|c| *c != '-').take(20).collect()
 }
 
 /// The device itself, by whatever name it was given: a disk by its id is the same disk.

@@ -146,6 +146,7 @@ impl Centre {
             v2v: V2vSettings {
                 program: self.stand_in(),
                 dir: self.folder.join("v2v"),
+                devices: self.folder.join("devices"),
                 tmp: self.folder.clone(),
                 ..V2vSettings::default()
             },

@@ -62,3 +62,19 @@ async fn a_snapshot_of_half_a_disk_is_no_way_back() -> anyhow::Result<()> {
     assert_eq!(status, Status::RolledBack, "{}", play.story().await?);
     Ok(())
 }
+
+/// CloudStack has lost sight of a disk that was being lent: its row says that it is nowhere, and it hangs at the appliance. What
+/// the appliance has in its hands is not put back under it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_disk_that_the_appliance_still_has_is_not_put_back_to_its_snapshot() -> anyhow::Result<()> {
+    let mut play = Play::new("sql-01", "test").await?;
+    play.faults("cloudstack", "attachVolume", 1..=1, Fault::JobCancelledButDone);
+    play.begin().await?;
+    let status = play.settled().await?;
+    assert_eq!(status, Status::Stuck, "{}", play.story().await?);
+    play.failed_with("still_plugged").await?;
+    assert_eq!(play.calls("cloudstack revertSnapshot"), 0, "{}", play.story().await?);
+
+    play.stage.unplug_what_cloudstack_lost();
+    play.is_well(play.retried().await?, Status::RolledBack).await
+}

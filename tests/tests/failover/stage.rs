@@ -152,6 +152,7 @@ impl Stage {
         let v2v = V2vSettings {
             program: env!("CARGO_BIN_EXE_pretend-v2v").into(),
             dir: self.dir.path().join("v2v"),
+            devices: self.dir.path().join("devices"),
             tmp: self.dir.path().to_owned(),
             deadline: Span::secs(20),
             ..V2vSettings::default()

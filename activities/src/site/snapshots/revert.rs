@@ -224,6 +224,9 @@ impl Site {
             );
             return Err(Failure::retryable("volume_attached", message).not_applied());
         }
+        if let Some(failure) = self.still_plugged(id) {
+            return Err(failure.not_applied());
+        }
         if !volume.is("Ready") {
             let state = volume.state.as_deref().unwrap_or("in no known state");
             return Err(
