@@ -12,6 +12,18 @@ use uuid::Uuid;
 use super::support::Site;
 
 impl Site {
+    /// Nothing is replicated while somebody converts.
+    async fn unexported() -> Self {
+        let site = Self::small().await;
+        site.close_exports();
+        site
+    }
+
+    /// The daemon opens them when it begins.
+    fn close_exports(&self) {
+        self.world().change(Cause::new("test", "close", ""), |state| state.daemon.exports.clear());
+    }
+
     fn device(&self, volume: Uuid) -> PathBuf {
         self.devices.path().join(format!("virtio-{}", &volume.simple().to_string()[..20]))
     }
@@ -85,7 +97,7 @@ fn said(output: &[u8]) -> String {
 
 #[tokio::test]
 async fn a_guest_of_several_disks_is_converted() {
-    let site = Site::small().await;
+    let site = Site::unexported().await;
     let (boot, data) = (replica("sql-01", 2000), replica("sql-01", 2001));
     let domain = site.domain(&[boot, data]);
     let report = site.devices.path().join("report.xml");
@@ -122,8 +134,18 @@ async fn a_guest_of_several_disks_is_converted() {
 }
 
 #[tokio::test]
-async fn a_single_disk_is_converted_and_only_once_without_a_revert() {
+async fn a_conversion_beside_an_open_export_is_caught() {
     let site = Site::small().await;
+    assert!(
+        site.converts_disk(replica("web-01", 2000)).await.status.success(),
+        "the real one does not see it"
+    );
+    assert_eq!(site.broken(), ["I6"]);
+}
+
+#[tokio::test]
+async fn a_single_disk_is_converted_and_only_once_without_a_revert() {
+    let site = Site::unexported().await;
     let volume = replica("web-01", 2000);
     assert!(site.converts_disk(volume).await.status.success());
     assert!(site.broken().is_empty());
@@ -137,7 +159,7 @@ async fn a_single_disk_is_converted_and_only_once_without_a_revert() {
 
 #[tokio::test]
 async fn what_it_finds_before_it_writes_leaves_the_disk_clean() {
-    let site = Site::small().await;
+    let site = Site::unexported().await;
     let volume = replica("sql-01", 2000);
     for (misfortune, words) in [
         (Misfortune::NoOs, "No root device found"),
@@ -165,7 +187,7 @@ async fn what_it_finds_before_it_writes_leaves_the_disk_clean() {
 
 #[tokio::test]
 async fn of_two_systems_the_root_option_chooses() {
-    let site = Site::small().await;
+    let site = Site::unexported().await;
     let volume = replica("sql-01", 2000);
     let device = site.device(volume);
     let device = device.to_str().unwrap();
@@ -183,7 +205,7 @@ async fn of_two_systems_the_root_option_chooses() {
 
 #[tokio::test]
 async fn missing_drivers_are_a_warning_and_the_exit_code_is_0() {
-    let site = Site::small().await;
+    let site = Site::unexported().await;
     let volume = replica("sql-01", 2000);
     site.befalls(Misfortune::NoDrivers);
     let ran = site.converts_disk(volume).await;
@@ -194,7 +216,7 @@ async fn missing_drivers_are_a_warning_and_the_exit_code_is_0() {
 
 #[tokio::test]
 async fn one_that_hangs_and_is_killed_leaves_half_a_conversion_and_a_second_run_on_it_is_caught() {
-    let site = Site::small().await;
+    let site = Site::unexported().await;
     let volume = replica("web-01", 2000);
     site.befalls(Misfortune::HangsAfter);
     let device = site.device(volume);
@@ -213,7 +235,7 @@ async fn one_that_hangs_and_is_killed_leaves_half_a_conversion_and_a_second_run_
 
 #[tokio::test]
 async fn one_that_hangs_before_it_writes_leaves_the_disk_clean() {
-    let site = Site::small().await;
+    let site = Site::unexported().await;
     let volume = replica("web-01", 2000);
     site.befalls(Misfortune::HangsBefore);
     let device = site.device(volume);
@@ -228,7 +250,7 @@ async fn one_that_hangs_before_it_writes_leaves_the_disk_clean() {
 
 #[tokio::test]
 async fn two_at_once_are_caught() {
-    let site = Site::small().await;
+    let site = Site::unexported().await;
     let (boot, data) = (replica("sql-01", 2000), replica("sql-01", 2001));
     site.befalls(Misfortune::HangsBefore);
     let domain = site.domain(&[boot, data]);
@@ -246,7 +268,7 @@ async fn two_at_once_are_caught() {
 #[tokio::test]
 async fn one_that_fails_or_dies_after_it_wrote_leaves_half_a_conversion() {
     for (misfortune, code) in [(Misfortune::FailsAfter, Some(1)), (Misfortune::DiesAfter, None)] {
-        let site = Site::small().await;
+        let site = Site::unexported().await;
         let volume = replica("web-01", 2000);
         site.befalls(misfortune);
         let ran = site.converts_disk(volume).await;
@@ -291,7 +313,7 @@ async fn a_child_goes_on_when_only_its_parent_is_killed() {
 
 #[tokio::test]
 async fn a_device_that_is_not_there_or_goes_away_is_an_error() {
-    let site = Site::small().await;
+    let site = Site::unexported().await;
     let volume = replica("web-01", 2000);
     let nothing = site.converts(&["-i", "disk", "/dev/none"]).await;
     assert!(said(&nothing.stderr).contains("No such file or directory"));
@@ -316,7 +338,7 @@ async fn a_device_that_is_not_there_or_goes_away_is_an_error() {
 
 #[tokio::test]
 async fn a_device_that_goes_away_in_the_middle_leaves_half_a_conversion() {
-    let site = Site::small().await;
+    let site = Site::unexported().await;
     let (volume, oma) = (replica("web-01", 2000), site.oma());
     // Slow: four and a half seconds in all, of which nearly two are spent writing.
     site.befalls(Misfortune::Slow);
@@ -371,7 +393,7 @@ async fn an_older_one_does_not_know_every_option() {
 
 #[tokio::test]
 async fn misfortunes_are_ordered_over_http_too() {
-    let site = Site::small().await;
+    let site = Site::unexported().await;
     let (volume, other) = (replica("web-01", 2000), replica("db-01", 2000));
     let control = site.centre.control_url();
     let order = serde_json::json!({"volume": volume, "misfortune": "no_space"});
