@@ -16,6 +16,7 @@ mod guards;
 mod guests;
 mod judge;
 mod looks;
+mod ordinary;
 mod play;
 mod providers;
 mod rotation;
