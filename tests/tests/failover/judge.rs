@@ -45,7 +45,11 @@ pub async fn judge(
         wrong.push(format!("an invariant was broken: {violation:?}"));
     }
     stage.centre.world().look(|state| match status {
-        Status::Succeeded | Status::Committed => moved(state, name, live, run, &mut wrong),
+        Status::Succeeded => moved(state, name, live, run, &mut wrong),
+        Status::Committed => {
+            moved(state, name, live, run, &mut wrong);
+            no_way_back(state, run, &mut wrong);
+        }
         Status::RolledBack => home(state, name, before, run, &mut wrong),
         other => wrong.push(format!("it is {}", other.as_str())),
     });
@@ -144,7 +148,7 @@ async fn jobs(stage: &Stage, wrong: &mut Vec<String>) -> anyhow::Result<()> {
 /// What a run has made, whether it is there or not: the kind, the name on record, and when.
 fn made(state: &State, run: RunId) -> Vec<(&'static str, String, DateTime<Utc>)> {
     let mark = format!("backstay-run-{run}");
-    let snapshot_name = format!("backstay-{}", run.to_string().replace('-', ""));
+    let snapshot_name = snapshot_name(run);
     let mut made = Vec::new();
     for vm in state.vms.values().filter(|vm| vm.group.as_deref() == Some(&mark)) {
         made.push(("vm", vm.name.clone(), vm.created));
@@ -160,6 +164,21 @@ fn made(state: &State, run: RunId) -> Vec<(&'static str, String, DateTime<Utc>)>
         made.push(("machine snapshot", format!("{snapshot_name} of {}", one.vm), one.created));
     }
     made
+}
+
+/// What held the way back is gone: nobody would ever look for it again.
+fn no_way_back(state: &State, run: RunId, wrong: &mut Vec<String>) {
+    let name = snapshot_name(run);
+    for one in state.snapshots.values().filter(|one| one.removed.is_none() && one.name == name) {
+        wrong.push(format!("the snapshot {name} of {} is left, {}", one.volume, one.state));
+    }
+    for one in state.vm_snapshots.values().filter(|one| one.removed.is_none() && one.display_name == name) {
+        wrong.push(format!("the snapshot {name} of the machine {} is left, {}", one.vm, one.state));
+    }
+}
+
+fn snapshot_name(run: RunId) -> String {
+    format!("backstay-{}", run.to_string().replace('-', ""))
 }
 
 fn copies(state: &State, run: RunId) -> Vec<(Uuid, VmState)> {

@@ -17,6 +17,7 @@ mod guests;
 mod hosts;
 mod judge;
 mod looks;
+mod ordinary;
 mod play;
 mod providers;
 mod rotation;

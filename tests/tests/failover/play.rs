@@ -159,12 +159,7 @@ impl Play {
 
     /// The steps that people have to decide about.
     pub async fn held(&self) -> anyhow::Result<Vec<String>> {
-        let state = self.engine().state(self.run()).await?;
-        let is_held = |step| {
-            matches!(state.course(CourseId { step, direction: Direction::Forward }).at, CourseAt::Held { .. })
-        };
-        let steps = state.plan().steps().filter(|(ix, _)| is_held(*ix));
-        Ok(steps.map(|(_, step)| step.name.to_string()).collect())
+        held(self.engine(), self.run()).await
     }
 
     /// It ended so, and everything is as it has to be then.
@@ -245,6 +240,16 @@ impl Play {
         };
         Ok(format!("{}\n{failures:#?}", self.stage.lab.story(run).await?))
     }
+}
+
+/// The steps of a run that people have to decide about.
+pub async fn held(engine: &Engine, run: RunId) -> anyhow::Result<Vec<String>> {
+    let state = engine.state(run).await?;
+    let is_held = |step| {
+        matches!(state.course(CourseId { step, direction: Direction::Forward }).at, CourseAt::Held { .. })
+    };
+    let steps = state.plan().steps().filter(|(ix, _)| is_held(*ix));
+    Ok(steps.map(|(_, step)| step.name.to_string()).collect())
 }
 
 /// Every wait between two attempts is short, and there are so many attempts of steps and of undos.

@@ -40,10 +40,14 @@ pub struct Stage {
     pub look_twice: Span,
     /// How long an operation of the daemon may take.
     pub daemon_deadline: Span,
+    /// How long a job of CloudStack may take.
+    pub job_deadline: Span,
     /// What the site takes for the appliance, where that is not it.
     pub wrong_oma: Option<String>,
     /// How calls that only look are made again.
     pub looks: Looks,
+    /// The key is a root administrator's, and the site says so.
+    pub root_admin: bool,
 }
 
 /// Secrets that a test can change.
@@ -73,10 +77,32 @@ pub fn ms(millis: u64) -> Span {
     Span::from(Duration::from_millis(millis))
 }
 
+/// Who owns the estate is no root administrator; the daemon signs for one of its own.
+pub fn give_to_an_ordinary_account(state: &mut State) {
+    let mut admin = state.accounts.first().cloned().expect("an estate has an administrator");
+    state.accounts.first_mut().expect("as before").root_admin = false;
+    admin.name = "dr-administrators".into();
+    admin.id = estate::id("account", &admin.name);
+    admin.user = estate::id("user", &admin.name);
+    admin.key = format!("pretend-key-of-{}", admin.name);
+    admin.secret = format!("pretend-secret-of-{}", admin.name);
+    // The daemon takes the first.
+    state.accounts.insert(0, admin);
+}
+
 impl Stage {
     /// With a small estate.
     pub async fn new() -> anyhow::Result<Self> {
         Self::with(estate::small()).await
+    }
+
+    /// The same, by the key of an ordinary account: so the product is set if nobody says otherwise.
+    pub async fn ordinary() -> anyhow::Result<Self> {
+        let mut state = estate::small();
+        give_to_an_ordinary_account(&mut state);
+        // Without this it may not destroy a machine for good, and what it made could never be unmade.
+        state.configurations.insert("allow.user.expunge.recover.vm".into(), "true".into());
+        Self::with(state).await
     }
 
     pub async fn with(mut state: State) -> anyhow::Result<Self> {
@@ -95,8 +121,12 @@ impl Stage {
             .map(|url| Origin::parse(url).map_err(|wrong| anyhow::anyhow!(wrong.to_string())));
         let origins = origins.into_iter().collect::<anyhow::Result<_>>()?;
         let secrets = Arc::new(Told { texts: std::sync::Mutex::default(), origins });
-        let account = centre.world().look(|state| state.accounts.iter().find(|one| one.root_admin).cloned());
-        let account = account.expect("an estate has an administrator");
+        // The appliance's own: it owns the volumes and the networks.
+        let account = centre.world().look(|state| {
+            let owner = &state.vms[&state.oma].account;
+            state.accounts.iter().find(|one| one.name == *owner).cloned()
+        });
+        let account = account.expect("the appliance has an owner");
         secrets.tell("cloudstack-key", &account.key);
         secrets.tell("cloudstack-secret", &account.secret);
         secrets.tell("vcenter", "pretend-vcenter-password");
@@ -108,8 +138,10 @@ impl Stage {
             reverts: SiteSettings::default().reverts,
             look_twice: ms(20),
             daemon_deadline: Span::secs(5),
+            job_deadline: Span::secs(20),
             wrong_oma: None,
             looks: Looks { tries: 4, first: ms(5), ceiling: ms(50) },
+            root_admin: account.root_admin,
         })
     }
 
@@ -130,7 +162,7 @@ impl Stage {
             poll_ceiling: ms(100),
             answer_timeout: ms(2_000),
             timeout: ms(4_000),
-            job_deadline: Span::secs(20),
+            job_deadline: self.job_deadline,
             looks: self.looks,
             ..CloudStackSettings::default()
         };
@@ -171,7 +203,7 @@ impl Stage {
                 settle: ms(1_000),
                 longest_delay: ms(100),
                 look_twice: self.look_twice,
-                root_admin: true,
+                root_admin: self.root_admin,
                 reverts: self.reverts,
                 ..SiteSettings::default()
             },
@@ -290,6 +322,16 @@ impl Stage {
                 volume.plugged.clear();
             }
         });
+    }
+
+    /// Gives up the way back.
+    pub async fn commit(&self, engine: &Engine, run: RunId, name: &str) -> anyhow::Result<()> {
+        self.centre.truth().commit(&estate::source(name));
+        match self.act(engine, run, Verb::Commit).await {
+            // Somebody was cut off right after asking for it.
+            Err(error) if error.to_string().contains("it is being committed already") => Ok(()),
+            done => done,
+        }
     }
 
     /// What an operator does.

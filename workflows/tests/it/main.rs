@@ -13,6 +13,7 @@ mod documents;
 
 mod examples;
 mod expansion;
+mod failover;
 mod hostile;
 mod inputs;
 mod registry;
