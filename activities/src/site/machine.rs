@@ -229,7 +229,16 @@ impl DestroyVm {
         self.0.made_by(&mark(run), &input.name.of(run)).await
     }
 
-    async fn look(&self, run: RunId, input: &OldVm) -> Result<Found<Gone>, Failure> {
+    /// An ordinary account may have to leave that to CloudStack, which does it after its own delay; until then the machine's
+    /// name is taken.
+    async fn may_expunge(&self) -> Result<bool, Failure> {
+        let site = &self.0;
+        let may = site.settings.root_admin
+            || site.cloudstack.capabilities().await?.allowuserexpungerecovervm == Some(true);
+        Ok(may)
+    }
+
+    async fn look(&self, run: RunId, input: &OldVm, expunge: bool) -> Result<Found<Gone>, Failure> {
         let Some(vm) = self.find(run, input).await? else {
             return Ok(Found::Done(Gone { id: input.vm.clone() }));
         };
@@ -237,6 +246,7 @@ impl DestroyVm {
             return Ok(Found::AtWork(job));
         }
         match vm.state.as_deref() {
+            Some("Destroyed" | "Expunging") if !expunge => Ok(Found::Done(Gone { id: Some(vm.id) })),
             Some("Expunging") => Ok(Found::Moving("Expunging".into())),
             Some(state @ ("Starting" | "Stopping" | "Migrating")) => Ok(Found::Moving(state.to_owned())),
             _ => Ok(Found::Todo),
@@ -299,7 +309,7 @@ impl Activity for DestroyVm {
             }
         }
         let what = format!("destroying the machine {name}");
-        let mark = mark(run);
+        let (mark, expunge) = (mark(run), self.may_expunge().await?);
         let call = |job| {
             let (input, mark) = (&input, &mark);
             async move {
@@ -307,16 +317,18 @@ impl Activity for DestroyVm {
                 let vm =
                     vm.ok_or_else(|| Failure::retryable("vm_missing", "it is gone already").not_applied())?;
                 self.guard(&vm, mark, &input.protected).await?;
-                Ok::<_, NotBegun>(site.cloudstack.destroy_vm(&vm.id, true, Some(job)).await?)
+                Ok::<_, NotBegun>(site.cloudstack.destroy_vm(&vm.id, expunge, Some(job)).await?)
             }
         };
-        let gone = site.bring_about(context, &mut saved, &what, || self.look(run, &input), call).await?;
+        let gone =
+            site.bring_about(context, &mut saved, &what, || self.look(run, &input, expunge), call).await?;
         context.resource("vm", &name).gone().await?;
         Ok(gone)
     }
 
     async fn probe(&self, context: &Context, input: OldVm) -> Result<Probe<Gone>, Failure> {
-        Ok(self.look(context.run(), &input).await?.probe(|_| Probe::Partial))
+        let expunge = self.may_expunge().await?;
+        Ok(self.look(context.run(), &input, expunge).await?.probe(|_| Probe::Partial))
     }
 }
 

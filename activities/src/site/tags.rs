@@ -8,7 +8,7 @@ use uuid::Uuid;
 
 use super::Site;
 use crate::cloudstack::Started;
-use crate::remote::Trouble;
+use crate::remote::{Kind, Trouble};
 
 /// What is lost once may be lost again, but not for ever.
 const TURNS: u32 = 3;
@@ -38,6 +38,10 @@ impl Site {
             }
             let call = |job| self.cloudstack.create_tags(kind, id, &wanted, Some(job));
             trouble = self.change_tag(context, &format!("tag {id} {key} {turn}"), call).await.or(trouble);
+            if trouble.is_some() {
+                // What was listed may be what was.
+                self.breathe(context, "looking at a tag again").await?;
+            }
         }
         Err(not_seen(trouble, format!("the tag {key} of {kind} {id} does not show")))
     }
@@ -59,6 +63,9 @@ impl Site {
                 let call =
                     |job| async move { self.cloudstack.delete_tags(kind, id, &[key], Some(job)).await };
                 trouble = self.change_tag(context, &format!("untag {id} {key} {turn}"), call).await;
+                if trouble.is_some() {
+                    self.breathe(context, "looking at a tag again").await?;
+                }
             }
         }
         Err(not_seen(trouble, format!("the tag {key} of {kind} {id} does not go")))
@@ -87,6 +94,14 @@ impl Site {
     }
 }
 
+/// What was refused as it stood may stand otherwise: a tag that is listed and gone cannot be removed, and is no longer listed a
+/// little later.
 fn not_seen(trouble: Option<Trouble>, what: String) -> Failure {
-    trouble.map_or_else(|| Failure::retryable("not_seen", what), Failure::from)
+    match trouble {
+        Some(trouble) if trouble.kind() == Kind::Look => {
+            Failure::retryable("not_seen", format!("{what}: {trouble}"))
+        }
+        Some(trouble) => trouble.into(),
+        None => Failure::retryable("not_seen", what),
+    }
 }

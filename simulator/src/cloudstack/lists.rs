@@ -331,10 +331,11 @@ pub fn configurations(state: &State, asked: &Asked) -> Result<Value> {
 }
 
 /// `listCapabilities`
-pub fn capabilities(_: &State, _: &Asked) -> Result<Value> {
+pub fn capabilities(state: &State, _: &Asked) -> Result<Value> {
     Ok(json!({ "capability": {
         "cloudstackversion": "4.20.1.0", "securitygroupsenabled": false, "userpublictemplateenabled": true,
-        "kvmsnapshotenabled": false, "allowuserviewdestroyedvm": false, "allowuserexpungerecovervm": false,
+        "kvmsnapshotenabled": state.configured("kvm.snapshot.enabled"), "allowuserviewdestroyedvm": false,
+        "allowuserexpungerecovervm": state.configured("allow.user.expunge.recover.vm"),
         "apilimitinterval": 1, "apilimitmax": 25,
     } }))
 }

@@ -19,8 +19,6 @@ pub enum Again {
 
 /// Steps and their undos.
 pub struct All(pub Again);
-/// The same, but for these activities.
-pub struct AllBut(pub Again, pub &'static [&'static str]);
 /// Undos alone.
 pub struct Undos(pub Again);
 
@@ -69,19 +67,6 @@ impl Adds for All {
         match (self.0, A::NAME) {
             (Again::AtOnce, "inject-drivers") => registry.with(activity),
             (how, _) => registry.with(With(Repeated { how, undos_alone: false }, activity)),
-        }
-    }
-}
-
-impl Adds for AllBut {
-    fn add<A>(&self, registry: Registry, activity: A) -> Registry
-    where
-        A: Activity,
-        A::Input: Clone + Sync,
-    {
-        match self.1.contains(&A::NAME) {
-            true => registry.with(activity),
-            false => All(self.0).add(registry, activity),
         }
     }
 }

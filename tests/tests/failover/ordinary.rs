@@ -3,6 +3,8 @@
 
 use backstay_engine::Status;
 use backstay_simulator::faults::{Fault, Rule};
+use backstay_simulator::world::Cause;
+use backstay_simulator::world::things::{Power, VmState};
 
 use crate::judge::{Before, judge};
 use crate::stage::Stage;
@@ -92,4 +94,27 @@ async fn a_machine_is_made_once_although_its_name_may_be_taken_twice() -> anyhow
         assert_eq!(stage.centre.truth().effect("createVMSnapshot"), taken, "{story}");
     }
     Ok(())
+}
+
+/// CloudStack does not let everybody expunge. What is destroyed is off for good, and expunged by CloudStack in its own time.
+#[tokio::test(flavor = "multi_thread")]
+async fn who_may_not_expunge_destroys_and_leaves_the_rest_to_cloudstack() -> anyhow::Result<()> {
+    let scene = Scene::of("web-01", true, Then::Back, "cloudstack").ordinary();
+    let stage = scene.stage().await?;
+    stage.centre.world().change(Cause::new("people", "updateConfiguration", ""), |state| {
+        state.configurations.insert("allow.user.expunge.recover.vm".into(), "false".into());
+    });
+    let (engine, _node) = stage.node(Stage::config("a")).await?;
+    let run = stage.submit(&engine, &scene.input(&stage)).await?;
+    assert_eq!(stage.settled(&engine, run).await?, Status::Succeeded, "{}", stage.lab.story(run).await?);
+    stage.roll_back(&engine, run).await?;
+    stage.moves_on(&engine, run, Status::Succeeded).await?;
+    assert_eq!(stage.settled(&engine, run).await?, Status::RolledBack, "{}", stage.lab.story(run).await?);
+    let mark = format!("backstay-run-{run}");
+    let copy = stage.centre.world().look(|state| {
+        let copy = state.vms.values().find(|vm| vm.group.as_deref() == Some(&mark)).unwrap();
+        (copy.state, copy.power)
+    });
+    assert_eq!(copy, (VmState::Destroyed, Power::Off));
+    stage.is_sound()
 }

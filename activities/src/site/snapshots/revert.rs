@@ -9,10 +9,12 @@ use std::future::Future;
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use backstay_engine::machine::Fate;
 use backstay_engine::machine::plan::Effect;
 use backstay_engine::{Activity, Context, Failure};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use serde_json::json;
 use uuid::Uuid;
 
 use super::{Provider, Set, Taken, name_of, record};
@@ -23,6 +25,14 @@ use crate::site::{CLOUDSTACK_POOL, DIRTY_TAG, Site, VIRTIO_TAG};
 
 pub(in crate::site) struct RevertSnapshots(pub Arc<Site>);
 pub(in crate::site) struct DropSnapshots(pub Arc<Site>);
+
+/// In the record of the first snapshot, once all disks are as they were at theirs.
+const PUT_BACK: &str = "put_back";
+
+fn is_back(snapshot: &backstay_engine::machine::Resource) -> bool {
+    let said = snapshot.details.as_ref().is_some_and(|details| details[PUT_BACK] == true);
+    said || snapshot.fate == Fate::Gone
+}
 
 /// What became of the disks.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -63,12 +73,20 @@ impl Activity for RevertSnapshots {
         };
         let mut saved: Saved<Reverting> = context.saved()?.unwrap_or_default();
         // A step that never came to its end let nobody write to the disks: there is nothing to go back from.
-        if let Some(output) = &undone.output {
+        if let Some(output) = undone.output.as_ref().filter(|_| !undone.resources.iter().any(is_back)) {
             let taken: Taken = serde_json::from_str(output.as_str()).map_err(|error| {
                 let message = format!("what the step says of its snapshots cannot be read: {error}");
                 Failure::permanent("unreadable", message).not_applied()
             })?;
             self.put_all_back(context, &mut saved, &set, &taken).await?;
+            // Before any snapshot goes, and for whoever begins this anew without what was saved: they are back.
+            if let Some(part) = set.parts().first().filter(|_| saved.more.given_up.is_empty()) {
+                let of_it = undone.resources.iter().find(|one| one.name.ends_with(part));
+                let known = of_it.and_then(|one| one.details.clone());
+                let mut details = known.unwrap_or_else(|| json!({}));
+                details[PUT_BACK] = true.into();
+                record(context, set.provider, part).present(details).await?;
+            }
         }
         let site = &self.0;
         for part in set.parts() {

@@ -8,6 +8,7 @@ use async_trait::async_trait;
 use backstay_engine::machine::plan::Effect;
 use backstay_engine::{Activity, Context, Failure};
 use serde_json::json;
+use tokio::time::Instant;
 
 use super::{Provider, Set, Taken, name_of, record};
 use crate::cloudstack::{CreateVmSnapshot, Snapshot};
@@ -129,7 +130,14 @@ impl TakeSnapshots {
             };
             trouble = made.err().filter(|trouble| !linstor::is_taken(trouble));
         }
-        let (code, message) = match look().await? {
+        let mut there = look().await?;
+        // Another attempt may be at it still: what is half there is taken away once it stays so.
+        let end = Instant::now() + site.settings.settle.0 / 10;
+        while there == There::Some && Instant::now() < end {
+            site.breathe(context, "waiting for the snapshots of LINSTOR").await?;
+            there = look().await?;
+        }
+        let (code, message) = match there {
             There::All => {
                 for (volume, resource) in &resources {
                     let details = json!({ "resource": resource, "name": name });
