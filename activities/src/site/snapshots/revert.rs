@@ -30,7 +30,7 @@ pub(in crate::site) struct DropSnapshots(pub Arc<Site>);
 const PUT_BACK: &str = "put_back";
 
 fn is_back(snapshot: &backstay_engine::machine::Resource) -> bool {
-    let said = snapshot.details.as_ref().is_some_and(|details| details[PUT_BACK] == true);
+    let said = snapshot.details.as_ref().is_some_and(|details| details.get(PUT_BACK) == Some(&true.into()));
     said || snapshot.fate == Fate::Gone
 }
 
@@ -84,7 +84,9 @@ impl Activity for RevertSnapshots {
                 let of_it = undone.resources.iter().find(|one| one.name.ends_with(part));
                 let known = of_it.and_then(|one| one.details.clone());
                 let mut details = known.unwrap_or_else(|| json!({}));
-                details[PUT_BACK] = true.into();
+                if let Some(details) = details.as_object_mut() {
+                    details.insert(PUT_BACK.into(), true.into());
+                }
                 record(context, set.provider, part).present(details).await?;
             }
         }
