@@ -18,6 +18,12 @@ pub fn cloudstack(bytes: &[u8]) {
         envelope::page::<cloudstack::Template>(content.clone()),
         envelope::page::<cloudstack::ServiceOffering>(content.clone()),
         envelope::page::<cloudstack::PendingJob>(content.clone()),
+        envelope::page::<cloudstack::Zone>(content.clone()),
+        envelope::page::<cloudstack::DiskOffering>(content.clone()),
+        envelope::page::<cloudstack::Account>(content.clone()),
+        envelope::page::<cloudstack::Api>(content.clone()),
+        envelope::page::<cloudstack::Tag>(content.clone()),
+        envelope::page::<cloudstack::Configuration>(content.clone()),
         envelope::only::<cloudstack::Capabilities>(content.clone()),
     );
     if let Ok(cloudstack::Job::Succeeded(result)) = envelope::job(&content) {
@@ -41,7 +47,11 @@ pub fn daemon(bytes: &[u8]) {
         daemon::snapshots(bytes),
         daemon::health(bytes),
         daemon::error_text(bytes),
+        daemon::message(bytes),
     );
+    if let Ok(count) = daemon::forgotten(bytes) {
+        assert!(count >= 0);
+    }
 }
 
 /// An answer of the VMA.

@@ -293,7 +293,7 @@ impl CloudStack {
             }
             // Somebody else answered: a proxy, or the web server in front.
             Ok(Said::Content(_)) => Err(refused(&said)),
-            Err(_) if !said.is_fine() => Err(refused(&said)),
+            Err(_) if !said.is_fine() => Err(said.as_told(refused(&said))),
             Err(shape) => Err(said.unknown(&shape)),
         }
     }

@@ -19,7 +19,8 @@ pub use objects::{
     TrackedSnapshot, VmVolume,
 };
 pub use objects::{
-    device, error_text, export, exports, health, operation, operations, snapshots, vm_volumes,
+    device, error_text, export, exports, forgotten, health, message, operation, operations, snapshots,
+    vm_volumes,
 };
 
 use crate::http::Origin;

@@ -292,7 +292,7 @@ pub fn error_text(bytes: &[u8]) -> Result<String, Shape> {
 }
 
 /// Reads "it was done".
-pub(super) fn message(bytes: &[u8]) -> Result<String, Shape> {
+pub fn message(bytes: &[u8]) -> Result<String, Shape> {
     #[derive(Deserialize)]
     struct Message {
         message: String,
@@ -301,7 +301,7 @@ pub(super) fn message(bytes: &[u8]) -> Result<String, Shape> {
 }
 
 /// Reads how many snapshots were forgotten.
-pub(super) fn forgotten(bytes: &[u8]) -> Result<i64, Shape> {
+pub fn forgotten(bytes: &[u8]) -> Result<i64, Shape> {
     fn count<'de, D: Deserializer<'de>>(from: D) -> Result<i64, D::Error> {
         let count = loose::number(from)?;
         if count < 0 { Err(D::Error::custom("it is less than nothing")) } else { Ok(count) }

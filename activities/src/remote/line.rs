@@ -219,7 +219,7 @@ impl Line {
             said.is_whole()?;
             return Ok(said);
         }
-        let trouble = (self.refused)(&said);
+        let trouble = said.as_told((self.refused)(&said));
         if trouble.passes() { Err(trouble) } else { Ok(said) }
     }
 
@@ -313,6 +313,14 @@ impl Said {
             Some(why) => Err(self.unknown(&Shape::new(why))),
             None => Ok(()),
         }
+    }
+
+    /// Trouble passes that is told by nothing, or by a piece of something: that is no word of the system's. A page may be an
+    /// answer, to a wrong url; and to ask again with credentials that are refused may lock an account.
+    pub(crate) fn as_told(&self, trouble: Trouble) -> Trouble {
+        let is_page = self.body.trim_ascii().starts_with(b"<");
+        let is_cut_off = self.garbled().is_some() && !is_page && !matches!(self.status, 401 | 403);
+        if is_cut_off { trouble.garbled() } else { trouble }
     }
 
     /// Why this is none.

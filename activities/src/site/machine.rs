@@ -173,7 +173,7 @@ impl Activity for CreateVm {
         let look = || self.look(key, &mark, &name);
         let call = |job| site.cloudstack.deploy_vm(&order, Some(job));
         let vm = site.bring_about(context, &mut saved, &what, look, call).await?;
-        site.tag(context, "UserVm", &vm.id, (RUN_TAG, &context.run().to_string())).await?;
+        site.tag(context, &mut saved, ("UserVm", &vm.id), (RUN_TAG, &context.run().to_string())).await?;
         let made = Made {
             vm: vm.id.clone(),
             name: name.clone(),

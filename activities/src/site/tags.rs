@@ -4,9 +4,11 @@ use std::collections::BTreeMap;
 use std::future::Future;
 
 use backstay_engine::{Context, Failure};
+use serde::Serialize;
 use uuid::Uuid;
 
 use super::Site;
+use super::change::{Begun, Saved};
 use crate::cloudstack::Started;
 use crate::remote::{Kind, Trouble};
 
@@ -15,11 +17,11 @@ const TURNS: u32 = 3;
 
 impl Site {
     /// Puts a tag on something, in place of one with the same key.
-    pub(super) async fn tag(
+    pub(super) async fn tag<S: Serialize + Sync>(
         &self,
         context: &Context,
-        kind: &str,
-        id: &str,
+        saved: &mut Saved<S>,
+        (kind, id): (&str, &str),
         (key, value): (&str, &str),
     ) -> Result<(), Failure> {
         let wanted = BTreeMap::from([(key.to_owned(), value.to_owned())]);
@@ -32,12 +34,14 @@ impl Site {
                 Some(_) => {
                     let call =
                         |job| async move { self.cloudstack.delete_tags(kind, id, &[key], Some(job)).await };
-                    trouble = self.change_tag(context, &format!("untag {id} {key} {turn}"), call).await;
+                    trouble =
+                        self.change_tag(context, saved, &format!("untag {id} {key} {turn}"), call).await?;
                 }
                 None => {}
             }
             let call = |job| self.cloudstack.create_tags(kind, id, &wanted, Some(job));
-            trouble = self.change_tag(context, &format!("tag {id} {key} {turn}"), call).await.or(trouble);
+            let what = format!("tag {id} {key} {turn}");
+            trouble = self.change_tag(context, saved, &what, call).await?.or(trouble);
             if trouble.is_some() {
                 // What was listed may be what was.
                 self.breathe(context, "looking at a tag again").await?;
@@ -47,11 +51,11 @@ impl Site {
     }
 
     /// Takes a tag off something.
-    pub(super) async fn untag(
+    pub(super) async fn untag<S: Serialize + Sync>(
         &self,
         context: &Context,
-        kind: &str,
-        id: &str,
+        saved: &mut Saved<S>,
+        (kind, id): (&str, &str),
         key: &str,
     ) -> Result<(), Failure> {
         let mut trouble = None;
@@ -62,7 +66,7 @@ impl Site {
             if turn < TURNS {
                 let call =
                     |job| async move { self.cloudstack.delete_tags(kind, id, &[key], Some(job)).await };
-                trouble = self.change_tag(context, &format!("untag {id} {key} {turn}"), call).await;
+                trouble = self.change_tag(context, saved, &format!("untag {id} {key} {turn}"), call).await?;
                 if trouble.is_some() {
                     self.breathe(context, "looking at a tag again").await?;
                 }
@@ -77,20 +81,32 @@ impl Site {
     }
 
     /// One call, to its end. What is there afterwards is for a look to say.
-    async fn change_tag<Calling>(
+    async fn change_tag<S, Calling>(
         &self,
         context: &Context,
+        saved: &mut Saved<S>,
         what: &str,
         call: impl FnOnce(Uuid) -> Calling,
-    ) -> Option<Trouble>
+    ) -> Result<Option<Trouble>, Failure>
     where
+        S: Serialize + Sync,
         Calling: Future<Output = Result<Started, Trouble>>,
     {
         let planned = Uuid::new_v5(&context.key(), format!("{what} {}", context.attempt()).as_bytes());
-        match call(planned).await {
-            Ok(started) => self.cloudstack.finish(&started.jobid, None, context.cancelled()).await.err(),
-            Err(trouble) => Some(trouble),
+        saved.begun = Some(Begun::Job(planned.to_string()));
+        context.save(saved).await?;
+        let started = match call(planned).await {
+            Ok(started) => started,
+            Err(trouble) => return Ok(Some(trouble)),
+        };
+        let begun = Some(Begun::Job(started.jobid.clone()));
+        if saved.begun != begun {
+            saved.begun = begun;
+            context.save(saved).await?;
         }
+        let end = self.cloudstack.finish(&started.jobid, None, context.cancelled()).await;
+        saved.begun = None;
+        Ok(end.err())
     }
 }
 

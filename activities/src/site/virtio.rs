@@ -136,9 +136,16 @@ impl InjectDrivers {
         context.save(saved).await
     }
 
-    async fn note(&self, context: &Context, input: &Convert, word: &str) -> Result<(), Failure> {
+    async fn note(
+        &self,
+        context: &Context,
+        saved: &mut Saved<How>,
+        input: &Convert,
+        word: &str,
+    ) -> Result<(), Failure> {
         let Some(first) = input.volumes.first() else { return Ok(()) };
-        self.0.tag(context, "Volume", first, (VIRTIO_TAG, &format!("{}:{word}", context.run()))).await
+        let said = format!("{}:{word}", context.run());
+        self.0.tag(context, saved, ("Volume", first), (VIRTIO_TAG, &said)).await
     }
 }
 
@@ -177,7 +184,7 @@ impl Activity for InjectDrivers {
         saved.more.begun += 1;
         saved.more.clean = false;
         context.save(&saved).await?;
-        self.note(context, &input, "started").await?;
+        self.note(context, &mut saved, &input, "started").await?;
         let guest = Guest {
             name: input.name.clone(),
             disks: devices.into_iter().map(|device| GuestDisk { device, format: Format::Raw }).collect(),
@@ -204,7 +211,7 @@ impl Activity for InjectDrivers {
         };
         saved.more.done = Some(done.clone());
         context.save(&saved).await?;
-        self.note(context, &input, "done").await?;
+        self.note(context, &mut saved, &input, "done").await?;
         Ok(done)
     }
 }

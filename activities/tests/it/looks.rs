@@ -115,6 +115,8 @@ fn passing() -> Vec<(&'static str, Reply)> {
         ("half a body", Reply::Raw(b"HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\n{\"a\": ".to_vec())),
         ("half a body that looks whole", Reply::Say(200, Vec::new(), "{\"listzonesresponse\": {".into())),
         ("nothing", Reply::status(200)),
+        ("nothing, with 404", Reply::status(404)),
+        ("a 404 that breaks off", Reply::Say(404, Vec::new(), "{\"error\": \"not fou".into())),
         ("garbage", Reply::Raw(b"SSH-2.0-OpenSSH_9.2\r\n\r\n".to_vec())),
         ("429", Reply::status(429)),
         ("500", Reply::status(500)),

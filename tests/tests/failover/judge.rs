@@ -123,7 +123,7 @@ async fn records(stage: &Stage, run: RunId, wrong: &mut Vec<String>) -> anyhow::
 }
 
 /// The jobs of CloudStack's that the runs of this data centre began are all in their checkpoints: whoever comes next can ask for
-/// them. Tags are looked for themselves, and the daemon's jobs are its own.
+/// them. The daemon's jobs are its own.
 async fn jobs(stage: &Stage, wrong: &mut Vec<String>) -> anyhow::Result<()> {
     let begun = stage.centre.world().look(|state| {
         // Where ids cannot be chosen, nobody knows that of a job whose answer was lost: it is found at what it works on.
@@ -131,7 +131,7 @@ async fn jobs(stage: &Stage, wrong: &mut Vec<String>) -> anyhow::Result<()> {
             return Vec::new();
         }
         let jobs = state.cloudstack.jobs.values();
-        let ours = jobs.filter(|job| !job.command.ends_with("Tags") && !job.command.ends_with("achVolume"));
+        let ours = jobs.filter(|job| !job.command.ends_with("achVolume"));
         ours.map(|job| (job.id.to_string(), job.command.clone())).collect::<Vec<_>>()
     });
     let mut database = stage.lab.sql().await?;

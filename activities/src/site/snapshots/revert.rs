@@ -107,7 +107,7 @@ impl Activity for RevertSnapshots {
         if saved.more.given_up.is_empty() && undone.output.is_some() {
             // Only the first is ever marked.
             for volume in set.volumes.iter().take(1) {
-                site.untag(context, "Volume", volume, VIRTIO_TAG).await?;
+                site.untag(context, &mut saved, ("Volume", volume), VIRTIO_TAG).await?;
             }
         }
         Ok(Reverted {
@@ -148,7 +148,7 @@ impl RevertSnapshots {
                 return Err(failure);
             }
             tracing::error!(volume = part, "a volume cannot be put back; its snapshot is kept");
-            site.tag(context, "Volume", part, (DIRTY_TAG, &context.run().to_string())).await?;
+            site.tag(context, saved, ("Volume", part), (DIRTY_TAG, &context.run().to_string())).await?;
             saved.more.given_up.insert((*part).to_owned());
             context.save(&saved).await?;
         }
