@@ -100,7 +100,7 @@ impl Stage {
     pub async fn ordinary() -> anyhow::Result<Self> {
         let mut state = estate::small();
         give_to_an_ordinary_account(&mut state);
-        // Without this it may not destroy a machine for good, and what it made could never be unmade.
+        // Without this its machines are destroyed, and there until CloudStack expunges them.
         state.configurations.insert("allow.user.expunge.recover.vm".into(), "true".into());
         Self::with(state).await
     }

@@ -504,7 +504,9 @@ async fn a_failover_ends_well_although_what_a_system_says_is_not_so() -> anyhow:
         let troubles: Vec<_> = troubles.into_iter().skip(place * 7 % apart).step_by(apart).collect();
         let planned = troubles.len();
         let happened = all(scene, troubles).await?;
-        anyhow::ensure!(happened * 4 >= planned * 3, "{scene:?}: only {happened} of {planned} faults");
+        // How often a list is asked for depends on timing: of two plays one may miss its call, never both.
+        let missed = planned - happened;
+        anyhow::ensure!(missed <= 1.max(planned / 4), "{scene:?}: only {happened} of {planned} faults");
     }
     Ok(())
 }
