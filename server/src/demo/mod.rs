@@ -4,6 +4,7 @@
 //!   stage       the folder that it plays in
 //!   centre      the data centre, and what is so in it
 //!   part        the three parts: what is moved, and how it has to end
+//!   killed      the process that begins the last part
 //!   resumed     what is told of a run that was cut off
 //!   visit       what to try while it stays up
 //! ```
@@ -11,12 +12,12 @@
 //! What plays is a server as `backstay serve` starts it, with a configuration that names the pretend systems.
 
 mod centre;
+mod killed;
 mod part;
 mod resumed;
 mod stage;
 mod visit;
 
-use std::os::unix::process::ExitStatusExt;
 use std::time::Duration;
 
 use backstay_engine::machine::{CourseId, Event, Journaled, Row, StepEvent};
@@ -41,9 +42,6 @@ use part::{KillAfter, Part};
 use resumed::Cut;
 use stage::Stage;
 
-/// Where the process is killed that begins the last part.
-const KILLED_AFTER: &str = "attach-disk-0";
-
 /// Pictures are drawn so often.
 const FRAME: Duration = Duration::from_millis(80);
 
@@ -64,7 +62,7 @@ pub(crate) async fn run(args: &DemoArgs, config: &Config, interrupt: &Interrupt)
     let sitting = Sitting { args, config, interrupt, figures };
     let leaves_the_last = kill_after.is_none();
     if let Told::AllButTheLast = sitting.play(kill_after, leaves_the_last).await? {
-        killed_over_the_last(interrupt).await?;
+        killed::over_the_last(interrupt).await?;
         sitting.play(None, false).await?;
     }
     Ok(())
@@ -135,44 +133,6 @@ impl Sitting<'_> {
                 Err(trouble)
             }
         }
-    }
-}
-
-/// Has another process begin the last part. It kills itself in the middle.
-async fn killed_over_the_last(interrupt: &Interrupt) -> Result<(), Trouble> {
-    let mut screen = Screen::new();
-    screen.say(
-        "\nThe third run is begun by a process of its own, which kills itself (SIGKILL) once the first disk is attached.",
-    );
-    let no_process = |error| Trouble::failed(format!("A process for the third run cannot be had: {error}."));
-    // In a group of its own: what a terminal sends it gets from us, and once.
-    let mut child = tokio::process::Command::new(std::env::current_exe().map_err(no_process)?)
-        .args(std::env::args_os().skip(1))
-        .args(["--kill-after", KILLED_AFTER])
-        .stdin(std::process::Stdio::null())
-        .process_group(0)
-        .spawn()
-        .map_err(no_process)?;
-    let pid = child.id().and_then(|pid| i32::try_from(pid).ok()).and_then(rustix::process::Pid::from_raw);
-    let (ended, asked) = tokio::select! {
-        ended = child.wait() => (ended, None),
-        trouble = interrupt.asked() => {
-            if let Some(pid) = pid {
-                let _ = rustix::process::kill_process(pid, rustix::process::Signal::INT);
-            }
-            (child.wait().await, Some(trouble))
-        }
-    };
-    let status = ended.map_err(no_process)?;
-    match asked {
-        Some(trouble) => Err(trouble),
-        None if status.signal() == Some(rustix::process::Signal::KILL.as_raw()) => {
-            screen.say("\nThat process is gone, as after a power cut. This one opens what it has left:");
-            Ok(())
-        }
-        None => Err(Trouble::failed(format!(
-            "The process that was to be killed over the third run ended by itself ({status})."
-        ))),
     }
 }
 
