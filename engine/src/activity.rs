@@ -126,6 +126,11 @@ impl Failure {
         self
     }
 
+    /// As the journal will have it.
+    pub fn error(&self) -> &ActivityError {
+        &self.0
+    }
+
     pub(crate) fn into_error(self) -> ActivityError {
         self.0
     }

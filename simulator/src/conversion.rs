@@ -239,6 +239,17 @@ pub fn step(world: &World, run: Uuid, what: &str) -> Result<(), String> {
     })
 }
 
+impl State {
+    /// Whether the guest of a VM has a volume open, and does not let it go: of the OMA it is known. A conversion works on it, or
+    /// a copy writes through its export.
+    #[must_use]
+    pub fn guest_uses(&self, volume: Uuid, vm: Uuid) -> bool {
+        let converts =
+            || self.conversion.runs.iter().any(|run| run.volumes.contains(&volume) && run.at_work());
+        vm == self.oma && (converts() || crate::vma::writes_to(self, volume))
+    }
+}
+
 fn begin_writing(state: &mut State, id: Uuid) {
     let Some(volume) = state.volumes.get(&id) else { return };
     let twice = match &volume.content {

@@ -63,14 +63,18 @@ pub enum Fault {
     /// CloudStack: the job runs, and nobody knows it when asked. The VMA: it is started anew in the middle of the copy, and
     /// knows none any more; when it is asked about a copy: it does not know it this once.
     JobLost,
-    /// CloudStack: the job fails as cancelled, and the hypervisor does it all the same.
-    JobCancelledButDone,
+    /// CloudStack: the job fails as cancelled, and the hypervisor does it all the same, this much later.
+    JobCancelledButDone {
+        /// How much.
+        ms: u64,
+    },
     /// CloudStack: the job fails, and nothing was done. The VMA: the copy fails in the middle.
     JobFails {
         /// Its result code.
         code: u16,
     },
-    /// CloudStack: the job succeeds, and what it was about shows a transitional state for this long.
+    /// CloudStack: the job succeeds, and what it was about shows a transitional state for this long. The daemon: the operation
+    /// is begun this much later.
     Lagging {
         /// How long.
         ms: u64,
@@ -96,11 +100,8 @@ pub enum Fault {
     HostDown,
     /// A stop says that it is done; the guest runs and writes on.
     StopsOnlyInName,
-    /// Anything that only one system knows, by its name.
-    Other {
-        /// Which.
-        name: String,
-    },
+    /// CloudStack: a machine is made, its disk is not; the job fails.
+    Partial,
 }
 
 /// When a rule fires, among the calls that it matches.

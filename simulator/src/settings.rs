@@ -14,6 +14,8 @@ pub struct Settings {
     pub pace: f64,
     /// Where the OMA's devices show up as files; none: they do not, and virt-v2v has nothing to work on.
     pub device_dir: Option<PathBuf>,
+    /// So long may a replica hang nowhere, in milliseconds of ours: then I1 is broken.
+    pub most_adrift_ms: i64,
     /// CloudStack.
     pub cloudstack: cloudstack::Switches,
     /// The Volume Daemon.
@@ -29,6 +31,7 @@ impl Default for Settings {
         Settings {
             pace: 0.01,
             device_dir: None,
+            most_adrift_ms: 4 * 3_600_000,
             cloudstack: cloudstack::Switches::default(),
             daemon: daemon::Switches::default(),
             vma: vma::Switches::default(),

@@ -22,7 +22,7 @@ use crate::faults::Fault;
 use crate::rest::{Call, to_the_end};
 use crate::world::things::Source;
 use crate::world::{Cause, State, World};
-pub use replication::Job;
+pub use replication::{Job, writes_to};
 
 /// What is its alone.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]

@@ -12,8 +12,8 @@ pub(super) const UNAUTHORIZED: i64 = 401;
 /// A wrong parameter, and every condition that does not hold: also "there is no such thing".
 pub(super) const PARAMETER: i64 = 431;
 
-/// The trouble that an error is.
-pub(super) fn trouble(error: &ApiError, nature: Nature) -> Trouble {
+/// The trouble that an error is. Where there is no room, it is asked again after `no_room`.
+pub(super) fn trouble(error: &ApiError, nature: Nature, no_room: Duration) -> Trouble {
     let of = |kind| Trouble::new(SYSTEM, kind, error.text.as_str()).code_of(error.code, error.cs_code);
     let trouble = match error.code {
         // Who calls is not known, has to prove more, may not do this, or has used up what he may have.
@@ -25,7 +25,7 @@ pub(super) fn trouble(error: &ApiError, nature: Nature) -> Trouble {
         // The server is about to stop, and begins nothing.
         503 => of(Kind::Busy).not_applied().retry_after(rest(&error.text)),
         // No capacity, or no host: what was begun may be there in part.
-        533 => of(Kind::Busy).retry_after(Some(SCARCE)),
+        533 => of(Kind::Busy).retry_after(Some(no_room)),
         534 => of(Kind::Busy).retry_after(rest(&error.text)),
         PARAMETER | 536 | 537 => of(Kind::Look),
         // So `listApis` says that there is none for us; an error of this code may be anything else.
@@ -37,8 +37,6 @@ pub(super) fn trouble(error: &ApiError, nature: Nature) -> Trouble {
     trouble.of(nature)
 }
 
-/// Capacity does not come back in a moment.
-const SCARCE: Duration = Duration::from_secs(60);
 /// The longest rest that is believed.
 const LONGEST: u64 = 86_400_000;
 

@@ -87,6 +87,10 @@ pub struct CloudStackSettings {
     pub poll_ceiling: Span,
     /// How long a job is waited for, unless the caller says otherwise.
     pub job_deadline: Span,
+    /// How long a snapshot of a volume may take: it is copied to the secondary storage, all of it.
+    pub snapshot_deadline: Span,
+    /// A server that has no room for a machine is asked again after so long: room does not come back in a moment.
+    pub no_room_rest: Span,
 }
 
 impl Default for CloudStackSettings {
@@ -108,6 +112,8 @@ impl Default for CloudStackSettings {
             poll_first: Span::secs(1),
             poll_ceiling: Span::secs(10),
             job_deadline: Span::secs(300),
+            snapshot_deadline: Span::secs(3 * 3600),
+            no_room_rest: Span::secs(60),
         }
     }
 }
@@ -200,7 +206,7 @@ impl CloudStack {
             match self.job(job).await? {
                 Some(Job::Pending) => Ok(None),
                 Some(Job::Succeeded(result)) => Ok(Some(Ok(result))),
-                Some(Job::Failed(error)) => Ok(Some(Err(trouble(&error, Nature::Changes)))),
+                Some(Job::Failed(error)) => Ok(Some(Err(self.trouble(&error, Nature::Changes)))),
                 None => {
                     let text =
                         format!("it does not know the job {job}, which says nothing about what it did");
@@ -282,7 +288,7 @@ impl CloudStack {
         match envelope::read(&said.body) {
             Ok(Said::Content(content)) if said.is_fine() => Ok(Ok(content)),
             Ok(Said::Error(error)) => {
-                let trouble = trouble(&error, nature).status(said.status).rest_at_least(said.rest());
+                let trouble = self.trouble(&error, nature).status(said.status).rest_at_least(said.rest());
                 if error.code != errors::UNAUTHORIZED {
                     return Err(trouble);
                 }
@@ -296,6 +302,10 @@ impl CloudStack {
             Err(_) if !said.is_fine() => Err(said.as_told(refused(&said))),
             Err(shape) => Err(said.unknown(&shape)),
         }
+    }
+
+    fn trouble(&self, error: &ApiError, nature: Nature) -> Trouble {
+        trouble(error, nature, self.settings.no_room_rest.0)
     }
 
     /// Begins what takes long.

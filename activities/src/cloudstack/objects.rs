@@ -201,6 +201,9 @@ pub struct Vm {
     pub hostcontrolstate: Option<String>,
     #[serde(default, deserialize_with = "loose::some_text")]
     pub hypervisor: Option<String>,
+    /// Backups of it are made: nothing is attached to it or detached from it.
+    #[serde(default, deserialize_with = "loose::some_text")]
+    pub backupofferingid: Option<String>,
     #[serde(default, deserialize_with = "loose::some_text")]
     pub templateid: Option<String>,
     #[serde(default, deserialize_with = "loose::some_text")]
@@ -279,6 +282,14 @@ pub struct Volume {
     /// The storage pool; shown to administrators.
     #[serde(default, deserialize_with = "loose::some_text")]
     pub storageid: Option<String>,
+    /// Its name; shown to administrators.
+    #[serde(default, deserialize_with = "loose::some_text")]
+    pub storage: Option<String>,
+    /// shared, or local: one host's own.
+    #[serde(default, deserialize_with = "loose::some_text")]
+    pub storagetype: Option<String>,
+    #[serde(default, deserialize_with = "loose::some_text")]
+    pub hypervisor: Option<String>,
     #[serde(default, deserialize_with = "loose::some_text")]
     pub diskofferingid: Option<String>,
     #[serde(default, deserialize_with = "loose::list")]

@@ -7,6 +7,7 @@ use backstay_engine::machine::plan::Effect;
 use backstay_engine::{Activity, Context, Failure, Probe};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use tokio::time::Instant;
 
 use super::Site;
 use super::change::{Found, NotBegun, Saved};
@@ -64,6 +65,18 @@ impl Site {
 }
 
 impl DropBlankRoot {
+    /// A machine is made with one: that there is none is believed once it has not shown for a while.
+    async fn blank_for_sure(&self, context: &Context, input: &Newborn) -> Result<Option<Volume>, Failure> {
+        let end = Instant::now() + self.0.settings.settle.0 / 10;
+        loop {
+            let found = self.blank(input).await?;
+            if found.is_some() || Instant::now() >= end {
+                return Ok(found);
+            }
+            self.0.breathe(context, "looking for the blank disk").await?;
+        }
+    }
+
     async fn blank(&self, input: &Newborn) -> Result<Option<Volume>, Failure> {
         let volumes = self.0.cloudstack.volumes_of(&input.vm).await?;
         let Some(root) = volumes.into_iter().find(|volume| volume.is_root() || volume.deviceid == Some(0))
@@ -110,7 +123,9 @@ impl Activity for DropBlankRoot {
         let mut saved: Saved<Option<String>> = context.saved()?.unwrap_or_default();
         site.only_ours(&site.machine(&input.vm).await?, &mark(context.run()))?;
         if saved.more.is_none() {
-            let Some(root) = self.blank(&input).await? else { return Ok(Gone { id: None }) };
+            let Some(root) = self.blank_for_sure(context, &input).await? else {
+                return Ok(Gone { id: None });
+            };
             context.resource(BLANK_DISK, &root.id).planned().await?;
             saved.more = Some(root.id);
             context.save(&saved).await?;

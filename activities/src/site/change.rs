@@ -17,16 +17,17 @@
 //! daemon, and then nobody ever ends it.
 
 use std::future::Future;
+use std::time::Duration;
 
 use backstay_engine::machine::{Applied, Json};
-use backstay_engine::{Context, Failure, Probe};
+use backstay_engine::{Context, Failure, Probe, Span};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 use uuid::Uuid;
 
 use crate::cloudstack::Started;
-use crate::daemon::{Operation, OperationStatus};
+use crate::daemon::{ListOperations, Operation, OperationStatus};
 use crate::remote::{Kind, Trouble};
 
 use super::Site;
@@ -110,6 +111,28 @@ pub(super) struct Saved<S = ()> {
     pub more: S,
 }
 
+/// A change, in words, and how long its job may take.
+pub(super) struct Change<'a> {
+    pub what: &'a str,
+    /// Nothing: as long as any job.
+    pub within: Option<Span>,
+}
+
+impl<'a> From<&'a str> for Change<'a> {
+    fn from(what: &'a str) -> Self {
+        Self { what, within: None }
+    }
+}
+
+impl<'a> From<&'a String> for Change<'a> {
+    fn from(what: &'a String) -> Self {
+        Self { what, within: None }
+    }
+}
+
+/// The code of what others are at work on, or what is on its way and does not arrive.
+pub(super) const STILL_MOVING: &str = "still_moving";
+
 /// For an undo: what the step left in the journal. What cannot be read is no sign that nothing was done: then a person has
 /// to look.
 pub(super) fn left<T: DeserializeOwned>(what: &str, text: Option<&Json>) -> Result<Option<T>, Failure> {
@@ -123,9 +146,6 @@ pub(super) fn left<T: DeserializeOwned>(what: &str, text: Option<&Json>) -> Resu
     })
 }
 
-/// So often a look may find somebody else at work before that is an error.
-const TURNS: u32 = 200;
-
 impl Site {
     /// Brings something about. `look` tells how things are, and fails where they never can become as wanted; `call` begins
     /// the change, under the id for a job of CloudStack that it is given. Whatever forbids it is asked in `call`, right before.
@@ -133,7 +153,7 @@ impl Site {
         &self,
         context: &Context,
         saved: &mut Saved<S>,
-        what: &str,
+        what: impl Into<Change<'_>>,
         mut look: impl FnMut() -> Looking,
         mut call: impl FnMut(Uuid) -> Calling,
     ) -> Result<T, Failure>
@@ -144,17 +164,30 @@ impl Site {
         Looking: Future<Output = Result<Found<T>, Failure>>,
         Calling: Future<Output = Result<B, E>>,
     {
+        let Change { what, within } = what.into();
         let mut trouble = None;
         if let Some(begun) = saved.begun.clone() {
-            trouble = self.end_of(context, &begun, &mut look).await?;
+            trouble = self.end_of(context, &begun, within, &mut look).await?;
         }
         let mut called = false;
-        for _ in 0..TURNS {
+        // Others are at work on it, one after the other perhaps: for as long as a job may take.
+        let patience = within.unwrap_or(self.cloudstack.settings().job_deadline).0;
+        let mut others = Instant::now() + patience;
+        loop {
             match look().await? {
                 Found::Done(it) => return Ok(it),
+                Found::AtWork(job) if Instant::now() >= others => {
+                    let message =
+                        format!("{what}: the job {job} of CloudStack is at work on it, and does not end");
+                    return Err(Failure::retryable(STILL_MOVING, message));
+                }
+                Found::Moving(state) if Instant::now() >= others => {
+                    let message = format!("{what}: it is {state}, and stays so");
+                    return Err(Failure::retryable(STILL_MOVING, message));
+                }
                 Found::AtWork(job) => {
                     context.progress(50.0, format!("{what}: a job of CloudStack is at work"));
-                    trouble = self.end_of(context, &Begun::Job(job), &mut look).await?.or(trouble);
+                    trouble = self.end_of(context, &Begun::Job(job), within, &mut look).await?.or(trouble);
                     // Its row may say so a moment longer than the job lasts.
                     self.breathe(context, what).await?;
                     continue;
@@ -187,7 +220,8 @@ impl Site {
                         saved.begun = Some(begun.clone());
                         context.save(saved).await?;
                     }
-                    trouble = self.end_of(context, &begun, &mut look).await?;
+                    trouble = self.end_of(context, &begun, within, &mut look).await?;
+                    others = Instant::now() + patience;
                 }
                 Err(NotBegun::Guarded(failure)) => return Err(failure),
                 // Nothing left this machine, or it was refused: nothing can come of it.
@@ -199,7 +233,7 @@ impl Site {
                     trouble = Some(lost);
                     if let Ok(Some(_)) = self.cloudstack.job(&planned.to_string()).await {
                         let begun = Begun::Job(planned.to_string());
-                        trouble = self.end_of(context, &begun, &mut look).await?;
+                        trouble = self.end_of(context, &begun, within, &mut look).await?;
                     }
                 }
             }
@@ -223,13 +257,14 @@ impl Site {
         &self,
         context: &Context,
         begun: &Begun,
+        within: Option<Span>,
         look: &mut impl FnMut() -> Looking,
     ) -> Result<Option<Trouble>, Failure>
     where
         Looking: Future<Output = Result<Found<T>, Failure>>,
     {
         match begun {
-            Begun::Job(job) => match self.cloudstack.finish(job, None, context.cancelled()).await {
+            Begun::Job(job) => match self.cloudstack.finish(job, within, context.cancelled()).await {
                 Ok(_) => Ok(None),
                 // It may go on over there: whoever comes next finds its id.
                 Err(trouble) if matches!(trouble.kind(), Kind::Late | Kind::Cancelled | Kind::Down) => {
@@ -238,6 +273,42 @@ impl Site {
                 Err(trouble) => Ok(Some(trouble)),
             },
             Begun::Operation(id) => self.end_of_operation(context, id, look).await,
+        }
+    }
+
+    /// Waits for what the daemon was asked to do with a volume, by whomever, and does still: it may come after all that is
+    /// looked at now. Asked before an undo, as the step may have been cut off over its call, and after an answer that was lost.
+    pub(super) async fn at_rest<S>(
+        &self,
+        context: &Context,
+        saved: &Saved<S>,
+        volume: &str,
+    ) -> Result<(), Failure> {
+        let is_lost = matches!(saved.begun, Some(Begun::Job(_)));
+        let is_new = saved.begun.is_none() && saved.calls == 0 && context.undone().is_some();
+        if !is_lost && !is_new {
+            return Ok(());
+        }
+        // Once CloudStack has been asked the volume itself shows it; one that died with the daemon never ends.
+        let end = Instant::now() + self.settings.settle.0;
+        let which = ListOperations { volume: Some(volume.to_owned()), ..ListOperations::default() };
+        loop {
+            let all = self.daemon.list_operations(&which).await?;
+            let is_under_way = |one: &&Operation| {
+                matches!(one.status, OperationStatus::Pending | OperationStatus::Executing)
+            };
+            let Some(one) = all.iter().find(is_under_way) else { return Ok(()) };
+            if Instant::now() >= end {
+                tracing::warn!(
+                    operation = one.id,
+                    volume,
+                    "an operation does not end; it may have died with the daemon"
+                );
+                return Ok(());
+            }
+            let what = format!("waiting for the operation {} of the Volume Daemon", one.id);
+            context.progress(10.0, &what);
+            self.breathe_for(context, &what, self.daemon.settings().poll.0).await?;
         }
     }
 
@@ -323,7 +394,7 @@ impl Site {
         &self,
         context: &Context,
         what: &str,
-        pause: std::time::Duration,
+        pause: Duration,
     ) -> Result<(), Failure> {
         tokio::select! {
             biased;

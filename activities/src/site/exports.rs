@@ -7,6 +7,7 @@ use backstay_engine::machine::plan::Effect;
 use backstay_engine::{Activity, Context, Failure, Probe};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use tokio::time::Instant;
 
 use super::{DIRTY_TAG, Site};
 use crate::daemon::CreateExport;
@@ -84,17 +85,36 @@ impl Activity for CloseExports {
     }
 
     async fn run(&self, context: &Context, exported: Exported) -> Result<Exports, Failure> {
+        let site = &self.0;
+        let (mut open, mut names) = (Vec::new(), Vec::new());
         for disk in &exported.disks {
-            if self.0.daemon.export(&disk.volume).await?.is_some() {
-                let resource = context.resource("closed export", &disk.volume);
-                resource.planned().await?;
-                self.0.close_export(&disk.volume).await?;
-                resource.present(serde_json::json!({ "volume": disk.volume })).await?;
+            if let Some(export) = site.daemon.export(&disk.volume).await? {
+                open.push(disk);
+                names.push(export.export_name);
             }
         }
-        let exports = self.0.exports(&exported).await?;
+        // A copy that is cut off leaves a disk that is half as it was before and half as it is now.
+        let ours = format!("backstay-final-{}", context.run());
+        let end = Instant::now() + site.settings.others_within.0;
+        site.others_end(context, &names, &ours, end).await?;
+        for disk in open {
+            let resource = context.resource("closed export", &disk.volume);
+            resource.planned().await?;
+            site.close_export(&disk.volume).await?;
+            resource.present(serde_json::json!({ "volume": disk.volume })).await?;
+        }
+        let exports = site.exports(&exported).await?;
         if exports.open.is_empty() {
-            return Ok(exports);
+            // One that began in the last moment.
+            return match site.another_copy(&names, &ours).await? {
+                None => Ok(exports),
+                Some(job) => {
+                    let message = format!(
+                        "the copy {job}, which is not of this run, was cut off: the disks are no whole copy now"
+                    );
+                    Err(Failure::permanent("copy_cut_off", message))
+                }
+            };
         }
         let message = format!("the exports of {} are open still", exports.open.join(", "));
         Err(Failure::retryable("exports_open", message))

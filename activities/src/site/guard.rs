@@ -21,9 +21,7 @@ impl Site {
 
     /// A machine, which has to be there.
     pub(super) async fn machine(&self, id: &str) -> Result<Vm, Failure> {
-        self.cloudstack.vm(id).await?.ok_or_else(|| {
-            Failure::permanent("vm_missing", format!("CloudStack does not know the machine {id}"))
-        })
+        self.cloudstack.vm(id).await?.ok_or_else(|| no_machine(id))
     }
 
     /// Nothing that this activity may touch is the appliance's own disk.
@@ -73,6 +71,10 @@ impl Site {
         }
         Ok(())
     }
+}
+
+pub(super) fn no_machine(id: &str) -> Failure {
+    Failure::permanent("vm_missing", format!("CloudStack does not know the machine {id}"))
 }
 
 /// The name of a host.

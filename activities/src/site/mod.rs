@@ -81,10 +81,14 @@ pub struct SiteSettings {
     pub longest_delay: Span,
     /// A machine that is off, the source or its copy, is looked at again after so long: it may have been started again.
     pub look_twice: Span,
+    /// A copy of somebody else's into the same volumes is waited for so long before their exports are closed.
+    pub others_within: Span,
     /// So many copies of the last changes are begun, if they fail.
     pub copies: u32,
     /// A revert that failed so often is left to people; the volume comes home all the same.
     pub reverts: u32,
+    /// A template of more bytes is no blank disk: the machine's first disk would have to be as large, and it is thrown away.
+    pub largest_template: i64,
     /// The key may choose the ids of what it makes: it is a root administrator's.
     pub root_admin: bool,
     /// Where the appliance takes what the VMA copies, as the VMA reaches it.
@@ -100,8 +104,10 @@ impl Default for SiteSettings {
             settle: Span::secs(60),
             longest_delay: Span::secs(30),
             look_twice: Span::secs(5),
+            others_within: Span::secs(20 * 60),
             copies: 5,
             reverts: 5,
+            largest_template: 2 << 30,
             root_admin: false,
             nbd_host: "127.0.0.1:10809".into(),
             oma_url: "http://127.0.0.1:8082".into(),

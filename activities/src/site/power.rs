@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
 use super::change::{Found, NotBegun, Saved};
-use super::guard::{at_work, mark};
+use super::guard::{at_work, mark, no_machine};
 use super::{Site, TEST_NETWORK_TAG};
 use crate::cloudstack::Tag;
 use crate::vma::{Power, VCenter};
@@ -296,7 +296,18 @@ impl Activity for CheckBoot {
         let end = Instant::now() + input.within.0;
         let (mut up_since, mut restarts) = (None, 0);
         loop {
-            let vm = site.machine(&input.vm).await?;
+            let vm = match site.cloudstack.vm(&input.vm).await {
+                Ok(Some(vm)) => vm,
+                Err(trouble) if !trouble.kind().is_retryable() || Instant::now() >= end => {
+                    return Err(trouble.into());
+                }
+                Ok(None) if Instant::now() >= end => return Err(no_machine(&input.vm)),
+                // No news. That the machine is well or not is not known from that.
+                Ok(None) | Err(_) => {
+                    site.breathe(context, "CloudStack does not tell how the machine is").await?;
+                    continue;
+                }
+            };
             let state = vm.state.clone().unwrap_or_else(|| "in no known state".into());
             if vm.is("Running") {
                 let since = *up_since.get_or_insert_with(Instant::now);

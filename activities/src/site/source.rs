@@ -12,6 +12,7 @@ use backstay_engine::{Activity, Context, Failure, Span};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
+use tokio::time::Instant;
 
 use super::Site;
 use super::change::left;
@@ -43,6 +44,9 @@ pub(super) struct On {
     vcenter: VCenter,
     /// The host name of its copy, which must not run beside it.
     copy: HostName,
+    /// If it was asked to go down and did not: so long it may still do so.
+    #[serde(default)]
+    force_after: Option<Span>,
 }
 
 /// How it is, and how it was.
@@ -204,6 +208,24 @@ impl PowerOffSource {
     }
 }
 
+impl PowerOnSource {
+    /// A guest that was asked to shut down does so when it is ready, also after nobody waits for it any more.
+    async fn may_go_down_yet(&self, context: &Context, input: &On) -> Result<Power, Failure> {
+        let vma = &self.0.vma;
+        let settings = vma.settings();
+        let end = Instant::now() + input.force_after.unwrap_or(settings.power_off_wait).0;
+        loop {
+            let state = vma.power_state(&input.id, &input.vcenter).await?.power_state;
+            if state != Power::On || Instant::now() >= end {
+                return Ok(state);
+            }
+            let what = "the source was asked to shut down, and may do so yet";
+            context.progress(10.0, what);
+            self.0.breathe_for(context, what, settings.power_poll.0).await?;
+        }
+    }
+}
+
 #[async_trait]
 impl Activity for PowerOnSource {
     const NAME: &'static str = "power-on-source";
@@ -225,11 +247,15 @@ impl Activity for PowerOnSource {
         let undone = context.undone();
         let (saved, told) = undone.map(|undone| (undone.checkpoint.as_ref(), undone.output.as_ref())).unzip();
         let what = "how the source machine was before";
-        let original = match left(what, saved.flatten())? {
-            Some(Before { original, .. }) => Some(original),
-            None => left(what, told.flatten())?.map(|told: PoweredOff| told.original),
+        let output = told.flatten();
+        let (original, asked) = match left(what, saved.flatten())? {
+            Some(Before { original, method }) => (Some(original), method.is_some()),
+            None => (left(what, output)?.map(|told: PoweredOff| told.original), false),
         };
-        let state = site.vma.power_state(&input.id, &input.vcenter).await?.power_state;
+        let mut state = site.vma.power_state(&input.id, &input.vcenter).await?.power_state;
+        if asked && output.is_none() && state == Power::On {
+            state = self.may_go_down_yet(context, &input).await?;
+        }
         // Nothing on record: it was not touched.
         let Some(original) = original else { return Ok(Powered { state: state.word().into() }) };
         if original == Was::PoweredOff || state == Power::On {

@@ -221,6 +221,45 @@ impl Site {
         Ok((!wrong.is_empty()).then(|| wrong.join(", ")))
     }
 
+    /// Waits for copies of others into the same volumes, by their exports. One that began before the source was off brings what
+    /// is older, and may bring it last.
+    pub(super) async fn others_end(
+        &self,
+        context: &Context,
+        exports: &[String],
+        ours: &str,
+        end: Instant,
+    ) -> Result<(), Failure> {
+        while let Some(job) = self.another_copy(exports, ours).await? {
+            if Instant::now() >= end {
+                let message = format!(
+                    "the copy {job}, which is not of this run, is at work on the same volumes and does not end: end it at the VMA"
+                );
+                return Err(Failure::permanent("another_copy", message).not_applied());
+            }
+            context.progress(0.0, format!("waiting for the end of the copy {job}"));
+            self.breathe_for(context, "waiting for another copy", self.vma.settings().progress_poll.0)
+                .await?;
+        }
+        Ok(())
+    }
+
+    /// A copy of somebody else's that is at work on one of these exports.
+    pub(super) async fn another_copy(
+        &self,
+        exports: &[String],
+        ours: &str,
+    ) -> Result<Option<String>, Failure> {
+        for export in exports {
+            let Some(progress) = self.vma.progress(export).await? else { continue };
+            let job = progress.job_id.as_deref().unwrap_or(export);
+            if progress.status == Copying::Running && !job.starts_with(ours) {
+                return Ok(Some(job.to_owned()));
+            }
+        }
+        Ok(None)
+    }
+
     /// Until a copy ends. Nothing: it goes on when its time is over.
     async fn follow(&self, context: &Context, job: &str, end: Instant) -> Result<Option<Ended>, Failure> {
         let vma = &self.vma;
@@ -279,7 +318,11 @@ impl FinalSync {
         let (vma, key) = (&self.0.vma, context.key().simple().to_string());
         let ours = format!("backstay-final-{}", context.run());
         let targets = self.targets(input).await?;
-        self.others_end(context, &targets, &ours, end).await?;
+        let exports: Vec<_> = targets
+            .iter()
+            .map(|target| target.device_path.rsplit('/').next().unwrap_or_default().to_owned())
+            .collect();
+        self.0.others_end(context, &exports, &ours, end).await?;
         self.guard(input).await?;
         copy.tries += 1;
         copy.job = format!("{ours}-{}-{}", key.get(..8).unwrap_or(&key), copy.tries);
@@ -333,39 +376,6 @@ impl FinalSync {
             return Err(Failure::permanent("other_disks", why).not_applied());
         }
         Ok(targets)
-    }
-
-    /// Waits for copies of others into the same volumes. One that began before the source was off brings what is older, and
-    /// may bring it last.
-    async fn others_end(
-        &self,
-        context: &Context,
-        targets: &[NbdTarget],
-        ours: &str,
-        end: Instant,
-    ) -> Result<(), Failure> {
-        let vma = &self.0.vma;
-        for target in targets {
-            let export = target.device_path.rsplit('/').next().unwrap_or_default();
-            let other = |progress: &Progress| {
-                let job = progress.job_id.as_deref().unwrap_or(export);
-                (progress.status == Copying::Running && !job.starts_with(ours)).then(|| job.to_owned())
-            };
-            while let Some(job) = vma.progress(export).await?.as_ref().and_then(other) {
-                if Instant::now() >= end {
-                    let message = format!(
-                        "the copy {job}, which is not of this run, is at work on the same volumes and does not end: end it at \
-                         the VMA"
-                    );
-                    return Err(Failure::permanent("another_copy", message).not_applied());
-                }
-                context.progress(0.0, format!("waiting for the end of the copy {job}"));
-                self.0
-                    .breathe_for(context, "waiting for another copy", vma.settings().progress_poll.0)
-                    .await?;
-            }
-        }
-        Ok(())
     }
 
     /// The source is off, and every volume is where replication may write to it and as it left it.

@@ -5,15 +5,13 @@ use std::future::Future;
 
 use backstay_engine::{Context, Failure};
 use serde::Serialize;
+use tokio::time::Instant;
 use uuid::Uuid;
 
 use super::Site;
 use super::change::{Begun, Saved};
 use crate::cloudstack::Started;
 use crate::remote::{Kind, Trouble};
-
-/// What is lost once may be lost again, but not for ever.
-const TURNS: u32 = 3;
 
 impl Site {
     /// Puts a tag on something, in place of one with the same key.
@@ -26,10 +24,11 @@ impl Site {
     ) -> Result<(), Failure> {
         let wanted = BTreeMap::from([(key.to_owned(), value.to_owned())]);
         let mut trouble = None;
-        for turn in 0..=TURNS {
+        let end = self.patience();
+        for turn in 0.. {
             match self.tag_of(kind, id, key).await? {
                 Some(is) if is == value => return Ok(()),
-                _ if turn == TURNS => break,
+                _ if turn > 0 && Instant::now() >= end => break,
                 // CloudStack does not replace one.
                 Some(_) => {
                     let call =
@@ -42,7 +41,7 @@ impl Site {
             let call = |job| self.cloudstack.create_tags(kind, id, &wanted, Some(job));
             let what = format!("tag {id} {key} {turn}");
             trouble = self.change_tag(context, saved, &what, call).await?.or(trouble);
-            if trouble.is_some() {
+            if trouble.is_some() || turn > 0 {
                 // What was listed may be what was.
                 self.breathe(context, "looking at a tag again").await?;
             }
@@ -59,20 +58,26 @@ impl Site {
         key: &str,
     ) -> Result<(), Failure> {
         let mut trouble = None;
-        for turn in 0..=TURNS {
+        let end = self.patience();
+        for turn in 0.. {
             if self.tag_of(kind, id, key).await?.is_none() {
                 return Ok(());
             }
-            if turn < TURNS {
-                let call =
-                    |job| async move { self.cloudstack.delete_tags(kind, id, &[key], Some(job)).await };
-                trouble = self.change_tag(context, saved, &format!("untag {id} {key} {turn}"), call).await?;
-                if trouble.is_some() {
-                    self.breathe(context, "looking at a tag again").await?;
-                }
+            if turn > 0 && Instant::now() >= end {
+                break;
+            }
+            let call = |job| async move { self.cloudstack.delete_tags(kind, id, &[key], Some(job)).await };
+            trouble = self.change_tag(context, saved, &format!("untag {id} {key} {turn}"), call).await?;
+            if trouble.is_some() || turn > 0 {
+                self.breathe(context, "looking at a tag again").await?;
             }
         }
         Err(not_seen(trouble, format!("the tag {key} of {kind} {id} does not go")))
+    }
+
+    /// What is lost once may be lost again, but not for ever.
+    fn patience(&self) -> Instant {
+        Instant::now() + self.settings.settle.0
     }
 
     async fn tag_of(&self, kind: &str, id: &str, key: &str) -> Result<Option<String>, Failure> {
@@ -97,7 +102,8 @@ impl Site {
         context.save(saved).await?;
         let started = match call(planned).await {
             Ok(started) => started,
-            Err(trouble) => return Ok(Some(trouble)),
+            Err(trouble) if may_pass(&trouble) => return Ok(Some(trouble)),
+            Err(trouble) => return Err(trouble.into()),
         };
         let begun = Some(Begun::Job(started.jobid.clone()));
         if saved.begun != begun {
@@ -106,8 +112,17 @@ impl Site {
         }
         let end = self.cloudstack.finish(&started.jobid, None, context.cancelled()).await;
         saved.begun = None;
-        Ok(end.err())
+        match end {
+            Ok(_) => Ok(None),
+            Err(trouble) if may_pass(&trouble) => Ok(Some(trouble)),
+            Err(trouble) => Err(trouble.into()),
+        }
     }
+}
+
+/// A look tells more about it, and another try may help. What wants to be left alone, or a person, is for the next attempt.
+fn may_pass(trouble: &Trouble) -> bool {
+    matches!(trouble.kind(), Kind::Look | Kind::Missing | Kind::Unanswered | Kind::Unknown | Kind::Internal)
 }
 
 /// What was refused as it stood may stand otherwise: a tag that is listed and gone cannot be removed, and is no longer listed a

@@ -1,5 +1,6 @@
 //! Everything that can be known before anything is touched. All that is wrong is told at once.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -87,9 +88,6 @@ fn rights_for_snapshots(provider: Option<&str>) -> &'static [&'static str] {
 
 /// So many disks of a machine are asked for one by one.
 const ONE_BY_ONE: usize = 3;
-
-/// A template of this size or more is no blank disk: the machine's disk would have to be as large, and it is thrown away.
-const LARGEST_TEMPLATE: i64 = 2 << 30;
 
 #[derive(Default)]
 struct Report {
@@ -187,6 +185,9 @@ impl Validate {
             Some(vm) if !vm.is("Running") => {
                 Some(format!("the appliance is {}", vm.state.as_deref().unwrap_or("in no known state")))
             }
+            Some(vm) if vm.backupofferingid.is_some() => {
+                Some("CloudStack makes backups of the appliance: as long as it has a backup offering, no volume can be detached from it".to_owned())
+            }
             Some(_) => None,
         };
         let there = wrong.is_none();
@@ -238,6 +239,7 @@ impl Validate {
         if input.disks.is_empty() {
             report.check("", Some("the machine has no disks".into()));
         }
+        let mut pools = BTreeSet::new();
         for (n, disk) in input.disks.iter().enumerate() {
             let id = &disk.volume;
             let what = format!("disk {n} ({id})");
@@ -271,13 +273,22 @@ impl Validate {
                     volume.size.unwrap_or(0),
                     disk.size
                 ))
+            } else if volume.storagetype.as_deref() == Some("local") {
+                Some("its volume is on one host's own storage: it cannot be attached to a machine that runs elsewhere".to_owned())
             } else if !devices.contains(id) {
                 Some("the Volume Daemon does not know its device".to_owned())
             } else {
                 None
             };
             report.check(format!("{what} is at the appliance"), wrong.map(|why| format!("{what}: {why}")));
+            pools.extend(volume.storage.or(volume.storageid));
         }
+        // CloudStack copies what is attached to where the other disks are: for hours, and past the snapshots that lead back.
+        let several = (pools.len() > 1).then(|| {
+            let names = pools.into_iter().collect::<Vec<_>>().join(", ");
+            format!("its volumes lie on several storages ({names}): bring them to one of them first")
+        });
+        report.check("its volumes lie on one storage", several);
         if let [_, _, ..] = input.disks[..] {
             let exports = site.daemon.list_exports(&ListExports::default()).await?;
             let disks: Vec<_> = input.disks.iter().map(|disk| (disk.key, disk.volume.as_str())).collect();
@@ -311,11 +322,12 @@ impl Validate {
         };
         report.check("the service offering takes any size", wrong);
         let templates = cloudstack.list_templates("executable", Some(&input.template)).await?;
+        let largest = self.0.settings.largest_template;
         let wrong = match templates.iter().find(|template| template.id == input.template) {
             None => Some(format!("there is no template {}", input.template)),
             Some(template) if template.isready == Some(false) => Some("the template is not ready".to_owned()),
-            Some(template) if template.size.is_some_and(|size| size >= LARGEST_TEMPLATE) => Some(format!(
-                "the template has {} bytes: its disk is thrown away, so take one below 2 GiB",
+            Some(template) if template.size.is_some_and(|size| size > largest) => Some(format!(
+                "the template has {} bytes: its disk is thrown away, so take one of at most {largest} (site.largest_template)",
                 template.size.unwrap_or(0)
             )),
             Some(_) => None,

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use backstay_engine::machine::plan::Effect;
-use backstay_engine::{Activity, Context, Failure};
+use backstay_engine::{Activity, Context, Failure, RunId};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -136,6 +136,13 @@ impl InjectDrivers {
         context.save(saved).await
     }
 
+    /// Whoever has this step done once more starts without what was saved; what was noted on the disk is still there.
+    async fn was_begun(&self, run: RunId, input: &Convert) -> Result<bool, Failure> {
+        let Some(first) = input.volumes.first() else { return Ok(false) };
+        let volume = self.0.volume(first).await?;
+        Ok(volume.tag(VIRTIO_TAG).is_some_and(|said| said.starts_with(&format!("{run}:"))))
+    }
+
     async fn note(
         &self,
         context: &Context,
@@ -172,7 +179,8 @@ impl Activity for InjectDrivers {
         if let Some(done) = saved.more.done {
             return Ok(done);
         }
-        if saved.more.begun > 0 && !saved.more.clean {
+        let begun = saved.more.begun > 0 || self.was_begun(context.run(), &input).await?;
+        if begun && !saved.more.clean {
             self.0.end_leftovers(&input.volumes).await?;
             self.start_over(context, &mut saved, &input).await?;
         }

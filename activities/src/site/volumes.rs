@@ -15,15 +15,18 @@ use backstay_engine::{Activity, Context, Failure, Probe};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::Site;
 use super::change::{Found, NotBegun, Saved};
 use super::guard::at_work;
+use super::{DIRTY_TAG, Site};
 use crate::cloudstack::Volume;
 
 pub(super) struct TakeFromOma(pub Arc<Site>);
 pub(super) struct ReturnToOma(pub Arc<Site>);
 pub(super) struct AttachVolume(pub Arc<Site>);
 pub(super) struct DetachVolume(pub Arc<Site>);
+
+/// The code of a volume that is attached where nobody expects it.
+const ELSEWHERE: &str = "volume_elsewhere";
 
 /// One volume.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
@@ -79,11 +82,14 @@ impl Site {
         volume.virtualmachineid.as_deref() == Some(self.settings.oma.as_str())
     }
 
-    fn elsewhere(volume: &Volume) -> Failure {
+    fn elsewhere(volume: &Volume) -> String {
         let at = volume.vmname.as_deref().or(volume.virtualmachineid.as_deref()).unwrap_or("?");
-        let message =
-            format!("the volume {} is attached to {at}, where it is not expected; it stays there", volume.id);
-        Failure::permanent("volume_elsewhere", message)
+        format!("the volume {} is attached to {at}, where it is not expected; it stays there", volume.id)
+    }
+
+    /// There is no way on but back, and one list may be old.
+    fn in_the_way(volume: &Volume) -> Failure {
+        Failure::retryable(ELSEWHERE, Self::elsewhere(volume)).not_applied()
     }
 
     async fn look_taken(&self, id: &str) -> Result<Found<Place>, Failure> {
@@ -97,7 +103,7 @@ impl Site {
                 self.not_of_oma_itself(&volume)?;
                 Ok(Found::Todo)
             }
-            Some(_) => Err(Self::elsewhere(&volume).not_applied()),
+            Some(_) => Err(Failure::permanent(ELSEWHERE, Self::elsewhere(&volume)).not_applied()),
         }
     }
 
@@ -113,6 +119,7 @@ impl Site {
             self.no_vm_snapshot(&self.settings.oma).await?;
             Ok::<_, NotBegun>(self.daemon.detach(id).await?)
         };
+        self.at_rest(context, saved, id).await?;
         let place = self.bring_about(context, saved, &what, || self.look_taken(id), call).await?;
         // The device goes a moment later than the row, or never, if CloudStack has lost sight of it.
         let end = tokio::time::Instant::now() + self.settings.settle.0 / 10;
@@ -144,7 +151,7 @@ impl Site {
         match volume.virtualmachineid {
             None => Ok(Found::Todo),
             Some(_) if self.at_oma(&volume) => Ok(Found::Done(Place::of(&volume))),
-            Some(_) => Err(Self::elsewhere(&volume)),
+            Some(_) => Err(Self::in_the_way(&volume)),
         }
     }
 
@@ -174,6 +181,7 @@ impl Site {
             self.no_vm_snapshot(oma).await?;
             Ok::<_, NotBegun>(self.daemon.attach(id, oma).await?)
         };
+        self.at_rest(context, saved, id).await?;
         let place = self.bring_about(context, saved, &what, || self.look_home(id), call).await?;
         // The daemon gives up on a device that comes late, and then knows nothing of a volume that is attached. Without its
         // row nothing can be replicated: once more, from the beginning.
@@ -276,7 +284,12 @@ impl Activity for ReturnToOma {
         if lent {
             return self.0.lend(context, &mut saved, &volume).await;
         }
-        let place = self.0.bring_home(context, &mut saved, &volume).await?;
+        // What is no copy of the source any more must not be replicated to, not even until the other disks are home.
+        let is_dirty = self.0.volume(&volume).await?.tag(DIRTY_TAG).is_some();
+        let place = match is_dirty {
+            true => self.0.lend(context, &mut saved, &volume).await?,
+            false => self.0.bring_home(context, &mut saved, &volume).await?,
+        };
         context.resource("volume away from the appliance", &volume).gone().await?;
         Ok(place)
     }
@@ -309,7 +322,7 @@ impl AttachVolume {
                 );
                 Err(Failure::permanent("wrong_slot", message))
             }
-            Some(_) => Err(Site::elsewhere(&volume).not_applied()),
+            Some(_) => Err(Failure::permanent(ELSEWHERE, Site::elsewhere(&volume)).not_applied()),
         }
     }
 
@@ -372,6 +385,7 @@ impl Activity for AttachVolume {
                 self.0.daemon.attach(&pair.volume, &vm).await?
             })
         };
+        self.0.at_rest(context, &saved, &pair.volume).await?;
         self.0.bring_about(context, &mut saved, &what, || self.look(&pair, &vm), call).await
     }
 
@@ -408,7 +422,7 @@ impl DetachVolume {
             // It is home, or never left.
             Some(_) if site.at_oma(&volume) => Ok(Found::Done(Place::of(&volume))),
             Some(at) if pair.vm.as_deref() == Some(at) => Ok(Found::Todo),
-            Some(_) => Err(Site::elsewhere(&volume)),
+            Some(_) => Err(Site::in_the_way(&volume)),
         }
     }
 }
@@ -436,6 +450,7 @@ impl Activity for DetachVolume {
             self.guard(&pair, &mark).await?;
             Ok::<_, NotBegun>(site.daemon.detach(&pair.volume).await?)
         };
+        site.at_rest(context, &saved, &pair.volume).await?;
         site.bring_about(context, &mut saved, &what, || self.look(&pair), call).await
     }
 

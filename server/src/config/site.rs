@@ -11,6 +11,8 @@ use backstay_activities::secrets::Secrets;
 use backstay_activities::site::Site;
 use backstay_activities::v2v::V2v;
 use backstay_activities::vma::Vma;
+use backstay_engine::Span;
+use backstay_workflows::failover;
 
 use super::Config;
 
@@ -32,6 +34,7 @@ impl Config {
             let what = "is empty: it is the id of the appliance's machine at CloudStack".to_owned();
             return Err(("site.oma".to_owned(), what));
         }
+        self.fits_the_failover()?;
         let secrets = || Arc::clone(secrets);
         let Self { cloudstack, volume_daemon, vma, linstor, v2v, site, .. } = self;
         Ok(Some(Site {
@@ -50,6 +53,45 @@ impl Config {
                 .map_err(of("v2v", None))?,
             settings: site.clone(),
         }))
+    }
+}
+
+impl Config {
+    /// What is given more time than the steps of a failover have would be cut off in the middle, each time anew.
+    fn fits_the_failover(&self) -> Result<(), Wrong> {
+        let Self { cloudstack, volume_daemon, vma, v2v, site, .. } = self;
+        for (setting, span, most, of) in [
+            ("cloudstack.job_deadline", cloudstack.job_deadline, failover::ATTEMPT, "a step"),
+            (
+                "cloudstack.snapshot_deadline",
+                cloudstack.snapshot_deadline,
+                failover::SNAPSHOT,
+                "the snapshots",
+            ),
+            ("volume_daemon.attach_deadline", volume_daemon.attach_deadline, failover::ATTEMPT, "a step"),
+            ("volume_daemon.detach_deadline", volume_daemon.detach_deadline, failover::ATTEMPT, "a step"),
+            ("vma.power_off_wait", vma.power_off_wait, failover::ATTEMPT, "a step"),
+            ("vma.power_on_wait", vma.power_on_wait, failover::ATTEMPT, "a step"),
+            ("vma.progress_stall", vma.progress_stall, failover::A_TRY, "a copy"),
+            ("v2v.deadline", v2v.deadline, failover::CONVERSION, "the conversion"),
+            ("site.settle", site.settle, failover::ATTEMPT, "a step"),
+            ("site.others_within", site.others_within, failover::ATTEMPT, "a step"),
+        ] {
+            if span.0 >= most {
+                let what = format!("is {span}: an attempt at {of} of a failover has {} in all", Span(most));
+                return Err((setting.to_owned(), what));
+            }
+        }
+        if !(1..failover::PATIENCE).contains(&site.reverts) {
+            let most = failover::PATIENCE - 1;
+            let what = format!(
+                "is {}: it is from 1 to {most}, as the undo of a disk is tried {} times in all",
+                site.reverts,
+                failover::PATIENCE
+            );
+            return Err(("site.reverts".to_owned(), what));
+        }
+        Ok(())
     }
 }
 

@@ -149,6 +149,9 @@ async fn what_is_wrong_with_a_site_is_told_by_its_setting() {
             &format!("{SITE}[v2v]\nprogram = \"virt-v2v\"\n"),
             "v2v.program is virt-v2v, which is no absolute path",
         ),
+        (&format!("{SITE}reverts = 10\n"), "site.reverts is 10: it is from 1 to 9"),
+        (&format!("{SITE}others_within = \"1h\"\n"), "site.others_within is 1h: an attempt at a step"),
+        (&format!("{SITE}[v2v]\ndeadline = \"3h\"\n"), "v2v.deadline is 3h: an attempt at the conversion"),
         (&format!("{SITE}omo = 1\n"), "no setting \"site.omo\""),
         (&SITE.replace("[site]", "api_key = \"in plain\"\n[site]"), "cloudstack.api_key"),
     ] {

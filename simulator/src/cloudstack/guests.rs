@@ -28,12 +28,15 @@ pub enum Guest {
 /// How the guest of a VM behaves, if somebody said so.
 pub fn of(state: &State, vm: Uuid) -> Option<Guest> {
     let guests = &state.settings.cloudstack.guests;
-    if guests.is_empty() {
-        return None;
-    }
     let mut attached = state.volumes.tied(&Tie::Attached(vm));
     let root = attached.find(|volume| volume.attached.is_some_and(|at| at.device == 0))?;
     let source = state.sources.get(&root.replica_of.as_ref()?.source)?;
+    // Another firmware finds no loader; Windows without the drivers finds no disk.
+    let firmware = if source.firmware == "efi" { "UEFI" } else { "BIOS" };
+    let has_drivers = !source.windows || root.content.foreign.iter().any(|write| write.starts_with("virtio"));
+    if state.vms.get(&vm)?.boot_type != firmware || !has_drivers {
+        return Some(Guest::HasNoAddress);
+    }
     guests.get(&source.id).or_else(|| guests.get(&source.name)).copied()
 }
 

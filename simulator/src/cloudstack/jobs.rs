@@ -194,6 +194,7 @@ async fn work(job: Job, running: Run, shows: &'static str) {
     if !job.world.look(|state| state.cloudstack.is_pending(job.id)) {
         return;
     }
+    let before = job.world.look(|state| phase(state, &job.begun));
     let end = running.await;
     let made = job.begun.instance.map(|(_, id)| id);
     job.world.change(job.asked.cause(), |state| match end {
@@ -207,8 +208,9 @@ async fn work(job: Job, running: Run, shows: &'static str) {
             finish(state, job.id, 1, 0, Some(result));
         }
         Err(End::Refused(refusal)) => {
-            if state.cloudstack.is_pending(job.id) {
-                settle(state, job.begun.instance.map(|(kind, id)| (kind.to_owned(), id)), true);
+            // What another job has left half way is not mended by one that was refused for it.
+            if state.cloudstack.is_pending(job.id) && phase(state, &job.begun) != before {
+                settle(state, job.begun.instance.map(|(_, id)| id), true);
             }
             let refusal = job.asked.tellable(refusal);
             let result = json!({ "errorcode": refusal.code, "errortext": refusal.text });
@@ -216,6 +218,18 @@ async fn work(job: Job, running: Run, shows: &'static str) {
         }
         Err(End::Gone) => {}
     });
+}
+
+/// How what a job is about is, as its row says.
+fn phase(state: &State, begun: &Begun) -> Option<String> {
+    let (_, id) = begun.instance?;
+    let volume = state.volumes.get(&id).map(|row| format!("{:?}", row.state));
+    let vm = || state.vms.get(&id).map(|row| format!("{:?}", row.state));
+    let snapshot = || {
+        let row = state.snapshots.get(&id)?;
+        Some(format!("{} {:?}", row.state, state.volumes.get(&row.volume).map(|volume| volume.state)))
+    };
+    volume.or_else(vm).or_else(snapshot).or_else(|| state.vm_snapshots.get(&id).map(|row| row.state.clone()))
 }
 
 impl Job {
@@ -232,8 +246,11 @@ impl Job {
             Some(Fault::JobFails { code }) => {
                 return Err(Refusal::code(code, "The job was failed on purpose, and nothing was done").into());
             }
-            Some(Fault::JobCancelledButDone) => {
+            Some(Fault::JobCancelledButDone { ms }) => {
                 self.world.change(self.asked.cause(), |state| cancel(state, self.id));
+                if ms > 0 {
+                    tokio::time::sleep(Duration::from_millis(ms)).await;
+                }
             }
             Some(Fault::Stuck) => std::future::pending().await,
             _ => {}
@@ -290,8 +307,11 @@ fn cancel(state: &mut State, job: Uuid) {
     let instance = state.cloudstack.jobs.get(&job).and_then(|row| row.instance.clone());
     let text = "job cancelled because of management server restart or shutdown";
     if state.cloudstack.is_pending(job) {
-        let tidy = !state.settings.cloudstack.restart_leaves_transitions;
-        settle(state, instance, tidy);
+        let switches = &state.settings.cloudstack;
+        let (tidy, snapshots) = (!switches.restart_leaves_transitions, !switches.restart_leaves_snapshots);
+        if tidy {
+            settle(state, instance.map(|(_, id)| id), snapshots);
+        }
         finish(state, job, 2, 530, Some(Value::String(text.to_owned())));
     }
 }
@@ -307,17 +327,22 @@ pub fn cancel_all(state: &mut State) {
     state.cloudstack.busy.clear();
 }
 
-/// What was on its way is not any more: each thing falls back to the state that it can be in without a job.
-fn settle(state: &mut State, instance: Option<(String, Uuid)>, tidy: bool) {
-    let Some((_, id)) = instance.filter(|_| tidy) else { return };
+/// What was on its way is not any more: each thing falls back to the state that it can be in without a job. Snapshots may be
+/// left as they are: nobody can delete them then.
+fn settle(state: &mut State, instance: Option<Uuid>, snapshots: bool) {
+    let Some(id) = instance else { return };
     if let Some(volume) = state.volumes.get_mut(&id) {
         volume.state = match volume.state {
-            VolumeState::Attaching | VolumeState::Snapshotting | VolumeState::RevertSnapshotting => {
-                VolumeState::Ready
-            }
+            VolumeState::Attaching
+            | VolumeState::Migrating
+            | VolumeState::Snapshotting
+            | VolumeState::RevertSnapshotting => VolumeState::Ready,
             VolumeState::Creating => VolumeState::Allocated,
             other => other,
         };
+        if volume.state == VolumeState::Allocated {
+            volume.pool = None;
+        }
     }
     if let Some(vm) = state.vms.get_mut(&id) {
         vm.state = match vm.state {
@@ -328,7 +353,7 @@ fn settle(state: &mut State, instance: Option<(String, Uuid)>, tidy: bool) {
         };
     }
     let volume = state.snapshots.get_mut(&id).map(|snapshot| {
-        if crate::world::moves::is_under_way(snapshot) {
+        if snapshots && crate::world::moves::is_under_way(snapshot) {
             snapshot.state = "Error".to_owned();
         }
         snapshot.volume
@@ -338,7 +363,7 @@ fn settle(state: &mut State, instance: Option<(String, Uuid)>, tidy: bool) {
     {
         volume.state = VolumeState::Ready;
     }
-    if let Some(snapshot) = state.vm_snapshots.get_mut(&id) {
+    if let Some(snapshot) = state.vm_snapshots.get_mut(&id).filter(|_| snapshots) {
         snapshot.state = match snapshot.state.as_str() {
             "Allocated" | "Creating" => "Error",
             "Reverting" => "Ready",

@@ -120,8 +120,12 @@ pub struct Switches {
     pub adopt_what_is_plugged: bool,
     /// A restart leaves transitional states as they are, as releases before 4.19.1 do.
     pub restart_leaves_transitions: bool,
+    /// A restart leaves snapshots that were on their way as they are, for ever.
+    pub restart_leaves_snapshots: bool,
     /// An attach or detach at a VM that runs takes this long, and so does the like of it.
     pub attach_ms: u64,
+    /// A volume is copied to another storage, for an attach.
+    pub move_ms: u64,
     /// A snapshot is on its way to the secondary storage for this long.
     pub snapshot_ms: u64,
     /// A revert.
@@ -153,7 +157,9 @@ impl Default for Switches {
             most_data_disks: 64,
             adopt_what_is_plugged: false,
             restart_leaves_transitions: false,
+            restart_leaves_snapshots: false,
             attach_ms: 3_000,
+            move_ms: 120_000,
             snapshot_ms: 20_000,
             revert_ms: 8_000,
             start_ms: 8_000,

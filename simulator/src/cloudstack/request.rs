@@ -2,7 +2,6 @@
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
-use std::time::Duration;
 
 use axum::body::Body;
 use axum::extract::{RawQuery, State as Shared};
@@ -69,11 +68,8 @@ impl Asked {
 
     /// What was deleted is there again after a while.
     pub fn reappear(&self, world: &World, ms: u64, back: impl FnOnce(&mut State) + Send + 'static) {
-        let (changed, cause) = (world.clone(), self.cause());
-        world.spawn(async move {
-            tokio::time::sleep(Duration::from_millis(ms)).await;
-            changed.change(Cause { call: format!("{} comes undone", cause.call), ..cause }, back);
-        });
+        let cause = self.cause();
+        world.change_after(ms, Cause { call: format!("{} comes undone", cause.call), ..cause }, back);
     }
 }
 

@@ -69,7 +69,7 @@ pub fn vm(state: &State, vm: &Vm) -> Value {
         "cpunumber": vm.cpus,
         "cpuspeed": 2000,
         "memory": vm.memory_mb,
-        "hypervisor": "KVM",
+        "hypervisor": vm.hypervisor,
         "instancename": format!("i-2-{}-VM", vm.id.simple()),
         "boottype": vm.boot_type,
         "rootdevicetype": "ROOT",
@@ -89,6 +89,7 @@ pub fn vm(state: &State, vm: &Vm) -> Value {
     put(&mut map, "templateid", vm.template.map(|id| id.to_string()));
     put(&mut map, "templatename", vm.template.and_then(|id| name_of(&state.templates, id)));
     put(&mut map, "group", vm.group.clone());
+    put(&mut map, "backupofferingid", vm.backup_offering.map(|id| id.to_string()));
     if let Some(host) = vm.host.and_then(|id| state.hosts.iter().find(|host| host.id == id)) {
         put(&mut map, "hostid", Some(host.id.to_string()));
         put(&mut map, "hostname", Some(host.name.clone()));
@@ -119,6 +120,7 @@ fn nic(state: &State, nic: &Nic, addressed: bool) -> Value {
 
 /// A volume.
 pub fn volume(state: &State, volume: &Volume) -> Value {
+    let pool = state.pools.iter().find(|pool| Some(pool.id) == volume.pool);
     let mut map = object(json!({
         "id": volume.id,
         "name": volume.name,
@@ -128,9 +130,8 @@ pub fn volume(state: &State, volume: &Volume) -> Value {
         "zoneid": volume.zone,
         "created": time(volume.created),
         "path": volume.path,
-        "hypervisor": "KVM",
-        "storage": "linstor-primary",
-        "storagetype": "shared",
+        "hypervisor": pool.map_or("None", |pool| &pool.hypervisor),
+        "storagetype": if pool.is_some_and(|pool| pool.local) { "local" } else { "shared" },
         "provisioningtype": "thin",
         "isextractable": true,
         "quiescevm": false,
@@ -139,6 +140,8 @@ pub fn volume(state: &State, volume: &Volume) -> Value {
     }));
     put_owner(&mut map, state, &volume.account);
     put(&mut map, "zonename", name_of(&state.zones, volume.zone));
+    put(&mut map, "storage", pool.map(|pool| pool.name.clone()));
+    put(&mut map, "storageid", pool.map(|pool| pool.id.to_string()));
     if let Some(at) = volume.attached {
         let vm = state.vms.get(&at.vm);
         put(&mut map, "virtualmachineid", Some(at.vm.to_string()));

@@ -48,6 +48,14 @@ pub fn begin_deploy(state: &mut State, asked: &Asked) -> Result<Begun> {
         Some(gb) => gb << 30,
         None => least,
     };
+    let boot_type = params.get("boottype").unwrap_or("BIOS").to_uppercase();
+    if !matches!(boot_type.as_str(), "BIOS" | "UEFI") {
+        return Err(Refusal::param(format!("Invalid boot type {boot_type}; it is BIOS or UEFI")));
+    }
+    if boot_type == "UEFI" && !matches!(params.get("bootmode"), Some("LEGACY" | "SECURE")) {
+        return Err(Refusal::param("boottype UEFI needs a bootmode: LEGACY or SECURE"));
+    }
+    let hypervisor = template.more.get("hypervisor").and_then(Value::as_str).unwrap_or("KVM").to_owned();
     let template = template.id;
     let id = match params.id("customid")? {
         None => Uuid::new_v4(),
@@ -76,13 +84,15 @@ pub fn begin_deploy(state: &mut State, asked: &Asked) -> Result<Begun> {
         state: VmState::Stopped,
         power: Power::Off,
         host: None,
+        hypervisor,
+        backup_offering: None,
         zone,
         account: asked.account.name.clone(),
         template: Some(template),
         offering,
         cpus,
         memory_mb,
-        boot_type: params.get("boottype").unwrap_or("BIOS").to_uppercase(),
+        boot_type,
         nics,
         details: params.details("details"),
         tags: BTreeMap::new(),
@@ -92,6 +102,11 @@ pub fn begin_deploy(state: &mut State, asked: &Asked) -> Result<Begun> {
     };
     let key = vm.name.clone();
     state.vms.insert(id, vm);
+    if asked.fault == Some(Fault::Partial) {
+        state.vm_mut(id)?.state = VmState::Error;
+        state.applied("deployVirtualMachine", key);
+        return Ok(Begun { instance: Some(("VirtualMachine", id)), line: Some(id), id: Some(id) });
+    }
     let volume_name = format!("ROOT-{}", state.vms.len());
     blank(state, &volume_name, root_size, asked, zone, Some((id, 0)))?;
     if let Some(disk) = params.id("diskofferingid")? {
@@ -120,7 +135,8 @@ pub fn blank(
         state.plug(id, vm)?;
         state.attach_row(id, vm, device)?;
     }
-    state.volume_mut(id)?.state = VolumeState::Allocated;
+    let row = state.volume_mut(id)?;
+    (row.state, row.pool) = (VolumeState::Allocated, None);
     Ok(id)
 }
 
@@ -214,6 +230,9 @@ pub fn check_quota(state: &State, asked: &Asked, limit: &str, word: &str) -> Res
 pub async fn deploy(job: Job) -> std::result::Result<Value, End> {
     let id = the_vm(&job);
     job.pause(job.world.look(|state| state.settings.cloudstack.other_ms)).await;
+    if job.asked.fault == Some(Fault::Partial) {
+        return Err(Refusal::internal("Unable to create a deployment: no storage for the root disk").into());
+    }
     if job.asked.params.flag("startvm", true) {
         match power_up(&job, id).await {
             Ok(()) => {}
@@ -258,6 +277,7 @@ pub async fn start(job: Job) -> std::result::Result<Value, End> {
     let id = the_vm(&job);
     job.rows(|state| {
         let vm = state.vm(id)?;
+        state.is_settled_down(&[id])?;
         match vm.state {
             VmState::Stopped => Ok(()),
             VmState::Running => {
@@ -299,10 +319,11 @@ async fn power_up(job: &Job, id: Uuid) -> std::result::Result<(), End> {
 pub fn is_up(state: &mut State, id: Uuid) -> Result<()> {
     state.vm_mut(id)?.state = VmState::Running;
     // The first start gives storage to what was only a row.
+    let storage = state.storage_for(id);
     for volume in state.attached_to(id) {
         let volume = state.volume_mut(volume)?;
         if volume.state == VolumeState::Allocated {
-            volume.state = VolumeState::Ready;
+            (volume.state, volume.pool) = (VolumeState::Ready, storage);
         }
     }
     Ok(())
@@ -328,7 +349,10 @@ pub fn room_for(state: &State, vm: Uuid) -> Result<Uuid> {
 pub async fn stop(job: Job) -> std::result::Result<Value, End> {
     let id = the_vm(&job);
     let forced = job.asked.params.flag("forced", false);
-    let now = job.rows(|state| Ok(state.vm(id)?.state))?;
+    let now = job.rows(|state| {
+        state.is_settled_down(&[id])?;
+        Ok(state.vm(id)?.state)
+    })?;
     match now {
         VmState::Stopped => {
             job.rows(|state| Ok(state.cloudstack.coming_back.remove(&id)))?;

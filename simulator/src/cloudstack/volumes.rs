@@ -47,30 +47,53 @@ pub async fn attach(job: Job) -> Ended {
     let volume = the_volume(&job);
     let vm = job.asked.params.need_id("virtualmachineid")?;
     let wish = device(&job.asked)?;
-    let (slot, runs) = job.rows(|state| {
+    let (slot, runs, moves) = job.rows(|state| {
         let slot = state.may_attach(volume, vm, wish)?;
-        let runs = runs_by_its_row(state, vm)?;
+        let (runs, moves) = (runs_by_its_row(state, vm)?, state.moves_to(volume, vm));
+        let storage = state.storage_for(vm);
         let row = state.volume_mut(volume)?;
-        // What is only a row gets its storage now.
-        row.state =
-            if row.state == VolumeState::Allocated { VolumeState::Creating } else { VolumeState::Attaching };
-        Ok((slot, runs))
+        row.state = match (row.state, moves) {
+            // What is only a row gets its storage now.
+            (VolumeState::Allocated, _) => {
+                row.pool = storage;
+                VolumeState::Creating
+            }
+            (_, Some(_)) => VolumeState::Migrating,
+            _ => VolumeState::Attaching,
+        };
+        Ok((slot, runs, moves))
     })?;
-    job.pause(job.world.look(|state| state.settings.cloudstack.attach_ms)).await;
-    if runs {
-        job.effect(|state| state.plug(volume, vm)).await?;
-    } else {
-        job.effect(|_| Ok(())).await?;
+    if let Some(pool) = moves {
+        job.pause(job.world.look(|state| state.settings.cloudstack.move_ms)).await;
+        job.rows(|state| {
+            state.move_to(volume, pool)?;
+            state.volume_mut(volume)?.state = VolumeState::Attaching;
+            Ok(())
+        })?;
     }
-    job.rows(|state| {
-        // A VM that is off is only a row, and so is what hangs at it. One that runs on behind its row hears nothing of it.
-        if !runs && state.vm(vm)?.power == Power::Off {
-            state.plug(volume, vm)?;
-        }
+    job.pause(job.world.look(|state| state.settings.cloudstack.attach_ms)).await;
+    let attach_row = |state: &mut State| {
         state.attach_row(volume, vm, slot)?;
         state.applied("attachVolume", format!("{volume} {vm}"));
         Ok(())
-    })?;
+    };
+    if runs {
+        job.effect(|state| state.plug(volume, vm)).await?;
+        job.rows(attach_row)?;
+    } else {
+        // A VM that is off is only a row, and so is what hangs at it: once that is written, it is done, whatever becomes of the
+        // job. One that runs on behind its row hears nothing of it.
+        job.effect(|state| {
+            if state.volume(volume)?.attached.is_some() {
+                return Err(Refusal::internal("the volume was attached meanwhile"));
+            }
+            if state.vm(vm)?.power == Power::Off {
+                state.plug(volume, vm)?;
+            }
+            attach_row(state)
+        })
+        .await?;
+    }
     shown(&job, volume)
 }
 
@@ -108,21 +131,36 @@ pub async fn detach(job: Job) -> Ended {
         Ok((vm, runs_by_its_row(state, vm)?))
     })?;
     job.pause(job.world.look(|state| state.settings.cloudstack.attach_ms)).await;
-    job.effect(|state| {
-        if runs {
-            state.unplug(volume, vm);
-        }
-        Ok(())
-    })
-    .await?;
-    job.rows(|state| {
-        if !runs && state.vm(vm)?.power == Power::Off {
-            state.unplug(volume, vm);
-        }
+    let detach_row = |state: &mut State| {
         state.detach_row(volume)?;
         state.applied("detachVolume", format!("{volume} {vm}"));
         Ok(())
-    })?;
+    };
+    if runs {
+        job.effect(|state| {
+            if state.guest_uses(volume, vm) {
+                return Err(Refusal::internal(format!(
+                    "Failed to detach volume {volume} from VM {vm}: the device is still in use by the guest, and was not released in time"
+                )));
+            }
+            state.unplug(volume, vm);
+            Ok(())
+        })
+        .await?;
+        job.rows(detach_row)?;
+    } else {
+        job.effect(|state| {
+            // Something else was done with it meanwhile.
+            if state.volume(volume)?.attached.map(|at| at.vm) != Some(vm) {
+                return Ok(());
+            }
+            if state.vm(vm)?.power == Power::Off {
+                state.unplug(volume, vm);
+            }
+            detach_row(state)
+        })
+        .await?;
+    }
     shown(&job, volume)
 }
 
@@ -144,7 +182,9 @@ pub fn begin_create(state: &mut State, asked: &Asked) -> Result<Begun> {
         let from = state.snapshot(snapshot)?.clone();
         let zone = state.volumes.get(&from.volume).map(|volume| volume.zone).unwrap_or_default();
         let id = blank(state, &name, from.size, asked, zone, None)?;
-        state.volume_mut(id)?.content = from.content;
+        let beside = state.volumes.get(&from.volume).and_then(|volume| volume.pool);
+        let made = state.volume_mut(id)?;
+        (made.content, made.pool) = (from.content, beside);
         id
     } else {
         let zone = params.need_id("zoneid")?;

@@ -4,6 +4,7 @@
 //! after CloudStack did it, are both `failed`, with a text to tell them apart.
 
 use std::future::Future;
+use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
@@ -276,10 +277,15 @@ impl Work {
         self.touch(|operation| operation.status = "executing".to_owned());
         let outcome = match fault {
             Some(Fault::Stuck) => return,
+            // It is answered, and done this much later.
+            Some(Fault::Lagging { ms }) => {
+                tokio::time::sleep(Duration::from_millis(ms)).await;
+                what(self.clone()).await
+            }
             Some(Fault::JobFails { code }) => {
                 Err(format!("CloudStack API error {code}: something went wrong"))
             }
-            Some(Fault::JobCancelledButDone) => {
+            Some(Fault::JobCancelledButDone { .. }) => {
                 what(self.clone()).await.and(Err("context deadline exceeded".to_owned()))
             }
             _ => what(self.clone()).await,

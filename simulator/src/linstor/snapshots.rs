@@ -207,14 +207,10 @@ pub fn delete(world: &World, call: &Call, fault: Option<Fault>) -> Answer {
 
 /// It was not deleted on a node that came back.
 fn reappear(world: &World, cause: Cause, snapshot: Uuid, ms: u64) {
-    let later = world.clone();
-    world.spawn(async move {
-        tokio::time::sleep(Duration::from_millis(ms)).await;
-        later.change(cause, |state| {
-            if let Some(row) = state.snapshots.get_mut(&snapshot) {
-                (row.removed, row.state) = (None, "BackedUp".to_owned());
-            }
-        });
+    world.change_after(ms, cause, move |state| {
+        if let Some(row) = state.snapshots.get_mut(&snapshot) {
+            (row.removed, row.state) = (None, "BackedUp".to_owned());
+        }
     });
 }
 

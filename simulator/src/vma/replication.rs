@@ -39,6 +39,16 @@ pub struct Job {
     life: u64,
 }
 
+/// Whether a copy is at work on a volume.
+pub fn writes_to(state: &State, volume: Uuid) -> bool {
+    let is_it = |disk: &Disk| {
+        let of = daemon::volume_of(state, &disk.export).and_then(|volume| Uuid::parse_str(volume).ok());
+        of == Some(volume)
+    };
+    let at_work = state.vma.jobs.values().filter(|job| job.status == Status::Under("Streaming"));
+    at_work.flat_map(|job| &job.disks).any(is_it)
+}
+
 /// How far a copy is.
 #[derive(Clone, Debug, PartialEq)]
 enum Status {
@@ -199,6 +209,11 @@ impl Copying {
         self.is_at("Streaming", "Transfer");
         for disk in &self.job.disks {
             let volume = self.opens(disk)?;
+            self.change(|state| {
+                if let Some(row) = state.volumes.get_mut(&volume) {
+                    row.content.torn = true;
+                }
+            });
             for step in 1..=10_u64 {
                 let ms = self.world.look(|state| state.settings.vma.disk_ms);
                 self.world.pause(Duration::from_millis(ms / 10)).await;
@@ -254,7 +269,7 @@ impl Copying {
             }
             let _ = state.replicate(&of, self.job.finally);
             if let Some(row) = state.volumes.get_mut(&volume) {
-                row.content.replicated = disk.version;
+                (row.content.replicated, row.content.torn) = (disk.version, false);
             }
         });
         Ok(())

@@ -14,8 +14,8 @@ use uuid::Uuid;
 
 use super::State;
 use super::things::{
-    Account, Attachment, Content, DiskRef, Fixture, Host, Network, Nic, Power, Source, SourceDisk, SourceNic,
-    Vm, VmState, Volume, VolumeState,
+    Account, Attachment, Content, DiskRef, Fixture, Host, Network, Nic, Pool, Power, Source, SourceDisk,
+    SourceNic, Vm, VmState, Volume, VolumeState,
 };
 
 /// One GiB.
@@ -264,6 +264,7 @@ impl Builder {
             domains: vec![fixture("domain", "ROOT", &json!({"level": 0, "path": "ROOT", "haschild": false}))],
             accounts: accounts(),
             hosts: hosts(),
+            pools: pools(),
             templates: self.templates(),
             service_offerings: service_offerings(),
             disk_offerings: disk_offerings(),
@@ -331,13 +332,14 @@ impl Builder {
         Volume { root: true, ..self.volume(id("volume", &name), name, gib * GIB, vm.id, 0) }
     }
 
-    fn volume(&self, id: Uuid, name: String, size: u64, vm: Uuid, device: u32) -> Volume {
+    fn volume(&self, volume: Uuid, name: String, size: u64, vm: Uuid, device: u32) -> Volume {
         Volume {
-            id,
+            id: volume,
             name,
-            path: id.to_string(),
+            path: volume.to_string(),
             state: VolumeState::Ready,
             root: false,
+            pool: Some(id("pool", "linstor-primary")),
             attached: Some(Attachment { vm, device }),
             plugged: [vm].into(),
             size,
@@ -362,6 +364,8 @@ impl Builder {
             state: VmState::Running,
             power: Power::On,
             host: Some(id("host", "kvm-01")),
+            hypervisor: "KVM".to_owned(),
+            backup_offering: None,
             zone: self.zone,
             account: ACCOUNT.to_owned(),
             template: Some(id("template", "tiny")),
@@ -446,6 +450,26 @@ fn hosts() -> Vec<Host> {
             memory_mb: 1 << 20,
         })
         .into()
+}
+
+/// All replicas lie on the first; the others are what must not be met.
+fn pools() -> Vec<Pool> {
+    let pool = |name: &str, cluster: Option<&str>| Pool {
+        id: id("pool", name),
+        name: name.to_owned(),
+        cluster: cluster.map(|name| id("cluster", name)),
+        local: false,
+        managed: false,
+        hypervisor: "KVM".to_owned(),
+    };
+    vec![
+        pool("linstor-primary", None),
+        pool("nfs-east", Some("east")),
+        pool("nfs-west", Some("west")),
+        Pool { local: true, ..pool("kvm-01-disks", None) },
+        Pool { managed: true, ..pool("array", None) },
+        Pool { hypervisor: "XenServer".to_owned(), ..pool("xen-shared", None) },
+    ]
 }
 
 /// Those that a failover has to know, with the values that CloudStack ships.

@@ -6,7 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use chrono::Utc;
+use chrono::{TimeDelta, Utc};
 use uuid::Uuid;
 
 use super::table::Tie;
@@ -117,6 +117,13 @@ fn in_production(state: &State, vm: &Vm) -> bool {
 /// Since when each protected volume hangs nowhere: I1 allows it, but not for ever. Those that were not touched are as they were.
 pub fn time_adrift(state: &mut State) {
     state.changed = Utc::now();
+    let most = TimeDelta::milliseconds(state.settings.most_adrift_ms);
+    let is_late = |volume: &&Volume| volume.adrift_since.is_some_and(|since| state.changed - since > most);
+    let late = state.volumes.tied(&Tie::Adrift).filter(is_late).map(|volume| volume.id);
+    for id in late.filter(|id| !state.late.contains(id)).collect::<Vec<_>>() {
+        state.late.insert(id);
+        state.broke("I1", format!("the protected volume {id} has hung nowhere for too long"));
+    }
     for id in state.volumes.touched() {
         let Some(volume) = state.volumes.get_mut(&id) else { continue };
         if volume.replica_of.is_none() || volume.removed.is_some() {
@@ -126,6 +133,7 @@ pub fn time_adrift(state: &mut State) {
             None if volume.plugged.is_empty() => volume.adrift_since = Some(state.changed),
             Some(since) if !volume.plugged.is_empty() => {
                 volume.adrift_since = None;
+                state.late.remove(&id);
                 let longest = state.adrift.entry(id).or_default();
                 *longest = (*longest).max((state.changed - since).num_milliseconds());
             }
@@ -298,6 +306,11 @@ impl State {
             .iter()
             .filter_map(|id| self.volumes.get(id)?.replica_of.as_ref().map(|disk| disk.source.clone()))
             .collect();
+        for id in &held {
+            if self.volumes.get(id).is_some_and(|volume| volume.content.torn) {
+                self.broke("torn", format!("the VM {vm} runs with {id}, of which a copy was broken off"));
+            }
+        }
         for source in sources {
             let all = self.replicas_of(&source);
             let here = all.iter().filter(|id| held.contains(id)).count();

@@ -36,7 +36,7 @@ use crate::faults::Faults;
 use crate::settings::Settings;
 use crate::{conversion, daemon, linstor, vma};
 use table::{Moved, Table};
-use things::{Account, Fixture, Host, Network, Snapshot, Source, Vm, VmSnapshot, Volume};
+use things::{Account, Fixture, Host, Network, Pool, Snapshot, Source, Vm, VmSnapshot, Volume};
 
 /// The handle: cheap to clone, the same world.
 #[derive(Clone)]
@@ -87,6 +87,8 @@ pub struct State {
     pub sources: Table<String, Source>,
     /// The hypervisors.
     pub hosts: Vec<Host>,
+    /// The primary storages: what is made new lies on the first.
+    pub pools: Vec<Pool>,
     /// The accounts.
     pub accounts: Vec<Account>,
     /// The zones.
@@ -128,6 +130,8 @@ pub struct State {
     pub violations: Vec<Violation>,
     /// The longest that each protected volume hung nowhere, in milliseconds, until it hung somewhere again.
     pub adrift: BTreeMap<Uuid, i64>,
+    /// Those that hang nowhere for longer than they may.
+    pub late: BTreeSet<Uuid>,
     /// The conditions that are broken now, by source, so that each is recorded once.
     pub broken: BTreeMap<String, BTreeSet<String>>,
     /// When it was changed last.
@@ -240,6 +244,18 @@ impl World {
         };
         self.0.changes.send_modify(|n| *n += 1);
         answer
+    }
+
+    /// Changes after a while. After no time at all it is done when this returns: nobody has seen how it was before.
+    pub fn change_after(&self, ms: u64, cause: Cause, change: impl FnOnce(&mut State) + Send + 'static) {
+        if ms == 0 {
+            return self.change(cause, change);
+        }
+        let later = self.clone();
+        self.spawn(async move {
+            tokio::time::sleep(Duration::from_millis(ms)).await;
+            later.change(cause, change);
+        });
     }
 
     /// What goes wrong.

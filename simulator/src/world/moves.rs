@@ -12,7 +12,8 @@ use uuid::Uuid;
 use super::State;
 use super::table::Tie;
 use super::things::{
-    Attachment, Content, DiskRef, Power, Snapshot, SnapshotBy, Vm, VmSnapshot, VmState, Volume, VolumeState,
+    Attachment, Content, DiskRef, Pool, Power, Snapshot, SnapshotBy, Vm, VmSnapshot, VmState, Volume,
+    VolumeState,
 };
 
 /// No, and why: CloudStack's two codes and a text.
@@ -158,6 +159,7 @@ impl State {
             path: id.to_string(),
             state: VolumeState::Ready,
             root: false,
+            pool: self.pools.first().map(|pool| pool.id),
             attached: None,
             plugged: BTreeSet::new(),
             size,
@@ -178,6 +180,7 @@ impl State {
     pub fn may_attach(&self, volume: Uuid, vm: Uuid, device: Option<u32>) -> Result<u32> {
         let row = self.volume(volume)?;
         let machine = self.vm(vm)?;
+        self.is_settled_down(&[volume, vm])?;
         if row.attached.is_some() {
             return Err(Refusal::param("Please specify a volume that is not attached to any VM."));
         }
@@ -198,9 +201,37 @@ impl State {
                 "Unable to attach volume, please specify a VM that does not have VM snapshots",
             ));
         }
+        if machine.backup_offering.is_some() {
+            return Err(Refusal::param(
+                "Unable to attach volume, please specify a VM that does not have any backups",
+            ));
+        }
+        let pool = self.pool_of(row);
+        if let Some(pool) = pool.filter(|pool| !pool.managed && pool.hypervisor != machine.hypervisor) {
+            return Err(Refusal::param(format!(
+                "Can't attach a volume created by: {} to a {} vm",
+                pool.hypervisor, machine.hypervisor
+            )));
+        }
+        if pool.is_some_and(|pool| pool.local) {
+            return Err(Refusal::param(
+                "Volume is on local storage: it cannot be attached to a VM that may run elsewhere",
+            ));
+        }
         let taken: BTreeSet<u32> = self.slots(vm);
         match device {
             Some(0) => {
+                if !matches!(machine.hypervisor.as_str(), "KVM" | "XenServer" | "VMware" | "Simulator") {
+                    return Err(Refusal::param(format!(
+                        "Attaching a root volume is not supported for the hypervisor {}",
+                        machine.hypervisor
+                    )));
+                }
+                if pool.is_some_and(|pool| pool.managed) {
+                    return Err(Refusal::param(
+                        "Root volume cannot be attached: it is on a managed storage pool",
+                    ));
+                }
                 if machine.state != VmState::Stopped {
                     return Err(Refusal::param("Root volume can be attached only to a VM that is stopped"));
                 }
@@ -230,6 +261,45 @@ impl State {
         }
     }
 
+    /// The state that a list shows for a while after a job is the state that the next job finds.
+    pub fn is_settled_down(&self, things: &[Uuid]) -> Result<()> {
+        let masked = |id: &&Uuid| self.cloudstack.masks.get(id).is_some_and(|mask| mask.until > Utc::now());
+        match things.iter().find(masked) {
+            None => Ok(()),
+            Some(id) => Err(Refusal::param(format!("{id} is in a transitional state; try again later"))),
+        }
+    }
+
+    fn pool_of(&self, volume: &Volume) -> Option<&Pool> {
+        self.pools.iter().find(|pool| Some(pool.id) == volume.pool)
+    }
+
+    /// Where CloudStack copies a volume to before it attaches it: what hangs there already lies where other hosts are.
+    pub fn moves_to(&self, volume: Uuid, vm: Uuid) -> Option<Uuid> {
+        let here = self.pool_of(self.volumes.get(&volume)?)?.cluster?;
+        let there = self.attached_to(vm).into_iter().find_map(|id| self.pool_of(self.volumes.get(&id)?))?;
+        (there.cluster? != here).then_some(there.id)
+    }
+
+    /// Where what is made for a VM is put: beside what it has.
+    pub fn storage_for(&self, vm: Uuid) -> Option<Uuid> {
+        let beside = self.attached_to(vm).into_iter().find_map(|id| self.volumes.get(&id)?.pool);
+        beside.or_else(|| self.pools.first().map(|pool| pool.id))
+    }
+
+    /// It lies on another storage now, which calls it by another name. What LINSTOR kept of it stays behind, and is gone.
+    pub fn move_to(&mut self, volume: Uuid, pool: Uuid) -> Result<()> {
+        let kept = self.snapshots.tied(&Tie::Volume(volume));
+        let kept = kept.filter(|snapshot| snapshot.by == SnapshotBy::Linstor && snapshot.removed.is_none());
+        for snapshot in kept.map(|snapshot| snapshot.id).collect::<Vec<_>>() {
+            self.delete_snapshot(snapshot)?;
+        }
+        let row = self.volume_mut(volume)?;
+        (row.pool, row.path) = (Some(pool), Uuid::new_v4().to_string());
+        self.applied("move volume", volume);
+        Ok(())
+    }
+
     fn slots(&self, vm: Uuid) -> BTreeSet<u32> {
         let there = self.volumes.tied(&Tie::Attached(vm)).filter(|volume| volume.removed.is_none());
         there.filter_map(|volume| volume.attached).map(|at| at.device).collect()
@@ -242,6 +312,7 @@ impl State {
             return Err(Refusal::param("The specified volume is not attached to any VM."));
         };
         let machine = self.vm(at.vm)?;
+        self.is_settled_down(&[volume, at.vm])?;
         if !matches!(machine.state, VmState::Running | VmState::Stopped | VmState::Destroyed) {
             return Err(Refusal::param("Please specify a VM that is either running or stopped."));
         }
@@ -254,6 +325,14 @@ impl State {
             return Err(Refusal::param(
                 "Unable to detach volume, please specify a VM that does not have VM snapshots",
             ));
+        }
+        if machine.backup_offering.is_some() {
+            return Err(Refusal::param(
+                "Unable to detach volume, cannot detach volume from a VM that has backups",
+            ));
+        }
+        if row.root && self.pool_of(row).is_some_and(|pool| pool.managed) {
+            return Err(Refusal::param("Root volume cannot be detached: it is on a managed storage pool"));
         }
         Ok(at.vm)
     }
@@ -419,6 +498,7 @@ impl State {
     /// Whether CloudStack takes a snapshot of a volume.
     pub fn may_snapshot(&self, volume: Uuid) -> Result<()> {
         let row = self.volume(volume)?;
+        self.is_settled_down(&[volume])?;
         if row.state != VolumeState::Ready {
             return Err(Refusal::param(format!(
                 "VolumeId: {volume} is not in Ready state but {:?}. Cannot take snapshot.",
@@ -496,6 +576,7 @@ impl State {
     /// Whether CloudStack brings a volume back to a snapshot.
     pub fn may_revert(&self, snapshot: Uuid) -> Result<Uuid> {
         let row = self.snapshot(snapshot)?;
+        self.is_settled_down(&[snapshot, row.volume])?;
         if row.state != "BackedUp" {
             return Err(Refusal::param(format!(
                 "Snapshot id: {snapshot} is not in a state to revert to: {}",

@@ -41,6 +41,8 @@ pub enum Tie {
     Tag(String, String),
     /// CloudStack says that it runs and it does not, or the other way round.
     Unlike,
+    /// Of a volume: it hangs nowhere.
+    Adrift,
     /// It is not yet over.
     Pending,
     /// It is over since then.

@@ -26,6 +26,12 @@ pub struct Vm {
     pub power: Power,
     /// Where it runs.
     pub host: Option<Uuid>,
+    /// What runs it: `KVM`, as its template says.
+    #[serde(default = "kvm")]
+    pub hypervisor: String,
+    /// Backups of it are made: nothing is attached or detached then.
+    #[serde(default)]
+    pub backup_offering: Option<Uuid>,
     /// Its zone.
     pub zone: Uuid,
     /// Its account.
@@ -112,6 +118,9 @@ pub struct Volume {
     pub state: VolumeState,
     /// ROOT or DATADISK.
     pub root: bool,
+    /// The storage that it lies on; none while it is only a row.
+    #[serde(default)]
+    pub pool: Option<Uuid>,
     /// Where CloudStack says that it hangs.
     pub attached: Option<Attachment>,
     /// Where it hangs. Two of them is the worst that can happen.
@@ -151,10 +160,33 @@ pub enum VolumeState {
     Snapshotting,
     /// It goes back to a snapshot.
     RevertSnapshotting,
+    /// It is copied to another storage.
+    Migrating,
     /// Deleted, and can be brought back.
     Destroy,
     /// Gone.
     Expunged,
+}
+
+/// A primary storage.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Pool {
+    /// Its id.
+    pub id: Uuid,
+    /// Its name.
+    pub name: String,
+    /// The hosts that reach it; none: all of the zone.
+    pub cluster: Option<Uuid>,
+    /// It is one host's own.
+    pub local: bool,
+    /// Each volume is a thing of its own there, with rules of its own.
+    pub managed: bool,
+    /// What can run from it: `KVM`.
+    pub hypervisor: String,
+}
+
+fn kvm() -> String {
+    "KVM".to_owned()
 }
 
 /// A place at a VM.
@@ -186,6 +218,9 @@ pub struct Content {
     pub mixed: bool,
     /// A conversion began, and did not end.
     pub half_converted: bool,
+    /// A copy began, and did not end: half of it is older than the rest. The next copy that ends makes it whole.
+    #[serde(default)]
+    pub torn: bool,
 }
 
 /// A snapshot of one volume, by CloudStack or by LINSTOR.

@@ -34,6 +34,7 @@ impl Row for Volume {
             .chain(self.attached.map(|at| Tie::Attached(at.vm)))
             .chain(self.plugged.iter().copied().map(Tie::Plugged))
             .chain(self.replica_of.as_ref().map(|disk| Tie::Source(disk.source.clone())))
+            .chain(self.adrift_since.filter(|_| self.removed.is_none()).map(|_| Tie::Adrift))
             .chain([Tie::Resource(crate::linstor::resource(self))])
             .collect()
     }

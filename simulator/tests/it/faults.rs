@@ -113,7 +113,7 @@ async fn jobs_are_lost_fail_are_cancelled_and_done_and_hang() {
     assert_eq!(site.cloud.job("detachVolume", &params).await.unwrap_err().0, 534);
     assert!(site.volume(web()).attached.is_some() && !site.volume(web()).plugged.is_empty());
 
-    once(Fault::JobCancelledButDone);
+    once(Fault::JobCancelledButDone { ms: 0 });
     let told = site.cloud.job("detachVolume", &params).await.unwrap_err();
     assert!(
         told.0 == 530 && told.1.contains("job cancelled because of management server restart"),

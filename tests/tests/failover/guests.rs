@@ -200,7 +200,7 @@ async fn a_machine_gets_other_cards_whatever_goes_wrong_with_a_call() -> anyhow:
         Fault::Refused { status: 500 },
         Fault::DoneThenDropped,
         Fault::JobFails { code: 530 },
-        Fault::JobCancelledButDone,
+        Fault::JobCancelledButDone { ms: 0 },
         Fault::JobLost,
     ] {
         for call in CALLS {

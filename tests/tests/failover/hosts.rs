@@ -68,7 +68,7 @@ async fn a_snapshot_of_half_a_disk_is_no_way_back() -> anyhow::Result<()> {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_disk_that_the_appliance_still_has_is_not_put_back_to_its_snapshot() -> anyhow::Result<()> {
     let mut play = Play::new("sql-01", "test").await?;
-    play.faults("cloudstack", "attachVolume", 1..=1, Fault::JobCancelledButDone);
+    play.faults("cloudstack", "attachVolume", 1..=1, Fault::JobCancelledButDone { ms: 0 });
     play.begin().await?;
     let status = play.settled().await?;
     assert_eq!(status, Status::Stuck, "{}", play.story().await?);

@@ -193,6 +193,10 @@ fn moved(state: &State, name: &str, live: bool, run: RunId, wrong: &mut Vec<Stri
     let [(copy, _)] = copies.as_slice() else {
         return wrong.push(format!("there are {} machines of this run", copies.len()));
     };
+    let firmware = if source.firmware == "efi" { "UEFI" } else { "BIOS" };
+    if state.vms[copy].boot_type != firmware {
+        wrong.push(format!("its copy starts by {}, and needs {firmware}", state.vms[copy].boot_type));
+    }
     if state.vms[copy].power != Power::On {
         wrong.push("its copy does not run".into());
     }

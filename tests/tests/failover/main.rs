@@ -16,6 +16,7 @@ mod guards;
 mod guests;
 mod hosts;
 mod judge;
+mod late;
 mod looks;
 mod ordinary;
 mod play;

@@ -15,6 +15,7 @@ use serde_json::Value;
 use sha2::{Digest, Sha256};
 
 pub use input::{Drivers, Failover, Mode, Snapshots};
+pub use runbook::{A_TRY, ATTEMPT, CONVERSION, PATIENCE, SNAPSHOT};
 
 use crate::input::Inputs;
 use crate::problem::{Problem, Rule};

@@ -32,7 +32,7 @@ pub(super) fn plan(it: &Failover) -> PlanBuilder {
     plan.titled(book.title())
         .retry(Retry { attempts: Some(8), ..Retry::default() })
         .undo_retry(Retry::of_undos())
-        .timeout(Span::secs(1800))
+        .timeout(Span::from(ATTEMPT))
         .settle_within(Span::secs(600))
         .commit(book.commit());
 
@@ -141,8 +141,16 @@ pub(super) fn plan(it: &Failover) -> PlanBuilder {
     plan
 }
 
+/// How long an attempt of most steps may take. What the site's settings let a call or a job take has to fit in.
+pub const ATTEMPT: Duration = Duration::from_secs(1800);
+/// How long an attempt to take the snapshots may take.
+pub const SNAPSHOT: Duration = Duration::from_secs(6 * 3600);
+/// How long an attempt to put the drivers in may take.
+pub const CONVERSION: Duration = Duration::from_secs(3 * 3600);
+/// How often the undo of a disk that is attached nowhere is tried.
+pub const PATIENCE: u32 = 10;
 /// How long one try of an undo waits for a copy that goes on. It is shorter than the plan's time for an attempt.
-const A_TRY: Duration = Duration::from_secs(1500);
+pub const A_TRY: Duration = Duration::from_secs(1500);
 
 /// What the steps have in common.
 struct Book<'a> {
@@ -221,7 +229,10 @@ impl<'a> Book<'a> {
             .titled("Shut the source down")
             .input(with(&whom, json!({ "force_after": self.it.force_after })))
             .after([claimed])
-            .undone_by("power-on-source", with(&whom, json!({ "copy": self.host })))
+            .undone_by(
+                "power-on-source",
+                with(&whom, json!({ "copy": self.host, "force_after": self.it.force_after })),
+            )
             .done();
         if !self.it.final_sync {
             return (off.clone(), off);
@@ -275,6 +286,8 @@ impl<'a> Book<'a> {
             .titled("Take snapshots of all disks, or of none")
             .input(self.set(None))
             .after(&free)
+            // CloudStack copies all of a disk to its secondary storage before a snapshot is one.
+            .timeout(Span::from(SNAPSHOT))
             .undone_by("revert-snapshots", self.set(None))
             .undo_retry(patient())
             .done();
@@ -292,7 +305,7 @@ impl<'a> Book<'a> {
                 "boot_type": source.boot_type, "volumes": self.volumes, "snapshots": taken.output(""),
             }))
             .after(&lent)
-            .timeout(Span::secs(3 * 3600))
+            .timeout(Span::from(CONVERSION))
             .retry(Retry::fixed(2, Duration::from_secs(10)))
             .nothing_to_undo("the snapshots hold the disks as they were before");
         let reclaimed = (0..count)
@@ -333,7 +346,7 @@ impl<'a> Book<'a> {
 
 /// For a disk that is attached nowhere: often and soon, and then people are told. A target that is down takes no attempts.
 fn patient() -> Retry {
-    Retry { attempts: Some(10), ceiling: Span::secs(15), ..Retry::of_undos() }
+    Retry { attempts: Some(PATIENCE), ceiling: Span::secs(15), ..Retry::of_undos() }
 }
 
 fn with(one: &Value, other: Value) -> Value {

@@ -9,8 +9,8 @@ use std::future::Future;
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use backstay_engine::machine::Fate;
 use backstay_engine::machine::plan::Effect;
+use backstay_engine::machine::{Fate, NEEDS_OPERATOR, TARGET_DOWN};
 use backstay_engine::{Activity, Context, Failure};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -20,7 +20,7 @@ use uuid::Uuid;
 use super::{Provider, Set, Taken, name_of, record};
 use crate::cloudstack::Started;
 use crate::remote::{Kind, Trouble};
-use crate::site::change::{Begun, Found, Saved};
+use crate::site::change::{Begun, Found, STILL_MOVING, Saved};
 use crate::site::{CLOUDSTACK_POOL, DIRTY_TAG, Site, VIRTIO_TAG};
 
 pub(in crate::site) struct RevertSnapshots(pub Arc<Site>);
@@ -50,6 +50,7 @@ struct Reverting {
     done: BTreeSet<String>,
     failed: BTreeMap<String, u32>,
     given_up: BTreeSet<String>,
+    undeleted: BTreeMap<String, u32>,
 }
 
 #[async_trait]
@@ -93,7 +94,7 @@ impl Activity for RevertSnapshots {
         let site = &self.0;
         for part in set.parts() {
             if saved.more.given_up.is_empty() {
-                site.drop_snapshots(context, &mut saved, set.provider, (part, None)).await?;
+                self.drop_or_leave(context, &mut saved, set.provider, part).await?;
                 continue;
             }
             // One machine: if one of its disks is not as it was, the others are of no use without the snapshots.
@@ -127,6 +128,7 @@ impl RevertSnapshots {
         taken: &Taken,
     ) -> Result<(), Failure> {
         let (site, parts) = (&self.0, set.parts());
+        let mut first = None;
         for (n, part) in parts.iter().enumerate() {
             if saved.more.done.contains(*part) || saved.more.given_up.contains(*part) {
                 continue;
@@ -136,6 +138,7 @@ impl RevertSnapshots {
                 Back::Done => {
                     saved.more.done.insert((*part).to_owned());
                     context.save(&saved).await?;
+                    self.is_clean_again(context, saved, set.provider, part).await?;
                     continue;
                 }
                 Back::Failed(failure) => failure,
@@ -145,14 +148,69 @@ impl RevertSnapshots {
             // While a machine has a snapshot, its disks cannot leave it: there is nothing to do but to try again.
             if *times < site.settings.reverts || set.provider == Provider::Machine {
                 context.save(&saved).await?;
-                return Err(failure);
+                // The others are tried all the same: each attempt is one for all of them.
+                first = first.or(Some(failure));
+                continue;
             }
             tracing::error!(volume = part, "a volume cannot be put back; its snapshot is kept");
             site.tag(context, saved, ("Volume", part), (DIRTY_TAG, &context.run().to_string())).await?;
             saved.more.given_up.insert((*part).to_owned());
             context.save(&saved).await?;
         }
-        Ok(())
+        first.map_or(Ok(()), Err)
+    }
+
+    /// It was given up once, and somebody has had this done again.
+    async fn is_clean_again(
+        &self,
+        context: &Context,
+        saved: &mut Saved<Reverting>,
+        provider: Provider,
+        part: &str,
+    ) -> Result<(), Failure> {
+        if provider == Provider::Machine {
+            return Ok(());
+        }
+        let volume = self.0.volume(part).await?;
+        if volume.tag(DIRTY_TAG) != Some(context.run().to_string().as_str()) {
+            return Ok(());
+        }
+        self.0.untag(context, saved, ("Volume", part), DIRTY_TAG).await
+    }
+
+    /// Without its snapshot a disk is as good as with it: what cannot be removed now keeps nobody's disks where they are.
+    async fn drop_or_leave(
+        &self,
+        context: &Context,
+        saved: &mut Saved<Reverting>,
+        provider: Provider,
+        part: &str,
+    ) -> Result<(), Failure> {
+        let site = &self.0;
+        let Err(failure) = site.drop_snapshots(context, saved, provider, (part, None)).await else {
+            return Ok(());
+        };
+        let error = failure.error();
+        // While a machine has a snapshot, its disks cannot leave it.
+        if provider == Provider::Machine
+            || [NEEDS_OPERATOR, TARGET_DOWN, "cancelled"].contains(&error.code.as_str())
+        {
+            return Err(failure);
+        }
+        let times = saved.more.undeleted.entry(part.to_owned()).or_default();
+        *times += 1;
+        if *times < site.settings.reverts && error.code != STILL_MOVING {
+            saved.begun = None;
+            context.save(&saved).await?;
+            return Err(failure);
+        }
+        saved.begun = None;
+        tracing::error!(volume = part, error = error.message, "a snapshot cannot be removed, and is left");
+        let why = format!(
+            "the disk is as it was, and its snapshot could not be removed; remove it yourself ({})",
+            error.message
+        );
+        record(context, provider, part).unproven(&why).await
     }
 }
 
@@ -329,7 +387,10 @@ fn no_snapshot(part: &str) -> Failure {
 fn going(there: Option<Option<&str>>) -> Found<()> {
     match there {
         None | Some(Some("Destroyed" | "Removed")) => Found::Done(()),
-        Some(Some(state @ ("Destroying" | "Expunging" | "Reverting"))) => Found::Moving(state.to_owned()),
+        Some(Some(
+            state @ ("Destroying" | "Expunging" | "Reverting" | "Creating" | "CreatedOnPrimary" | "BackingUp"
+            | "Copying"),
+        )) => Found::Moving(state.to_owned()),
         Some(_) => Found::Todo,
     }
 }

@@ -1,8 +1,7 @@
 //! Snapshots are taken: of all disks, or the step has not come to its end.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use async_trait::async_trait;
 use backstay_engine::machine::plan::Effect;
@@ -13,14 +12,11 @@ use tokio::time::Instant;
 use super::{Provider, Set, Taken, name_of, record};
 use crate::cloudstack::{CreateVmSnapshot, Snapshot};
 use crate::linstor;
-use crate::site::change::{Found, Saved};
+use crate::site::change::{Change, Found, Saved};
 use crate::site::guard::at_work;
 use crate::site::{CLOUDSTACK_POOL, RUN_TAG, Site};
 
 pub(in crate::site) struct TakeSnapshots(pub Arc<Site>);
-
-/// A snapshot that no job is at work on counts as given up after so many looks.
-const GIVEN_UP: u32 = 20;
 
 #[async_trait]
 impl Activity for TakeSnapshots {
@@ -56,11 +52,13 @@ impl TakeSnapshots {
         for (n, volume) in set.volumes.iter().enumerate() {
             let record = record(context, set.provider, volume);
             record.planned().await?;
-            let idle = AtomicU32::new(0);
+            let idle = OnceLock::new();
             let look = || self.look_one(context, volume, &idle);
             let call = |job| site.cloudstack.create_snapshot(volume, &name, &tags, Some(job));
             let what = format!("taking a snapshot of the volume {volume}");
-            let id = site.bring_about(context, &mut saved, &what, look, call).await?;
+            let within = Some(site.cloudstack.settings().snapshot_deadline);
+            let id =
+                site.bring_about(context, &mut saved, Change { what: &what, within }, look, call).await?;
             saved.begun = None;
             record.present(json!({ "id": id, "volume": volume })).await?;
             context.progress((n + 1) as f64 * 100.0 / set.volumes.len() as f64, what);
@@ -73,7 +71,7 @@ impl TakeSnapshots {
         &self,
         context: &Context,
         volume: &str,
-        idle: &AtomicU32,
+        idle: &OnceLock<Instant>,
     ) -> Result<Found<String>, Failure> {
         let site = &self.0;
         let found = site.snapshots_of(context.run(), volume).await?;
@@ -95,8 +93,9 @@ impl TakeSnapshots {
         }
         if let Some(one) = found.iter().find(|one| !is_failed(one)) {
             // One whose job was lost stays what it was for ever. It is removed with the others in the end.
-            let at_rest = held.is("Ready") && idle.fetch_add(1, Ordering::Relaxed) >= GIVEN_UP;
-            if !at_rest {
+            let given_up =
+                held.is("Ready") && idle.get_or_init(Instant::now).elapsed() >= site.settings.settle.0;
+            if !given_up {
                 return Ok(Found::Moving(one.state.clone().unwrap_or_else(|| "in no known state".into())));
             }
         }

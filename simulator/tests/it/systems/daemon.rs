@@ -436,7 +436,12 @@ async fn an_operation_can_stick_and_fail_after_it_did_what_it_was_asked() {
     let volume = replica("web-01", 2000);
     let call = format!("POST /volumes/{volume}/detach");
     site.centre.faults().rule(Rule::nth("daemon", "POST /volumes/*/detach", 1, Fault::Stuck));
-    site.centre.faults().rule(Rule::nth("daemon", "POST /volumes/*/detach", 2, Fault::JobCancelledButDone));
+    site.centre.faults().rule(Rule::nth(
+        "daemon",
+        "POST /volumes/*/detach",
+        2,
+        Fault::JobCancelledButDone { ms: 0 },
+    ));
     let stuck = site.begins(&call, None).await;
     let failed = site.fails(&call, None).await;
     assert!(failed.contains("deadline"), "{failed}");

@@ -6,7 +6,7 @@ use backstay_simulator::faults::{Fault, Rule};
 use backstay_simulator::truth::System;
 use backstay_simulator::world::Cause;
 use backstay_simulator::world::estate::{replica, source};
-use backstay_simulator::world::things::Power;
+use backstay_simulator::world::things::{Content, Power};
 use serde_json::{Value, json};
 
 use super::sources::with;
@@ -159,7 +159,7 @@ async fn a_job_can_stick_fail_and_be_lost() {
     let stuck = site.progress("stuck").await;
     assert_eq!(stuck["status"], "Streaming");
     assert!(stuck["percentage"].as_f64().unwrap() < 100.0);
-    assert_eq!(site.content(replica("sql-01", 2000)), before);
+    assert_eq!(site.content(replica("sql-01", 2000)), Content { torn: true, ..before });
     site.centre.faults().rule(Rule::every("vma", "GET /progress/*", Fault::JobLost).once());
     assert_eq!(site.vma("GET /progress/stuck", None).await.status, 404);
     site.progress("stuck").await;
@@ -254,4 +254,18 @@ async fn the_appliance_can_be_started_anew_in_the_middle_of_a_copy() {
     site.replicates("again", "sql-01", &both()).await;
     assert_eq!(site.over("again").await.0["status"], "completed");
     assert!(site.content(replica("sql-01", 2000)).replicated >= before.replicated);
+}
+
+#[tokio::test]
+async fn a_volume_that_a_copy_writes_to_is_not_let_go_and_is_torn_until_a_copy_has_ended() {
+    let site = Site::with(|state| state.settings.vma.disk_ms = 400_000).await;
+    let volume = replica("web-01", 2000);
+    site.replicates("slow", "web-01", &[(2000, volume)]).await;
+    let world = site.centre.world();
+    let begun = world.until(|state| state.volumes[&volume].content.torn);
+    tokio::time::timeout(Duration::from_secs(5), begun).await.unwrap();
+    let uses = || world.look(|state| state.guest_uses(volume, state.oma));
+    assert!(uses());
+    site.over("slow").await;
+    assert!(!uses() && !site.content(volume).torn);
 }

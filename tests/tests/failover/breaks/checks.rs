@@ -21,9 +21,9 @@ fn fixture(kind: &str, name: &str) -> Value {
     estate::id(kind, name).to_string().into()
 }
 
-const WRONG: [Wrong; 12] = [
+const WRONG: [Wrong; 15] = [
     (
-        "take one below 2 GiB",
+        "take one of at most 2147483648",
         |input| input["destination"]["template"] = fixture("template", "windows-base"),
         |_| (),
     ),
@@ -82,6 +82,29 @@ const WRONG: [Wrong; 12] = [
         },
     ),
     (
+        "CloudStack makes backups of the appliance",
+        |_| (),
+        |state| {
+            let oma = state.oma;
+            let offering = Some(estate::id("backup-offering", "nightly"));
+            state.vms.get_mut(&oma).expect("it is there").backup_offering = offering;
+        },
+    ),
+    (
+        "is on one host's own storage",
+        |_| (),
+        |state| disk(state).pool = Some(estate::id("pool", "kvm-01-disks")),
+    ),
+    (
+        "lie on several storages (linstor-primary, nfs-east)",
+        |input| {
+            let volume = estate::replica("sql-01", 2001).to_string();
+            let disks = input["source"]["disks"].as_array_mut().expect("it has some");
+            disks.push(json!({ "key": 2001, "volume": volume, "size": 1 }));
+        },
+        |state| disk(state).pool = Some(estate::id("pool", "nfs-east")),
+    ),
+    (
         "the appliance has the snapshot",
         |_| (),
         |state| {
@@ -119,6 +142,7 @@ async fn nothing_is_ever_touched_after_a_check_that_failed() -> anyhow::Result<(
         play.failed_with(says).await?;
         assert_eq!(play.changing_calls(), Vec::<String>::new(), "{says}");
         play.change(|state| {
+            state.vms = as_was.vms.clone();
             state.volumes = as_was.volumes.clone();
             state.daemon.mappings = as_was.daemon.mappings.clone();
             state.vm_snapshots.clear();

@@ -1,0 +1,193 @@
+//! What comes late: after it was given up, after the run has turned round, after it was looked at.
+
+use std::time::Duration;
+
+use backstay_activities::remote::{SecretName, Word};
+use backstay_activities::vma::{NbdTarget, Replicate, VCenter};
+use backstay_engine::{Failure, Span, Status};
+use backstay_simulator::faults::{Fault, Rule};
+use backstay_simulator::world::things::Power;
+use backstay_simulator::world::{State, World, estate};
+use uuid::Uuid;
+
+use crate::play::Play;
+
+fn web() -> Uuid {
+    estate::replica("web-01", 2000)
+}
+
+fn calls(world: &World, name: &str) -> u64 {
+    world.faults().calls().get(name).copied().unwrap_or(0)
+}
+
+/// Has the failover turn round as soon as this call was made: its machine cannot be created.
+fn turn_round_after(play: &mut Play, call: &'static str) {
+    play.before_each("create-vm", move |world, _| {
+        for _ in 0..1_000 {
+            if calls(world, call) > 0 {
+                break;
+            }
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        Some(Failure::permanent("enough", "no machine is made").not_applied())
+    });
+}
+
+/// It was asked to shut down, and does so minutes after the run has turned round. It would be off, and nobody would know.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_source_that_goes_down_after_all_is_started_again() -> anyhow::Result<()> {
+    let mut play = Play::new("web-01", "live").await?;
+    play.input["force_after"] = "3s".into();
+    play.change(|state| state.settings.vma.shutdown_ms = 500_000);
+    turn_round_after(&mut play, "vma POST /vm/{id}/power-off");
+    play.begin().await?;
+    let status = play.settled().await?;
+    tokio::time::sleep(Duration::from_millis(1_200)).await;
+    let (power, going_down) = play.look(|state| {
+        let source = &state.sources[&estate::source("web-01")];
+        (source.power, source.going_down)
+    });
+    assert_eq!((power, going_down), (Power::On, None), "{}", play.story().await?);
+    assert_eq!(play.calls("vma POST /vm/{id}/power-on"), 1, "it had gone down, and was started");
+    play.is_well(status, Status::RolledBack).await
+}
+
+/// The daemon has been asked to detach a disk, and does it when the disk counts as home again.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_disk_is_not_home_while_the_daemon_may_still_detach_it() -> anyhow::Result<()> {
+    let mut play = Play::new("web-01", "test").await?;
+    play.faults("daemon", "POST /volumes/{id}/detach", 1..=1, Fault::Lagging { ms: 700 });
+    turn_round_after(&mut play, "daemon POST /volumes/{id}/detach");
+    play.begin().await?;
+    let status = play.settled().await?;
+    tokio::time::sleep(Duration::from_millis(900)).await;
+    play.is_well(status, Status::RolledBack).await
+}
+
+/// A snapshot can be stuck for ever, and then nobody can delete it. Its disk is as good without it, and goes home.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_snapshot_that_nobody_can_delete_keeps_no_disk_away() -> anyhow::Result<()> {
+    let mut play = Play::new("web-01", "live").await?;
+    play.stage.job_deadline = Span::secs(2);
+    play.change(|state| state.settings.cloudstack.restart_leaves_snapshots = true);
+    play.faults("cloudstack", "createSnapshot", 1..=1, Fault::JobCancelledButDone { ms: 0 });
+    play.begin().await?;
+    let status = play.settled().await?;
+    assert_eq!(status, Status::Succeeded, "it has another one: {}", play.story().await?);
+    let status = play.back().await?;
+    assert_eq!(status, Status::Stuck, "what is left is told: {}", play.story().await?);
+    play.look(|state: &State| {
+        let volume = &state.volumes[&web()];
+        assert_eq!(volume.plugged.iter().collect::<Vec<_>>(), [&state.oma]);
+        assert_eq!((&volume.content.foreign[..], volume.tags.get("backstay-dirty")), (&[][..], None));
+        assert_eq!(state.sources[&estate::source("web-01")].power, Power::On);
+        let left = state.snapshots.values().filter(|one| one.removed.is_none());
+        assert_eq!(left.map(|one| one.state.as_str()).collect::<Vec<_>>(), ["Creating"]);
+        assert_eq!(state.vms.values().filter(|vm| vm.removed.is_none() && vm.group.is_some()).count(), 0);
+    });
+    play.stage.account_for_what_is_left(play.engine(), play.run()).await?;
+    play.is_well(play.settled_after(Status::Stuck).await?, Status::RolledBack).await
+}
+
+/// That CloudStack cannot be asked for a while says nothing of a machine that runs.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_copy_that_runs_is_not_stopped_because_nobody_can_be_asked() -> anyhow::Result<()> {
+    let mut play = Play::new("web-01", "live").await?;
+    play.input["steady"] = "1s".into();
+    let begun = std::sync::atomic::AtomicBool::new(false);
+    play.before_each("check-boot", move |world, _| {
+        if !begun.swap(true, std::sync::atomic::Ordering::SeqCst) {
+            let fails = Rule::every("cloudstack", "listVirtualMachines", Fault::Refused { status: 500 });
+            // Each look is tried four times.
+            world.faults().rule(Rule { at_most: Some(16), ..fails });
+        }
+        None
+    });
+    play.begin().await?;
+    let status = play.settled().await?;
+    let fired = play.stage.centre.faults().fired();
+    assert_eq!(fired.iter().map(|rule| rule.times).collect::<Vec<_>>(), [16], "{}", play.story().await?);
+    play.is_well(status, Status::Succeeded).await
+}
+
+/// Each attempt is one for all disks: as many as one disk takes bring all of them home.
+#[tokio::test(flavor = "multi_thread")]
+async fn disks_that_cannot_be_put_back_come_home_together_and_closed() -> anyhow::Result<()> {
+    let mut play = Play::new("db-01", "test").await?;
+    play.stage.reverts = 3;
+    play.attempts = (3, 4);
+    play.begin().await?;
+    play.is_well(play.settled().await?, Status::Succeeded).await?;
+    play.kill().await;
+    // On its way home, too, nothing can be replicated to it.
+    let open = std::sync::Arc::new(std::sync::Mutex::new(Vec::new()));
+    let seen = std::sync::Arc::clone(&open);
+    play.before_each("open-exports", move |world, _| {
+        let exports = world
+            .look(|state| state.daemon.exports.iter().map(|one| one.volume_id.clone()).collect::<Vec<_>>());
+        let ours = (2000..2003).map(|key| estate::replica("db-01", key).to_string());
+        seen.lock().unwrap().extend(ours.filter(|id| exports.contains(id)));
+        None
+    });
+    play.node().await?;
+    play.fault("cloudstack", "revertSnapshot", Fault::JobFails { code: 530 });
+    let status = play.back().await?;
+    assert_eq!(status, Status::Stuck, "{}", play.story().await?);
+    assert_eq!(
+        play.calls("cloudstack revertSnapshot"),
+        9,
+        "three for each of three: {}",
+        play.story().await?
+    );
+    play.look(|state: &State| {
+        for key in 2000..2003 {
+            let volume = &state.volumes[&estate::replica("db-01", key)];
+            assert_eq!(volume.plugged.iter().collect::<Vec<_>>(), [&state.oma], "{key}");
+            assert_eq!(volume.tags.get("backstay-dirty"), Some(&play.run().to_string()), "{key}");
+        }
+    });
+    assert_eq!(*open.lock().unwrap(), Vec::<String>::new(), "open before anybody closed them");
+    play.stage.is_sound()
+}
+
+/// A copy that is cut off leaves half a disk. A rehearsal waits for its end, as the last copy of a live failover does.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_exports_are_not_closed_under_a_copy() -> anyhow::Result<()> {
+    let mut play = Play::new("web-01", "test").await?;
+    play.change(|state| state.settings.vma.disk_ms = 500_000);
+    let order = Replicate {
+        job: "nightly".into(),
+        vm_paths: vec!["/DatabanxDC/vm/web-01".into()],
+        oma_url: "http://127.0.0.1:8082".into(),
+        targets: vec![NbdTarget {
+            device_path: format!("nbd://127.0.0.1:10809/migration-vol-{}", web()),
+            vm_disk_id: 2000,
+            vmware_disk_key: "2000".into(),
+        }],
+    };
+    let vcenter = VCenter {
+        host: "vcenter.example".into(),
+        datacenter: "DatabanxDC".into(),
+        username: Word::Plain("administrator@vsphere.local".into()),
+        password: SecretName::new("vcenter"),
+    };
+    play.stage.vma()?.replicate(&order, &vcenter).await.map_err(|trouble| anyhow::anyhow!("{trouble}"))?;
+    play.until("the copy writes", |state| state.volumes[&web()].content.torn).await?;
+    play.begin().await?;
+    play.is_well(play.settled().await?, Status::Succeeded).await?;
+    play.look(|state: &State| assert!(!state.volumes[&web()].content.torn));
+    play.stage.is_sound()
+}
+
+/// Whoever has a conversion done once more has forgotten that there was one. The disk has not.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_disk_that_was_converted_is_put_back_before_it_is_converted_again() -> anyhow::Result<()> {
+    let mut play = Play::new("sql-01", "test").await?;
+    play.before("inject-drivers", |state, run| {
+        let root = state.volumes.get_mut(&estate::replica("sql-01", 2000)).unwrap();
+        root.tags.insert("backstay-virtio".into(), format!("{run}:started"));
+        root.content.half_converted = true;
+    });
+    play.begin().await?;
+    play.is_well(play.settled().await?, Status::Succeeded).await
+}
