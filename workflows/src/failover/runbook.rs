@@ -224,14 +224,19 @@ impl<'a> Book<'a> {
     fn take_over(&self, plan: &mut PlanBuilder, claimed: &Output) -> (Output, Output) {
         let source = &self.it.source;
         let whom = json!({ "id": source.id, "vcenter": source.vcenter });
+        // The guest has its time within one attempt, and the same again once it is switched off.
+        let patience = self.it.force_after.unwrap_or_default().0;
+        let attempt = patience.saturating_mul(2).saturating_add(Duration::from_secs(300)).max(ATTEMPT);
+        let may_go_down = self.it.force_after.map(|_| Span(patience.min(A_TRY)));
         let off = plan
             .step("source-off", "power-off-source")
             .titled("Shut the source down")
             .input(with(&whom, json!({ "force_after": self.it.force_after })))
             .after([claimed])
+            .timeout(Span(attempt))
             .undone_by(
                 "power-on-source",
-                with(&whom, json!({ "copy": self.host, "force_after": self.it.force_after })),
+                with(&whom, json!({ "copy": self.host, "force_after": may_go_down })),
             )
             .done();
         if !self.it.final_sync {

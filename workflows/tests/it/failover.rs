@@ -117,3 +117,18 @@ fn a_snapshot_comes_between_the_appliance_and_the_copy() {
         assert!(input["snapshots"] == "none" || is_before("snapshot", "start-vm"), "{input}");
     }
 }
+
+/// An attempt that was cut off begins to wait anew, and would never come to the force.
+#[test]
+fn a_guest_has_all_of_its_time_within_one_attempt() {
+    for (force_after, attempt, undo) in [("5m", "30m", json!("5m")), ("1h", "2h 5m", json!("25m"))] {
+        let mut input = input("live", "cloudstack", false, true, 1);
+        input["force_after"] = force_after.into();
+        let prepared = FailoverWorkflow.prepare(&input).unwrap_or_else(|problems| panic!("{problems:?}"));
+        let plan = serde_json::to_value(&prepared.plan).unwrap();
+        let off = plan["steps"].as_array().unwrap().iter().find(|step| step["name"] == "source-off").unwrap();
+        let timeout = off.get("timeout").unwrap_or(&plan["defaults"]["timeout"]);
+        assert_eq!(timeout, attempt, "{force_after}: {off:#}");
+        assert_eq!(off.pointer("/undo/input/force_after"), Some(&undo), "{force_after}: {off:#}");
+    }
+}
