@@ -89,6 +89,8 @@ pub struct SiteSettings {
     pub reverts: u32,
     /// A template of more bytes is no blank disk: the machine's first disk would have to be as large, and it is thrown away.
     pub largest_template: i64,
+    /// A machine whose disks lie on several storages is refused: between those of different clusters CloudStack copies them.
+    pub one_storage: bool,
     /// The key may choose the ids of what it makes: it is a root administrator's.
     pub root_admin: bool,
     /// Where the appliance takes what the VMA copies, as the VMA reaches it.
@@ -108,6 +110,7 @@ impl Default for SiteSettings {
             copies: 5,
             reverts: 5,
             largest_template: 2 << 30,
+            one_storage: true,
             root_admin: false,
             nbd_host: "127.0.0.1:10809".into(),
             oma_url: "http://127.0.0.1:8082".into(),

@@ -281,14 +281,20 @@ impl Validate {
                 None
             };
             report.check(format!("{what} is at the appliance"), wrong.map(|why| format!("{what}: {why}")));
-            pools.extend(volume.storage.or(volume.storageid));
+            pools.extend(volume.storageid.map(|id| (volume.storage.unwrap_or_else(|| id.clone()), id)));
         }
-        // CloudStack copies what is attached to where the other disks are: for hours, and past the snapshots that lead back.
-        let several = (pools.len() > 1).then(|| {
-            let names = pools.into_iter().collect::<Vec<_>>().join(", ");
-            format!("its volumes lie on several storages ({names}): bring them to one of them first")
-        });
-        report.check("its volumes lie on one storage", several);
+        // CloudStack may copy what is attached to where the other disks are: for hours, and past the snapshots that lead back.
+        // Where volumes lie is shown to administrators.
+        if site.settings.one_storage && !pools.is_empty() {
+            let several = (pools.len() > 1).then(|| {
+                let names = pools.into_iter().map(|(name, _)| name).collect::<Vec<_>>().join(", ");
+                format!(
+                    "its volumes lie on several storages ({names}): bring them to one of them first, or say that CloudStack moves \
+                     nothing between these (site.one_storage)"
+                )
+            });
+            report.check("its volumes lie on one storage", several);
+        }
         if let [_, _, ..] = input.disks[..] {
             let exports = site.daemon.list_exports(&ListExports::default()).await?;
             let disks: Vec<_> = input.disks.iter().map(|disk| (disk.key, disk.volume.as_str())).collect();

@@ -120,6 +120,9 @@ impl InjectDrivers {
         let site = &self.0;
         context.progress(5.0, "an earlier conversion did not come to its end: going back to the snapshots");
         for volume in &input.volumes {
+            site.at_rest(context, saved, volume).await?;
+        }
+        for volume in &input.volumes {
             site.take(context, saved, volume).await?;
             saved.begun = None;
         }

@@ -67,26 +67,38 @@ async fn a_disk_is_not_home_while_the_daemon_may_still_detach_it() -> anyhow::Re
 /// A snapshot can be stuck for ever, and then nobody can delete it. Its disk is as good without it, and goes home.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_snapshot_that_nobody_can_delete_keeps_no_disk_away() -> anyhow::Result<()> {
-    let mut play = Play::new("web-01", "live").await?;
-    play.stage.job_deadline = Span::secs(2);
-    play.change(|state| state.settings.cloudstack.restart_leaves_snapshots = true);
-    play.faults("cloudstack", "createSnapshot", 1..=1, Fault::JobCancelledButDone { ms: 0 });
-    play.begin().await?;
-    let status = play.settled().await?;
-    assert_eq!(status, Status::Succeeded, "it has another one: {}", play.story().await?);
-    let status = play.back().await?;
-    assert_eq!(status, Status::Stuck, "what is left is told: {}", play.story().await?);
-    play.look(|state: &State| {
-        let volume = &state.volumes[&web()];
-        assert_eq!(volume.plugged.iter().collect::<Vec<_>>(), [&state.oma]);
-        assert_eq!((&volume.content.foreign[..], volume.tags.get("backstay-dirty")), (&[][..], None));
-        assert_eq!(state.sources[&estate::source("web-01")].power, Power::On);
-        let left = state.snapshots.values().filter(|one| one.removed.is_none());
-        assert_eq!(left.map(|one| one.state.as_str()).collect::<Vec<_>>(), ["Creating"]);
-        assert_eq!(state.vms.values().filter(|vm| vm.removed.is_none() && vm.group.is_some()).count(), 0);
-    });
-    play.stage.account_for_what_is_left(play.engine(), play.run()).await?;
-    play.is_well(play.settled_after(Status::Stuck).await?, Status::RolledBack).await
+    for (name, disks) in [("web-01", 1), ("db-01", 3)] {
+        let mut play = Play::new(name, "live").await?;
+        play.stage.job_deadline = Span::secs(2);
+        // Fewer than there are disks to be left.
+        play.attempts = (8, 2);
+        play.change(|state| state.settings.cloudstack.restart_leaves_snapshots = true);
+        for n in 0..disks {
+            // The next one is for the same disk.
+            let nth = 2 * n + 1;
+            play.faults("cloudstack", "createSnapshot", nth..=nth, Fault::JobCancelledButDone { ms: 0 });
+        }
+        play.begin().await?;
+        let status = play.settled().await?;
+        assert_eq!(status, Status::Succeeded, "they have others: {}", play.story().await?);
+        let status = play.back().await?;
+        assert_eq!(status, Status::Stuck, "what is left is told: {}", play.story().await?);
+        play.look(|state: &State| {
+            let source = &state.sources[&estate::source(name)];
+            for disk in &source.disks {
+                let volume = &state.volumes[&disk.replica];
+                assert_eq!(volume.plugged.iter().collect::<Vec<_>>(), [&state.oma]);
+                assert_eq!((&volume.content.foreign[..], volume.tags.get("backstay-dirty")), (&[][..], None));
+            }
+            assert_eq!(source.power, Power::On);
+            let left = state.snapshots.values().filter(|one| one.removed.is_none());
+            assert_eq!(left.filter(|one| one.state == "BackedUp").count(), 0, "what can be removed is");
+            assert_eq!(state.vms.values().filter(|vm| vm.removed.is_none() && vm.group.is_some()).count(), 0);
+        });
+        play.stage.account_for_what_is_left(play.engine(), play.run()).await?;
+        play.is_well(play.settled_after(Status::Stuck).await?, Status::RolledBack).await?;
+    }
+    Ok(())
 }
 
 /// That CloudStack cannot be asked for a while says nothing of a machine that runs.

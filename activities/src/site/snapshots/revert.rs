@@ -6,21 +6,22 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use async_trait::async_trait;
 use backstay_engine::machine::plan::Effect;
 use backstay_engine::machine::{Fate, NEEDS_OPERATOR, TARGET_DOWN};
-use backstay_engine::{Activity, Context, Failure};
+use backstay_engine::{Activity, Context, Failure, Span};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
+use tokio::time::Instant;
 use uuid::Uuid;
 
 use super::{Provider, Set, Taken, name_of, record};
 use crate::cloudstack::Started;
 use crate::remote::{Kind, Trouble};
-use crate::site::change::{Begun, Found, STILL_MOVING, Saved};
+use crate::site::change::{Begun, Change, Found, STILL_MOVING, Saved};
 use crate::site::{CLOUDSTACK_POOL, DIRTY_TAG, Site, VIRTIO_TAG};
 
 pub(in crate::site) struct RevertSnapshots(pub Arc<Site>);
@@ -29,9 +30,13 @@ pub(in crate::site) struct DropSnapshots(pub Arc<Site>);
 /// In the record of the first snapshot, once all disks are as they were at theirs.
 const PUT_BACK: &str = "put_back";
 
+/// In the record of a snapshot that is left.
+const LEFT: &str = "the disk is as it was, and its snapshot could not be removed";
+
 fn is_back(snapshot: &backstay_engine::machine::Resource) -> bool {
-    let said = snapshot.details.as_ref().is_some_and(|details| details.get(PUT_BACK) == Some(&true.into()));
-    said || snapshot.fate == Fate::Gone
+    let says = |key: &str| snapshot.details.as_ref().and_then(|details| details.get(key));
+    let is_left = || says("why").and_then(serde_json::Value::as_str).is_some_and(|why| why.starts_with(LEFT));
+    says(PUT_BACK) == Some(&true.into()) || snapshot.fate == Fate::Gone || is_left()
 }
 
 /// What became of the disks.
@@ -51,6 +56,7 @@ struct Reverting {
     failed: BTreeMap<String, u32>,
     given_up: BTreeSet<String>,
     undeleted: BTreeMap<String, u32>,
+    left: BTreeSet<String>,
 }
 
 #[async_trait]
@@ -91,10 +97,12 @@ impl Activity for RevertSnapshots {
                 record(context, set.provider, part).present(details).await?;
             }
         }
-        let site = &self.0;
+        let (site, mut first) = (&self.0, None);
         for part in set.parts() {
             if saved.more.given_up.is_empty() {
-                self.drop_or_leave(context, &mut saved, set.provider, part).await?;
+                // Each attempt is one for all of them.
+                let dropped = self.drop_or_leave(context, &mut saved, set.provider, part).await;
+                first = first.or(dropped.err());
                 continue;
             }
             // One machine: if one of its disks is not as it was, the others are of no use without the snapshots.
@@ -104,6 +112,9 @@ impl Activity for RevertSnapshots {
                 "another disk of the same machine could not be put back"
             };
             record(context, set.provider, part).unproven(why).await?;
+        }
+        if let Some(failure) = first {
+            return Err(failure);
         }
         if saved.more.given_up.is_empty() && undone.output.is_some() {
             // Only the first is ever marked.
@@ -136,9 +147,9 @@ impl RevertSnapshots {
             context.progress(n as f64 * 80.0 / parts.len() as f64, format!("putting {part} back"));
             let failure = match site.put_back(context, saved, taken, part).await? {
                 Back::Done => {
+                    self.is_clean_again(context, saved, set.provider, part).await?;
                     saved.more.done.insert((*part).to_owned());
                     context.save(&saved).await?;
-                    self.is_clean_again(context, saved, set.provider, part).await?;
                     continue;
                 }
                 Back::Failed(failure) => failure,
@@ -187,30 +198,33 @@ impl RevertSnapshots {
         part: &str,
     ) -> Result<(), Failure> {
         let site = &self.0;
+        if saved.more.left.contains(part) {
+            return Ok(());
+        }
         let Err(failure) = site.drop_snapshots(context, saved, provider, (part, None)).await else {
             return Ok(());
         };
+        saved.begun = None;
         let error = failure.error();
         // While a machine has a snapshot, its disks cannot leave it.
-        if provider == Provider::Machine
-            || [NEEDS_OPERATOR, TARGET_DOWN, "cancelled"].contains(&error.code.as_str())
-        {
+        let waits = [NEEDS_OPERATOR, TARGET_DOWN, "cancelled"].contains(&error.code.as_str());
+        if waits || provider == Provider::Machine {
             return Err(failure);
         }
         let times = saved.more.undeleted.entry(part.to_owned()).or_default();
         *times += 1;
-        if *times < site.settings.reverts && error.code != STILL_MOVING {
-            saved.begun = None;
-            context.save(&saved).await?;
+        let often = *times >= site.settings.reverts;
+        context.save(&saved).await?;
+        // One that is being taken still keeps its volume: that goes nowhere before it is through.
+        let stands_still = error.code == STILL_MOVING && site.volume(part).await?.is("Ready");
+        if error.retryable && !stands_still && (!often || error.code == STILL_MOVING) {
             return Err(failure);
         }
-        saved.begun = None;
         tracing::error!(volume = part, error = error.message, "a snapshot cannot be removed, and is left");
-        let why = format!(
-            "the disk is as it was, and its snapshot could not be removed; remove it yourself ({})",
-            error.message
-        );
-        record(context, provider, part).unproven(&why).await
+        let why = format!("{LEFT}; remove it yourself ({})", error.message);
+        record(context, provider, part).unproven(&why).await?;
+        saved.more.left.insert(part.to_owned());
+        context.save(&saved).await
     }
 }
 
@@ -265,7 +279,8 @@ impl Site {
     {
         // What an earlier attempt began is over before another one is. How it ended says nothing of this one.
         if let Some(Begun::Job(earlier)) = saved.begun.take()
-            && let Err(trouble) = self.cloudstack.finish(&earlier, None, context.cancelled()).await
+            && let Err(trouble) =
+                self.cloudstack.finish(&earlier, Some(self.of_a_disk()), context.cancelled()).await
             && matches!(trouble.kind(), Kind::Late | Kind::Cancelled | Kind::Down)
         {
             return Err(trouble.into());
@@ -286,11 +301,16 @@ impl Site {
             saved.begun = begun;
             context.save(saved).await?;
         }
-        let end = self.cloudstack.finish(&job, None, context.cancelled()).await;
+        let end = self.cloudstack.finish(&job, Some(self.of_a_disk()), context.cancelled()).await;
         if end.is_ok() {
             saved.begun = None;
         }
         ended(part, end)
+    }
+
+    /// How long a job on all of a disk may take within one attempt.
+    fn of_a_disk(&self) -> Span {
+        self.cloudstack.settings().snapshot_deadline.min(Span::secs(25 * 60))
     }
 
     /// It can be put back only while nobody has it.
@@ -330,14 +350,21 @@ impl Site {
                 let found = self.snapshots_of(context.run(), part).await?;
                 let mut ids: BTreeSet<String> = found.into_iter().map(|one| one.id).collect();
                 ids.extend(known.map(str::to_owned));
+                let mut first = None;
                 for id in &ids {
                     let look = || async {
                         let there = self.cloudstack.list_snapshots(None, Some(id)).await?;
                         Ok(going(there.first().map(|one| one.state.as_deref())))
                     };
                     let call = |job| self.cloudstack.delete_snapshot(id, Some(job));
-                    self.bring_about(context, saved, &what, look, call).await?;
+                    let change = Change { what: &what, within: Some(self.of_a_disk()) };
+                    let dropped = self.bring_about(context, saved, change, look, call).await;
+                    // One that cannot be removed keeps none of the others.
+                    first = first.or(dropped.err());
                     saved.begun = None;
+                }
+                if let Some(failure) = first {
+                    return Err(failure);
                 }
             }
             Provider::Linstor => {
@@ -362,10 +389,20 @@ impl Site {
                 let found = self.cloudstack.list_vm_snapshots(part).await?;
                 let ours = found.into_iter().filter(|one| one.displayname.as_deref() == Some(name.as_str()));
                 for id in ours.map(|one| one.id) {
+                    let idle = OnceLock::new();
                     let look = || async {
                         let there = self.cloudstack.list_vm_snapshots(part).await?;
                         let one = there.iter().find(|one| one.id == id);
-                        Ok(going(one.map(|one| one.state.as_deref())))
+                        let found = going(one.map(|one| one.state.as_deref()));
+                        // Its job may have died; it can be asked for once more then.
+                        let stands = |state: &str| {
+                            let since = idle.get_or_init(Instant::now);
+                            state == "Expunging" && since.elapsed() >= self.settings.settle.0
+                        };
+                        Ok(match found {
+                            Found::Moving(state) if stands(&state) => Found::Todo,
+                            found => found,
+                        })
                     };
                     let call = |job| self.cloudstack.delete_vm_snapshot(&id, Some(job));
                     self.bring_about(context, saved, &what, look, call).await?;
