@@ -289,8 +289,6 @@ pub struct Volume {
     #[serde(default, deserialize_with = "loose::some_text")]
     pub storagetype: Option<String>,
     #[serde(default, deserialize_with = "loose::some_text")]
-    pub hypervisor: Option<String>,
-    #[serde(default, deserialize_with = "loose::some_text")]
     pub diskofferingid: Option<String>,
     #[serde(default, deserialize_with = "loose::list")]
     pub tags: Vec<Tag>,

@@ -66,7 +66,7 @@ pub(super) struct Valid {
 }
 
 /// What the key at CloudStack has to be allowed, beside what is looked up here anyhow.
-const RIGHTS: [&str; 8] = [
+const RIGHTS: [&str; 9] = [
     "deployVirtualMachine",
     "startVirtualMachine",
     "stopVirtualMachine",
@@ -74,6 +74,8 @@ const RIGHTS: [&str; 8] = [
     "detachVolume",
     "deleteVolume",
     "createTags",
+    // The mark of a conversion, or of a disk that could not be put back, comes off again.
+    "deleteTags",
     "queryAsyncJobResult",
 ];
 
@@ -158,9 +160,7 @@ impl Validate {
 
     /// A right that is missing must not show in the middle.
     async fn rights(&self, report: &mut Report, input: &Moving) -> Result<(), Failure> {
-        // The mark of a conversion is replaced, and taken off again.
-        let for_drivers = input.windows.then_some(&"deleteTags");
-        let wanted = RIGHTS.iter().chain(rights_for_snapshots(input.snapshots.as_deref())).chain(for_drivers);
+        let wanted = RIGHTS.iter().chain(rights_for_snapshots(input.snapshots.as_deref()));
         let wanted: Vec<_> = wanted.copied().collect();
         // Where nobody tells what it may, the calls themselves will.
         let missing = self.0.cloudstack.lacks(&wanted).await?.unwrap_or_default();

@@ -2,8 +2,6 @@
 
 use std::time::Duration;
 
-use backstay_activities::remote::{SecretName, Word};
-use backstay_activities::vma::{NbdTarget, Replicate, VCenter};
 use backstay_engine::{Failure, Span, Status};
 use backstay_simulator::faults::{Fault, Rule};
 use backstay_simulator::world::things::Power;
@@ -167,23 +165,7 @@ async fn disks_that_cannot_be_put_back_come_home_together_and_closed() -> anyhow
 async fn the_exports_are_not_closed_under_a_copy() -> anyhow::Result<()> {
     let mut play = Play::new("web-01", "test").await?;
     play.change(|state| state.settings.vma.disk_ms = 500_000);
-    let order = Replicate {
-        job: "nightly".into(),
-        vm_paths: vec!["/DatabanxDC/vm/web-01".into()],
-        oma_url: "http://127.0.0.1:8082".into(),
-        targets: vec![NbdTarget {
-            device_path: format!("nbd://127.0.0.1:10809/migration-vol-{}", web()),
-            vm_disk_id: 2000,
-            vmware_disk_key: "2000".into(),
-        }],
-    };
-    let vcenter = VCenter {
-        host: "vcenter.example".into(),
-        datacenter: "DatabanxDC".into(),
-        username: Word::Plain("administrator@vsphere.local".into()),
-        password: SecretName::new("vcenter"),
-    };
-    play.stage.vma()?.replicate(&order, &vcenter).await.map_err(|trouble| anyhow::anyhow!("{trouble}"))?;
+    play.stage.copy_of_somebody_else().await?;
     play.until("the copy writes", |state| state.volumes[&web()].content.torn).await?;
     play.begin().await?;
     play.is_well(play.settled().await?, Status::Succeeded).await?;

@@ -2,8 +2,6 @@
 
 use std::sync::Arc;
 
-use backstay_activities::remote::{SecretName, Word};
-use backstay_activities::vma::{NbdTarget, Replicate, VCenter};
 use backstay_engine::{PlanBuilder, Status};
 use backstay_simulator::faults::{Fault, Rule};
 use backstay_simulator::world::things::Power;
@@ -213,24 +211,8 @@ async fn a_copy_that_an_older_vma_forgot_is_begun_anew() -> anyhow::Result<()> {
 async fn nothing_is_copied_beside_a_copy_of_somebody_else() -> anyhow::Result<()> {
     let alone = with_the_source(Power::On).await?;
     let replica = estate::replica("web-01", 2000);
-    let order = Replicate {
-        job: "nightly".into(),
-        vm_paths: vec!["/DatabanxDC/vm/web-01".into()],
-        oma_url: "http://127.0.0.1:8082".into(),
-        targets: vec![NbdTarget {
-            device_path: format!("nbd://127.0.0.1:10809/migration-vol-{replica}"),
-            vm_disk_id: 2000,
-            vmware_disk_key: "2000".into(),
-        }],
-    };
-    let vcenter = VCenter {
-        host: "vcenter.example".into(),
-        datacenter: "DatabanxDC".into(),
-        username: Word::Plain("administrator@vsphere.local".into()),
-        password: SecretName::new("vcenter"),
-    };
     alone.stage.centre.faults().rule(Rule::nth("vma", "POST /replicate", 1, Fault::Stuck));
-    alone.stage.vma()?.replicate(&order, &vcenter).await.map_err(|trouble| anyhow::anyhow!("{trouble}"))?;
+    alone.stage.copy_of_somebody_else().await?;
     let world = alone.stage.centre.world();
     world.change(Cause::new("people", "off", ""), |state| web(state).power = Power::Off);
     let mut plan = PlanBuilder::new("sync");

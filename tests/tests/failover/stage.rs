@@ -9,11 +9,11 @@ use backstay_activities::cloudstack::{CloudStack, CloudStackSettings};
 use backstay_activities::daemon::{Daemon, DaemonSettings};
 use backstay_activities::http::Origin;
 use backstay_activities::linstor::{Linstor, LinstorSettings};
-use backstay_activities::remote::{Looks, SecretName};
+use backstay_activities::remote::{Looks, SecretName, Word};
 use backstay_activities::secrets::{Said, Secret, SecretError, Secrets};
 use backstay_activities::site::{Adds, Plainly, Site, SiteSettings, register};
 use backstay_activities::v2v::{V2v, V2vSettings};
-use backstay_activities::vma::{Vma, VmaSettings};
+use backstay_activities::vma::{NbdTarget, Replicate, VCenter, Vma, VmaSettings};
 use backstay_engine::machine::{Action, Fate, RollBack, Verb};
 use backstay_engine::{
     Answer, Engine, Node, NodeConfig, Plan, Registry, RunId, Span, Status, Store, SubmitOptions,
@@ -232,6 +232,31 @@ impl Stage {
         };
         Vma::new(settings, Arc::clone(&self.secrets) as Arc<dyn Secrets>)
             .map_err(|wrong| anyhow::anyhow!(wrong))
+    }
+
+    /// Somebody else, replication, has the VMA copy `web-01`: `nightly`.
+    pub async fn copy_of_somebody_else(&self) -> anyhow::Result<()> {
+        let order = Replicate {
+            job: "nightly".into(),
+            vm_paths: vec!["/DatabanxDC/vm/web-01".into()],
+            oma_url: "http://127.0.0.1:8082".into(),
+            targets: vec![NbdTarget {
+                device_path: format!(
+                    "nbd://127.0.0.1:10809/migration-vol-{}",
+                    estate::replica("web-01", 2000)
+                ),
+                vm_disk_id: 2000,
+                vmware_disk_key: "2000".into(),
+            }],
+        };
+        let vcenter = VCenter {
+            host: "vcenter.example".into(),
+            datacenter: "DatabanxDC".into(),
+            username: Word::Plain("administrator@vsphere.local".into()),
+            password: SecretName::new("vcenter"),
+        };
+        self.vma()?.replicate(&order, &vcenter).await.map_err(|trouble| anyhow::anyhow!("{trouble}"))?;
+        Ok(())
     }
 
     pub fn config(name: &str) -> NodeConfig {
