@@ -245,11 +245,7 @@ impl Site {
     }
 
     /// A copy of somebody else's that is at work on one of these exports.
-    pub(super) async fn another_copy(
-        &self,
-        exports: &[String],
-        ours: &str,
-    ) -> Result<Option<String>, Failure> {
+    async fn another_copy(&self, exports: &[String], ours: &str) -> Result<Option<String>, Failure> {
         for export in exports {
             let Some(progress) = self.vma.progress(export).await? else { continue };
             let job = progress.job_id.as_deref().unwrap_or(export);
@@ -316,7 +312,7 @@ impl FinalSync {
         end: Instant,
     ) -> Result<(), Failure> {
         let (vma, key) = (&self.0.vma, context.key().simple().to_string());
-        let ours = format!("backstay-final-{}", context.run());
+        let ours = ours(context);
         let targets = self.targets(input).await?;
         let exports: Vec<_> = targets
             .iter()
@@ -406,6 +402,11 @@ impl FinalSync {
         }
         Ok(())
     }
+}
+
+/// How the names of all copies of a run begin.
+pub(super) fn ours(context: &Context) -> String {
+    format!("backstay-final-{}", context.run())
 }
 
 /// Whether the VMA means the disk with this key in VMware: it says `disk-2000`, or the key alone.

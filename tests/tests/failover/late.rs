@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use backstay_activities::vma::Copying;
 use backstay_engine::{Failure, Span, Status};
 use backstay_simulator::faults::{Fault, Rule};
 use backstay_simulator::world::things::Power;
@@ -171,6 +172,43 @@ async fn the_exports_are_not_closed_under_a_copy() -> anyhow::Result<()> {
     play.is_well(play.settled().await?, Status::Succeeded).await?;
     play.look(|state: &State| assert!(!state.volumes[&web()].content.torn));
     play.stage.is_sound()
+}
+
+/// One that began after the last look, and before they were closed. That the node dies over it makes the disk no better.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_copy_that_was_cut_off_is_never_overlooked() -> anyhow::Result<()> {
+    for dies in [false, true] {
+        let mut play = Play::new("web-01", "test").await?;
+        play.change(|state| state.settings.vma.disk_ms = 900_000);
+        let close = "daemon DELETE /exports/{id}";
+        play.faults("daemon", "DELETE /exports/{id}", 1..=1, Fault::Slow { ms: 300 });
+        play.begin().await?;
+        while play.calls(close) == 0 {
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+        play.stage.copy_of_somebody_else().await?;
+        if dies {
+            play.fault("daemon", "GET /*", Fault::Slow { ms: 1_000 });
+        }
+        let id = web().to_string();
+        play.until("it is closed", |state| !state.daemon.exports.iter().any(|one| one.volume_id == id))
+            .await?;
+        if dies {
+            play.kill().await;
+            play.stage.centre.faults().clear();
+            let vma = play.stage.vma()?;
+            while !matches!(vma.progress("nightly").await, Ok(Some(copy)) if copy.status == Copying::Failed) {
+                tokio::time::sleep(Duration::from_millis(2)).await;
+            }
+            play.node().await?;
+        }
+        let status = play.settled().await?;
+        assert_eq!(status, Status::RolledBack, "dies: {dies}: {}", play.story().await?);
+        play.failed_with("copy_cut_off").await?;
+        play.look(|state: &State| assert!(state.volumes[&web()].content.torn));
+        assert_eq!(play.calls("cloudstack createSnapshot"), 0);
+    }
+    Ok(())
 }
 
 /// Whoever has a conversion done once more has forgotten that there was one. The disk has not.

@@ -17,7 +17,7 @@ use backstay_workflows::Workflow;
 use backstay_workflows::failover::FailoverWorkflow;
 
 use crate::stage::Stage;
-use crate::sweep::{Scene, Then, Trouble, each, of_one, some, stride};
+use crate::sweep::{Scene, Then, Trouble, each, in_each, of_one, some, stride};
 
 /// One step that fails for good, before or after it has done what it does. Nobody knows which.
 #[derive(Clone, Debug, Default)]
@@ -111,7 +111,7 @@ async fn steps(scene: Scene) -> anyhow::Result<Vec<(String, bool)>> {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_failover_whose_step_fails_ends_well_wherever_its_node_dies_on_the_way_back() -> anyhow::Result<()>
 {
-    for scene in scenes() {
+    in_each(scenes(), async |_, scene| {
         let (mut troubles, mut n) = (Vec::new(), 0_usize);
         let (last, steps): (Vec<_>, Vec<_>) = steps(scene).await?.into_iter().partition(|(_, last)| *last);
         let last: Vec<_> = last.into_iter().map(|(step, _)| step).collect();
@@ -146,6 +146,7 @@ async fn a_failover_whose_step_fails_ends_well_wherever_its_node_dies_on_the_way
         let planned = troubles.len();
         let died = each(scene, troubles).await?.iter().filter(|(_, played)| played.happened).count();
         anyhow::ensure!(died * 2 >= planned, "{scene:?}: only {died} of {planned} deaths");
-    }
-    Ok(())
+        Ok(())
+    })
+    .await
 }

@@ -343,6 +343,19 @@ pub async fn each(scene: Scene, troubles: Vec<(String, Trouble)>) -> anyhow::Res
     Ok(over)
 }
 
+/// One after the other, whatever becomes of those before: the long form is too long to be begun again for each of them.
+pub async fn in_each(
+    scenes: Vec<Scene>,
+    plays: impl AsyncFn(usize, Scene) -> anyhow::Result<()>,
+) -> anyhow::Result<()> {
+    let mut wrong = Vec::new();
+    for (place, scene) in scenes.into_iter().enumerate() {
+        wrong.extend(plays(place, scene).await.err().map(|error| format!("{error:#}")));
+    }
+    anyhow::ensure!(wrong.is_empty(), "{}", wrong.join("\n\n"));
+    Ok(())
+}
+
 /// Some of them, spread over all.
 pub fn some<T>(all: Vec<T>, about: usize) -> Vec<T> {
     let each = stride().unwrap_or((all.len() / about).max(1));
@@ -351,7 +364,7 @@ pub fn some<T>(all: Vec<T>, about: usize) -> Vec<T> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_failover_ends_well_wherever_its_node_dies() -> anyhow::Result<()> {
-    for scene in scenes() {
+    in_each(scenes(), async |_, scene| {
         let calm = play(scene, Trouble::Nothing).await?;
         anyhow::ensure!(
             calm.wrong.is_empty() && calm.helped == 0,
@@ -369,8 +382,9 @@ async fn a_failover_ends_well_wherever_its_node_dies() -> anyhow::Result<()> {
         let died = all(scene, troubles).await?;
         // Batches depend on timing: a passage of the calm run may not come in another one.
         anyhow::ensure!(died * 2 >= planned, "{scene:?}: only {died} of {planned} deaths");
-    }
-    Ok(())
+        Ok(())
+    })
+    .await
 }
 
 /// The calls that change something.
@@ -392,7 +406,7 @@ pub fn changes(calls: &BTreeMap<String, u64>) -> Vec<(String, String, u64)> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_failover_ends_well_if_its_node_dies_in_any_call() -> anyhow::Result<()> {
-    for scene in scenes() {
+    in_each(scenes(), async |_, scene| {
         let calm = play(scene, Trouble::Nothing).await?;
         let calls = some(changes(&calm.calls), 4);
         let troubles: Vec<_> = calls
@@ -405,8 +419,9 @@ async fn a_failover_ends_well_if_its_node_dies_in_any_call() -> anyhow::Result<(
         let planned = troubles.len();
         let died = all(scene, troubles).await?;
         anyhow::ensure!(died * 4 >= planned * 3, "{scene:?}: only {died} of {planned} deaths");
-    }
-    Ok(())
+        Ok(())
+    })
+    .await
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -427,7 +442,7 @@ async fn a_failover_ends_well_whatever_goes_wrong_with_a_call() -> anyhow::Resul
         Fault::JobFails { code: 530 },
         Fault::Lagging { ms: 300 },
     ];
-    for scene in scenes() {
+    in_each(scenes(), async |_, scene| {
         let calm = play(scene, Trouble::Nothing).await?;
         let mut troubles = Vec::new();
         for (place, (system, command, n)) in changes(&calm.calls).into_iter().enumerate() {
@@ -450,8 +465,9 @@ async fn a_failover_ends_well_whatever_goes_wrong_with_a_call() -> anyhow::Resul
         let happened = all(scene, troubles).await?;
         // How often a call is made depends on timing: the last of a kind may not come in another run.
         anyhow::ensure!(happened * 4 >= planned * 3, "{scene:?}: only {happened} of {planned} faults");
-    }
-    Ok(())
+        Ok(())
+    })
+    .await
 }
 
 /// It goes on after the answer, at CloudStack.
@@ -498,7 +514,7 @@ fn untrue(system: &str, command: &str) -> Vec<Fault> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_failover_ends_well_although_what_a_system_says_is_not_so() -> anyhow::Result<()> {
-    for (place, scene) in scenes().into_iter().enumerate() {
+    in_each(scenes(), async |place, scene| {
         let calm = play(scene, Trouble::Nothing).await?;
         let mut troubles = Vec::new();
         for (name, count) in &calm.calls {
@@ -519,8 +535,9 @@ async fn a_failover_ends_well_although_what_a_system_says_is_not_so() -> anyhow:
         // How often a list is asked for depends on timing: of two plays one may miss its call, never both.
         let missed = planned - happened;
         anyhow::ensure!(missed <= 1.max(planned / 4), "{scene:?}: only {happened} of {planned} faults");
-    }
-    Ok(())
+        Ok(())
+    })
+    .await
 }
 
 /// The copy of the last changes is no call that goes wrong and is over: it fails, stops or is forgotten later. Another one is
@@ -530,8 +547,9 @@ async fn a_live_failover_copes_with_whatever_becomes_of_its_last_copy() -> anyho
     let faults = [Fault::JobFails { code: 530 }, Fault::JobLost, Fault::Stuck];
     let long = stride().is_some();
     let names = if long { vec!["web-01", "sql-01", "db-01", "archive-01"] } else { vec!["web-01"] };
-    for name in names {
-        let scene = Scene::of(name, true, Then::Nothing, "cloudstack");
+    let scenes = names.into_iter().map(|name| Scene::of(name, true, Then::Nothing, "cloudstack"));
+    in_each(of_one(scenes.collect()), async |_, scene| {
+        let name = scene.name;
         let mut troubles = Vec::new();
         for fault in &faults {
             let first = Rule::nth("vma", "POST /replicate", 1, fault.clone());
@@ -553,6 +571,7 @@ async fn a_live_failover_copes_with_whatever_becomes_of_its_last_copy() -> anyho
                 played.story
             );
         }
-    }
-    Ok(())
+        Ok(())
+    })
+    .await
 }
