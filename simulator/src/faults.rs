@@ -104,6 +104,57 @@ pub enum Fault {
     Partial,
 }
 
+impl Fault {
+    /// Whether it means anything for a call. What means nothing is not drawn, so that nobody believes that it happened.
+    pub fn concerns(&self, system: &str, command: &str) -> bool {
+        let ends = ["/attach", "/attach-root", "/detach"];
+        let operation = system == "daemon"
+            && command.starts_with("POST /volumes")
+            && ends.iter().any(|end| command.ends_with(end));
+        let look = ["list", "query"].iter().any(|look| command.starts_with(look));
+        let job = system == "cloudstack" && !look && command != "deleteVolume";
+        let copy = system == "vma" && ["POST /replicate", "POST /sync/final"].contains(&command);
+        let asked = match system {
+            "daemon" => command == "GET /operations/{id}",
+            "vma" => ["GET /progress/{job}", "GET /status/{job}"].contains(&command),
+            _ => false,
+        };
+        let deploys = command == "deployVirtualMachine";
+        match self {
+            Fault::JobLost => job || copy || asked,
+            Fault::JobCancelledButDone { .. } | Fault::Lagging { .. } => job || operation,
+            Fault::JobFails { .. } | Fault::Stuck => job || operation || copy,
+            Fault::Stale { .. } => system == "cloudstack" && command.starts_with("list"),
+            Fault::DuplicateName => deploys || command == "createVMSnapshot",
+            Fault::Reappears { .. } => {
+                let deletes = command != "deleteTags"
+                    && ["delete", "destroy", "expunge"].iter().any(|word| command.starts_with(word));
+                system == "linstor" && command.starts_with("DELETE")
+                    || job && (deletes || command == "stopVirtualMachine")
+                    || command == "deleteVolume"
+            }
+            Fault::CredentialsExpire | Fault::HostDown => system == "cloudstack",
+            Fault::StopsOnlyInName => {
+                ["stopVirtualMachine", "destroyVirtualMachine", "POST /vm/{id}/power-off"].contains(&command)
+            }
+            Fault::Partial => deploys,
+            Fault::Refused { .. }
+            | Fault::DoneThenRefused { .. }
+            | Fault::Dropped
+            | Fault::DoneThenDropped
+            | Fault::DoneThenSilent
+            | Fault::Reset
+            | Fault::Slow { .. }
+            | Fault::Trickle { .. }
+            | Fault::Huge { .. }
+            | Fault::TooMany { .. }
+            | Fault::Html { .. }
+            | Fault::ErrorWith200
+            | Fault::Empty => true,
+        }
+    }
+}
+
 /// When a rule fires, among the calls that it matches.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -215,6 +266,7 @@ impl Faults {
             let rule = &fired.rule;
             let matches = like(&rule.system, system)
                 && like(&rule.command, command)
+                && rule.fault.concerns(system, command)
                 && rule.at_most.is_none_or(|most| fired.times < most)
                 && match rule.calls {
                     Calls::Nth(nth) => nth == n,
@@ -282,6 +334,25 @@ fn dice(seed: u64, system: &str, command: &str, n: u64, rule: usize) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_means_nothing_for_a_call_is_never_drawn() {
+        let faults = Faults::new(0);
+        for fault in [Fault::Stale { ms: 1 }, Fault::JobLost, Fault::CredentialsExpire, Fault::Reset] {
+            faults.rule(Rule::every("*", "*", fault));
+        }
+        for (system, command, wanted) in [
+            ("cloudstack", "listZones", Fault::Stale { ms: 1 }),
+            ("cloudstack", "stopVirtualMachine", Fault::JobLost),
+            ("cloudstack", "deleteVolume", Fault::CredentialsExpire),
+            ("daemon", "GET /operations/{id}", Fault::JobLost),
+            ("daemon", "GET /exports/{id}", Fault::Reset),
+            ("vma", "GET /progress/{job}", Fault::JobLost),
+            ("linstor", "GET /nodes", Fault::Reset),
+        ] {
+            assert_eq!(faults.draw(system, command), Some(wanted), "{system} {command}");
+        }
+    }
 
     #[test]
     fn a_star_stands_for_anything() {

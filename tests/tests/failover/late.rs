@@ -5,8 +5,9 @@ use std::time::Duration;
 use backstay_activities::vma::Copying;
 use backstay_engine::{Failure, Span, Status};
 use backstay_simulator::faults::{Fault, Rule};
+use backstay_simulator::truth::System;
 use backstay_simulator::world::things::Power;
-use backstay_simulator::world::{State, World, estate};
+use backstay_simulator::world::{Cause, State, World, estate};
 use uuid::Uuid;
 
 use crate::play::Play;
@@ -222,4 +223,53 @@ async fn a_disk_that_was_converted_is_put_back_before_it_is_converted_again() ->
     });
     play.begin().await?;
     play.is_well(play.settled().await?, Status::Succeeded).await
+}
+
+/// The machine is there, and a list does not show yet what it starts from. With both disks it would start from neither.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_blank_disk_that_does_not_show_yet_is_waited_for() -> anyhow::Result<()> {
+    let mut play = Play::new("web-01", "test").await?;
+    let first = std::sync::atomic::AtomicBool::new(true);
+    play.before_each("drop-blank-root", move |world, context| {
+        if first.swap(false, std::sync::atomic::Ordering::SeqCst) {
+            let mark = format!("backstay-run-{}", context.run());
+            let people = || Cause::new("people", "test", "");
+            let root = world.change(people(), |state| {
+                let vm = state.vms.values().find(|vm| vm.group.as_deref() == Some(&mark)).unwrap().id;
+                let root = state.volumes[&state.attached_to(vm)[0]].clone();
+                state.detach_row(root.id).unwrap();
+                root
+            });
+            let world = world.clone();
+            std::thread::spawn(move || {
+                std::thread::sleep(Duration::from_millis(30));
+                world.change(people(), |state| state.volumes.insert(root.id, root));
+            });
+        }
+        None
+    });
+    play.begin().await?;
+    play.is_well(play.settled().await?, Status::Succeeded).await?;
+    assert_eq!(play.calls("cloudstack deleteVolume"), 1, "{}", play.story().await?);
+    play.is_well(play.back().await?, Status::RolledBack).await
+}
+
+/// The management server goes while it removes a machine's snapshot, and nobody goes on with that. It can be asked for again.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_machines_snapshot_that_stays_half_removed_is_removed_once_more() -> anyhow::Result<()> {
+    let mut play = Play::new("db-01", "live").await?;
+    play.input["snapshots"] = "machine".into();
+    play.change(|state| state.settings.cloudstack.restart_leaves_snapshots = true);
+    play.faults("cloudstack", "deleteVMSnapshot", 1..=1, Fault::Stuck);
+    play.begin().await?;
+    play.is_well(play.settled().await?, Status::Succeeded).await?;
+    play.stage.roll_back(play.engine(), play.run()).await?;
+    play.until("it is being removed", |state| {
+        state.vm_snapshots.values().any(|one| one.state == "Expunging")
+    })
+    .await?;
+    play.stage.centre.truth().restart(System::CloudStack, Duration::ZERO);
+    play.is_well(play.settled_after(Status::Succeeded).await?, Status::RolledBack).await?;
+    assert_eq!(play.calls("cloudstack deleteVMSnapshot"), 2, "{}", play.story().await?);
+    Ok(())
 }
