@@ -107,10 +107,15 @@ pub enum Fault {
 impl Fault {
     /// Whether it means anything for a call. What means nothing is not drawn, so that nobody believes that it happened.
     pub fn concerns(&self, system: &str, command: &str) -> bool {
-        let ends = ["/attach", "/attach-root", "/detach"];
-        let operation = system == "daemon"
-            && command.starts_with("POST /volumes")
-            && ends.iter().any(|end| command.ends_with(end));
+        let operations = [
+            "POST /volumes",
+            "DELETE /volumes/{id}",
+            "POST /volumes/{id}/attach",
+            "POST /volumes/{id}/attach-root",
+            "POST /volumes/{id}/detach",
+            "POST /cleanup/test-failover",
+        ];
+        let operation = system == "daemon" && operations.contains(&command);
         let look = ["list", "query"].iter().any(|look| command.starts_with(look));
         let job = system == "cloudstack" && !look && command != "deleteVolume";
         let copy = system == "vma" && ["POST /replicate", "POST /sync/final"].contains(&command);
@@ -122,7 +127,12 @@ impl Fault {
         let deploys = command == "deployVirtualMachine";
         match self {
             Fault::JobLost => job || copy || asked,
-            Fault::JobCancelledButDone { .. } | Fault::Lagging { .. } => job || operation,
+            Fault::JobCancelledButDone { .. } => job || operation,
+            // What is gone shows no state, and a tag has none.
+            Fault::Lagging { .. } => {
+                let shows = !command.ends_with("Tags") && !command.starts_with("delete");
+                job && shows || operation
+            }
             Fault::JobFails { .. } | Fault::Stuck => job || operation || copy,
             Fault::Stale { .. } => system == "cloudstack" && command.starts_with("list"),
             Fault::DuplicateName => deploys || command == "createVMSnapshot",

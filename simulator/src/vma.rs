@@ -91,6 +91,8 @@ pub struct Switches {
     pub bare_disk_ids: bool,
     /// The disks with these keys are left out by every copy, which ends well all the same.
     pub leaves_out: BTreeSet<u32>,
+    /// Copies say `in_progress` while they copy, `completed` after each disk, and list no disks.
+    pub disk_by_disk: bool,
 }
 
 impl Switches {
@@ -116,6 +118,7 @@ impl Default for Switches {
             has_final_sync: false,
             bare_disk_ids: false,
             leaves_out: BTreeSet::new(),
+            disk_by_disk: false,
         }
     }
 }

@@ -9,10 +9,8 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
-use super::sync::ours;
 use super::{DIRTY_TAG, Site};
 use crate::daemon::CreateExport;
-use crate::vma::Copying;
 
 pub(super) struct CloseExports(pub Arc<Site>);
 pub(super) struct OpenExports(pub Arc<Site>);
@@ -48,38 +46,16 @@ pub(super) struct Exports {
     closed: Vec<String>,
 }
 
-/// What outlives an attempt: an export that was open when it began to close them.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-struct Seen {
-    export: String,
-    /// The last copy there, if it had come to no good end before anything was closed.
-    failed: Option<String>,
+/// What outlives an attempt.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+struct Closing {
+    /// The exports that were open when it began to close them: a closed one tells its name no more.
+    names: Vec<String>,
+    /// Somebody else was at work on them.
+    others: bool,
 }
 
 impl Site {
-    /// A copy of somebody else's that began in the last moment before the exports were closed, and did not come to a good end.
-    async fn cut_off(&self, seen: &[Seen], ours: &str) -> Result<Option<String>, Failure> {
-        for one in seen {
-            let Some(last) = self.vma.progress(&one.export).await? else { continue };
-            let job = last.job_id.unwrap_or_else(|| one.export.clone());
-            let before = last.status != Copying::Running && one.failed.as_ref() == Some(&job);
-            if last.status != Copying::Succeeded && !before && !job.starts_with(ours) {
-                return Ok(Some(job));
-            }
-        }
-        Ok(None)
-    }
-
-    /// The last copy to this export, if it came to no good end.
-    async fn failed_copy(&self, export: &str) -> Result<Option<String>, Failure> {
-        let last = self
-            .vma
-            .progress(export)
-            .await?
-            .filter(|last| !matches!(last.status, Copying::Running | Copying::Succeeded));
-        Ok(last.map(|last| last.job_id.unwrap_or_else(|| export.to_owned())))
-    }
-
     async fn exports(&self, exported: &Exported) -> Result<Exports, Failure> {
         let mut exports = Exports { open: Vec::new(), closed: Vec::new() };
         for disk in &exported.disks {
@@ -119,31 +95,21 @@ impl Activity for CloseExports {
 
     async fn run(&self, context: &Context, exported: Exported) -> Result<Exports, Failure> {
         let site = &self.0;
-        let ours = ours(context);
+        let mut closing: Closing = context.saved()?.unwrap_or_default();
         let mut open = Vec::new();
-        // An earlier attempt may have closed some of them. As long as all are open, none did.
-        let mut seen: Vec<Seen> = context.saved()?.unwrap_or_default();
         for disk in &exported.disks {
             if let Some(export) = site.daemon.export(&disk.volume).await? {
-                open.push((disk, export.export_name));
-            }
-        }
-        if open.len() == exported.disks.len() {
-            seen.clear();
-        }
-        for (_, export) in &open {
-            if !seen.iter().any(|one| one.export == *export) {
-                seen.push(Seen { export: export.clone(), failed: None });
+                open.push(disk);
+                if !closing.names.contains(&export.export_name) {
+                    closing.names.push(export.export_name);
+                }
             }
         }
         // A copy that is cut off leaves a disk that is half as it was before and half as it is now.
-        let names: Vec<_> = seen.iter().map(|one| one.export.clone()).collect();
-        site.others_end(context, &names, &ours, Instant::now() + site.settings.others_within.0).await?;
-        for one in seen.iter_mut().filter(|one| open.iter().any(|(_, export)| one.export == *export)) {
-            one.failed = site.failed_copy(&one.export).await?;
-        }
-        context.save(&seen).await?;
-        for (disk, _) in open {
+        let end = Instant::now() + site.settings.others_within.0;
+        closing.others |= site.others_end(context, &closing.names, end).await?;
+        context.save(&closing).await?;
+        for disk in open {
             let resource = context.resource("closed export", &disk.volume);
             resource.planned().await?;
             site.close_export(&disk.volume).await?;
@@ -154,23 +120,26 @@ impl Activity for CloseExports {
             let message = format!("the exports of {} are open still", exports.open.join(", "));
             return Err(Failure::retryable("exports_open", message));
         }
-        match site.cut_off(&seen, &ours).await? {
+        // One may have begun in the last moment.
+        match site.no_whole_copy(&closing.names, closing.others).await? {
             None => Ok(exports),
-            Some(job) => {
+            Some(why) => {
                 let message = format!(
-                    "the copy {job}, which is not of this run, was cut off: the disks are no whole copy now"
+                    "the disks are no whole copy of the source: {why}. Have it replicated, and fail it over again"
                 );
-                Err(Failure::permanent("copy_cut_off", message))
+                Err(Failure::permanent("no_whole_copy", message))
             }
         }
     }
 
     async fn probe(&self, context: &Context, exported: Exported) -> Result<Probe<Exports>, Failure> {
         let exports = self.0.exports(&exported).await?;
-        let seen: Vec<Seen> = context.saved()?.unwrap_or_default();
+        let closing: Closing = context.saved()?.unwrap_or_default();
         Ok(match (exports.open.is_empty(), exports.closed.is_empty()) {
             // What is wrong with them the next attempt says.
-            (true, _) if self.0.cut_off(&seen, &ours(context)).await?.is_some() => Probe::Partial,
+            (true, _) if self.0.no_whole_copy(&closing.names, closing.others).await?.is_some() => {
+                Probe::Partial
+            }
             (true, _) => Probe::Present(exports),
             (false, true) => Probe::Absent,
             (false, false) => Probe::Partial,

@@ -25,6 +25,7 @@
 mod blank;
 mod change;
 mod context;
+mod copies;
 mod exports;
 mod guard;
 mod machine;

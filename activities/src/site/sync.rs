@@ -26,9 +26,10 @@ use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
 use super::change::left;
+use super::copies::{Ended, ours};
 use super::pairing::numbered_otherwise;
 use super::{DIRTY_TAG, Site};
-use crate::vma::{Copying, NbdTarget, Power, Progress, Replicate, VCenter};
+use crate::vma::{NbdTarget, Power, Replicate, VCenter};
 
 pub(super) struct FinalSync(pub Arc<Site>);
 pub(super) struct AwaitCopy(pub Arc<Site>);
@@ -90,12 +91,6 @@ struct Copy {
     tries: u32,
 }
 
-enum Ended {
-    /// So many bytes, of these disks; none are named where there is but one.
-    Well(Option<i64>, Vec<String>),
-    Badly(String),
-}
-
 #[async_trait]
 impl Activity for FinalSync {
     const NAME: &'static str = "final-sync";
@@ -116,7 +111,7 @@ impl Activity for FinalSync {
         if copy.job.is_empty() {
             self.begin(context, &input, &mut copy, end).await?;
         }
-        match self.0.follow(context, &copy.job, end).await? {
+        match self.0.follow(context, &copy.job, input.disks.len() > 1, end).await? {
             None => {
                 let message = format!(
                     "the copy {} did not end in the time that it may take, and may still go on",
@@ -169,7 +164,7 @@ impl Activity for AwaitCopy {
         let Some(job) = copy.map(|copy| copy.job).filter(|job| !job.is_empty()) else {
             return Ok(AtRest { job: None });
         };
-        match self.0.follow(context, &job, Instant::now() + input.within.0).await? {
+        match self.0.follow(context, &job, true, Instant::now() + input.within.0).await? {
             Some(_) => Ok(AtRest { job: Some(job) }),
             None => {
                 let message = format!(
@@ -220,87 +215,6 @@ impl Site {
         );
         Ok((!wrong.is_empty()).then(|| wrong.join(", ")))
     }
-
-    /// Waits for copies of others into the same volumes, by their exports. One that began before the source was off brings what
-    /// is older, and may bring it last.
-    pub(super) async fn others_end(
-        &self,
-        context: &Context,
-        exports: &[String],
-        ours: &str,
-        end: Instant,
-    ) -> Result<(), Failure> {
-        while let Some(job) = self.another_copy(exports, ours).await? {
-            if Instant::now() >= end {
-                let message = format!(
-                    "the copy {job}, which is not of this run, is at work on the same volumes and does not end: end it at the VMA"
-                );
-                return Err(Failure::permanent("another_copy", message).not_applied());
-            }
-            context.progress(0.0, format!("waiting for the end of the copy {job}"));
-            self.breathe_for(context, "waiting for another copy", self.vma.settings().progress_poll.0)
-                .await?;
-        }
-        Ok(())
-    }
-
-    /// A copy of somebody else's that is at work on one of these exports.
-    async fn another_copy(&self, exports: &[String], ours: &str) -> Result<Option<String>, Failure> {
-        for export in exports {
-            let Some(progress) = self.vma.progress(export).await? else { continue };
-            let job = progress.job_id.as_deref().unwrap_or(export);
-            if progress.status == Copying::Running && !job.starts_with(ours) {
-                return Ok(Some(job.to_owned()));
-            }
-        }
-        Ok(None)
-    }
-
-    /// Until a copy ends. Nothing: it goes on when its time is over.
-    async fn follow(&self, context: &Context, job: &str, end: Instant) -> Result<Option<Ended>, Failure> {
-        let vma = &self.vma;
-        let (grace, stall) = (vma.settings().progress_grace, vma.settings().progress_stall);
-        let mut unknown_since = None;
-        let (mut moved, mut last) = (Instant::now(), None);
-        loop {
-            match vma.progress(job).await {
-                Ok(Some(progress)) => {
-                    unknown_since = None;
-                    if let Some(ended) = ended(&progress) {
-                        return Ok(Some(ended));
-                    }
-                    let place = (progress.percentage, progress.bytes_transferred, progress.phase);
-                    if last.as_ref() != Some(&place) {
-                        (moved, last) = (Instant::now(), Some(place));
-                    }
-                    if moved.elapsed() >= stall.0 {
-                        return Ok(Some(Ended::Badly(format!("the copy {job} has not moved for {stall}"))));
-                    }
-                    let note = progress.current_operation.unwrap_or_else(|| "copying".into());
-                    context.progress(progress.percentage, note);
-                }
-                // It has forgotten everything if it was restarted; a moment after the start it may not know it yet.
-                Ok(None) => {
-                    let since: Instant = *unknown_since.get_or_insert_with(Instant::now);
-                    if since.elapsed() >= grace.0 {
-                        return Ok(Some(Ended::Badly(format!(
-                            "the VMA does not know the copy {job} (any more): it was started anew, perhaps"
-                        ))));
-                    }
-                }
-                // While it cannot be asked nothing is known, and nothing is concluded.
-                Err(trouble) if trouble.kind().is_retryable() => {
-                    moved = Instant::now();
-                    tracing::debug!(%trouble, job, "the VMA does not tell how far the copy is");
-                }
-                Err(trouble) => return Err(trouble.into()),
-            }
-            if Instant::now() >= end {
-                return Ok(None);
-            }
-            self.breathe_for(context, "copying the last changes", vma.settings().progress_poll.0).await?;
-        }
-    }
 }
 
 impl FinalSync {
@@ -318,7 +232,7 @@ impl FinalSync {
             .iter()
             .map(|target| target.device_path.rsplit('/').next().unwrap_or_default().to_owned())
             .collect();
-        self.0.others_end(context, &exports, &ours, end).await?;
+        self.0.others_end(context, &exports, end).await?;
         self.guard(input).await?;
         copy.tries += 1;
         copy.job = format!("{ours}-{}-{}", key.get(..8).unwrap_or(&key), copy.tries);
@@ -404,33 +318,7 @@ impl FinalSync {
     }
 }
 
-/// How the names of all copies of a run begin.
-pub(super) fn ours(context: &Context) -> String {
-    format!("backstay-final-{}", context.run())
-}
-
 /// Whether the VMA means the disk with this key in VMware: it says `disk-2000`, or the key alone.
 fn is_disk(id: &str, key: u32) -> bool {
     id.strip_prefix("disk-").unwrap_or(id) == key.to_string()
-}
-
-/// How a copy ended, if it did. One disk that failed is a machine that failed.
-fn ended(progress: &Progress) -> Option<Ended> {
-    let failed = |status: &str| status.eq_ignore_ascii_case("failed");
-    match &progress.status {
-        Copying::Running | Copying::Unknown(_) => None,
-        Copying::Failed => {
-            let why = progress.last_error.as_deref().unwrap_or("the VMA does not say why");
-            Some(Ended::Badly(format!("the copy failed: {why}")))
-        }
-        Copying::Succeeded => Some(
-            match progress.disk_progresses.iter().find(|disk| disk.status.as_deref().is_some_and(failed)) {
-                Some(disk) => Ended::Badly(format!("the copy of the disk {} failed", disk.disk_id)),
-                None => {
-                    let disks = progress.disk_progresses.iter().map(|disk| disk.disk_id.clone()).collect();
-                    Ended::Well(progress.bytes_transferred, disks)
-                }
-            },
-        ),
-    }
 }

@@ -1,5 +1,7 @@
 //! Every command there is, and how it is done.
 
+use std::time::Duration;
+
 use serde_json::{Value, json};
 
 use super::jobs::{self, Begun, Job, Run};
@@ -7,7 +9,7 @@ use super::request::{Asked, Params};
 use super::{lists, nics, snapshots, tags, vms, volumes};
 use crate::faults::Fault;
 use crate::world::moves::Refusal;
-use crate::world::{State, World};
+use crate::world::{Cause, State, World};
 
 /// A command.
 pub struct Command {
@@ -165,11 +167,20 @@ pub async fn perform(
     command: &str,
     params: &[(&str, &str)],
 ) -> Result<Value, Refusal> {
+    let fault = world.faults().draw("cloudstack", command);
+    match &fault {
+        Some(Fault::Slow { ms }) => tokio::time::sleep(Duration::from_millis(*ms)).await,
+        Some(Fault::CredentialsExpire) => {
+            world.change(Cause::new("cloudstack", "credentials expire", by), |state| {
+                state.accounts.iter_mut().take(1).for_each(|account| account.expired = true);
+            });
+        }
+        _ => {}
+    }
     let account = world.look(|state| state.accounts.first().cloned());
     let account = account
         .filter(|account| !account.expired)
         .ok_or_else(|| Refusal::code(401, "unable to verify user credentials and/or request signature"))?;
-    let fault = world.faults().draw("cloudstack", command);
     let (before, after) = (
         matches!(
             fault,

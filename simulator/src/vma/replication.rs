@@ -206,8 +206,10 @@ impl Copying {
                 source.snapshots.push("migratekit".to_owned());
             }
         });
-        self.is_at("Streaming", "Transfer");
+        let (disk_by_disk, ms) =
+            self.world.look(|state| (state.settings.vma.disk_by_disk, state.settings.vma.disk_ms));
         for disk in &self.job.disks {
+            self.is_at(if disk_by_disk { "in_progress" } else { "Streaming" }, "Transfer");
             let volume = self.opens(disk)?;
             self.change(|state| {
                 if let Some(row) = state.volumes.get_mut(&volume) {
@@ -215,7 +217,6 @@ impl Copying {
                 }
             });
             for step in 1..=10_u64 {
-                let ms = self.world.look(|state| state.settings.vma.disk_ms);
                 self.world.pause(Duration::from_millis(ms / 10)).await;
                 if fault == Some(Fault::Stuck) && step == 5 {
                     return std::future::pending().await;
@@ -230,6 +231,10 @@ impl Copying {
                 self.moves(disk.key, disk.total * step / 10);
             }
             self.writes(disk, volume)?;
+            if disk_by_disk {
+                self.touch(|job| job.status = Status::Succeeded);
+                self.world.pause(Duration::from_millis(ms / 2)).await;
+            }
         }
         self.is_at("Finalizing", "Finalize");
         self.change(|state| {
@@ -346,7 +351,8 @@ impl Job {
         let elapsed = (self.updated - self.started).num_milliseconds();
         let status = self.word(state);
         let speed = json!({"current_mbps": 95.2, "average_mbps": 92.8, "peak_mbps": 118.0, "last_update": self.updated});
-        let disks: Vec<Value> = self.disks.iter().map(|disk| disk.shape(state, &status)).collect();
+        let listed = self.disks.iter().filter(|_| !state.settings.vma.disk_by_disk);
+        let disks: Vec<Value> = listed.map(|disk| disk.shape(state, &status)).collect();
         let errors: Vec<&String> = self.error.iter().collect();
         let sync = if self.incremental { "incremental" } else { "full" };
         json!({

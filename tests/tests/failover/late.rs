@@ -162,17 +162,69 @@ async fn disks_that_cannot_be_put_back_come_home_together_and_closed() -> anyhow
     play.stage.is_sound()
 }
 
-/// A copy that is cut off leaves half a disk. A rehearsal waits for its end, as the last copy of a live failover does.
+/// A copy that is cut off leaves half a disk. A rehearsal waits for its end, as the last copy of a live failover does, and
+/// whatever word the VMA has for it.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_exports_are_not_closed_under_a_copy() -> anyhow::Result<()> {
-    let mut play = Play::new("web-01", "test").await?;
-    play.change(|state| state.settings.vma.disk_ms = 500_000);
-    play.stage.copy_of_somebody_else().await?;
-    play.until("the copy writes", |state| state.volumes[&web()].content.torn).await?;
+    for word in ["Streaming", "in_progress"] {
+        let mut play = Play::new("web-01", "test").await?;
+        play.change(|state| {
+            (state.settings.vma.disk_ms, state.settings.vma.disk_by_disk) = (500_000, word == "in_progress");
+        });
+        play.stage.copy_of_somebody_else().await?;
+        play.until("the copy writes", |state| state.volumes[&web()].content.torn).await?;
+        play.begin().await?;
+        play.is_well(play.settled().await?, Status::Succeeded).await?;
+        play.look(|state: &State| assert!(!state.volumes[&web()].content.torn, "{word}"));
+        play.stage.is_sound()?;
+    }
+    Ok(())
+}
+
+/// A copy of several disks may be called completed after each of them.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_copy_is_over_when_its_last_disk_is() -> anyhow::Result<()> {
+    let mut play = Play::new("db-01", "live").await?;
+    play.change(|state| {
+        (state.settings.vma.disk_ms, state.settings.vma.disk_by_disk) = (100_000, true);
+    });
     play.begin().await?;
-    play.is_well(play.settled().await?, Status::Succeeded).await?;
-    play.look(|state: &State| assert!(!state.volumes[&web()].content.torn));
-    play.stage.is_sound()
+    play.is_well(play.settled().await?, Status::Succeeded).await
+}
+
+/// A rehearsal shows what the last copy brought. If that failed, or nobody knows any more how it ended, there is nothing to
+/// show; a live failover makes one of its own.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_rehearsal_wants_a_whole_copy() -> anyhow::Result<()> {
+    for (mode, forgotten, wanted) in [
+        ("test", false, Status::RolledBack),
+        ("test", true, Status::RolledBack),
+        ("live", false, Status::Succeeded),
+        ("live", true, Status::Succeeded),
+    ] {
+        let mut play = Play::new("web-01", mode).await?;
+        play.change(|state| state.settings.vma.disk_ms = 100_000);
+        let fault = if forgotten { Fault::Stuck } else { Fault::JobFails { code: 530 } };
+        play.faults("vma", "POST /replicate", 1..=1, fault);
+        play.stage.copy_of_somebody_else().await?;
+        play.until("the copy writes", |state| state.volumes[&web()].content.torn).await?;
+        play.begin().await?;
+        if forgotten {
+            // It has seen it.
+            let known = play.calls("vma GET /progress/{job}");
+            while play.calls("vma GET /progress/{job}") < known + 2 {
+                tokio::time::sleep(Duration::from_millis(2)).await;
+            }
+            play.stage.centre.truth().restart(System::Vma, Duration::ZERO);
+        }
+        let status = play.settled().await?;
+        assert_eq!(status, wanted, "{mode}, forgotten: {forgotten}: {}", play.story().await?);
+        if wanted == Status::RolledBack {
+            play.failed_with("no_whole_copy").await?;
+        }
+        play.is_well(status, wanted).await?;
+    }
+    Ok(())
 }
 
 /// One that began after the last look, and before they were closed. That the node dies over it makes the disk no better.
@@ -205,7 +257,7 @@ async fn a_copy_that_was_cut_off_is_never_overlooked() -> anyhow::Result<()> {
         }
         let status = play.settled().await?;
         assert_eq!(status, Status::RolledBack, "dies: {dies}: {}", play.story().await?);
-        play.failed_with("copy_cut_off").await?;
+        play.failed_with("no_whole_copy").await?;
         play.look(|state: &State| assert!(state.volumes[&web()].content.torn));
         assert_eq!(play.calls("cloudstack createSnapshot"), 0);
     }
@@ -271,5 +323,45 @@ async fn a_machines_snapshot_that_stays_half_removed_is_removed_once_more() -> a
     play.stage.centre.truth().restart(System::CloudStack, Duration::ZERO);
     play.is_well(play.settled_after(Status::Succeeded).await?, Status::RolledBack).await?;
     assert_eq!(play.calls("cloudstack deleteVMSnapshot"), 2, "{}", play.story().await?);
+    Ok(())
+}
+
+/// One old list is no reason to leave a disk where it is: there is no way on but home.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_disk_that_seems_to_be_elsewhere_is_looked_at_again_on_its_way_home() -> anyhow::Result<()> {
+    let mut play = Play::new("web-01", "test").await?;
+    let attempts = std::sync::atomic::AtomicU32::new(0);
+    play.before_each("return-to-oma", move |world, context| {
+        let mark = format!("backstay-run-{}", context.run());
+        let attempt = attempts.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
+        world.change(Cause::new("people", "test", ""), |state| match attempt {
+            0 => {
+                let copy = state.vms.values().find(|vm| vm.group.as_deref() == Some(&mark)).unwrap().id;
+                state.attach_row(web(), copy, 7).unwrap();
+            }
+            1 => state.detach_row(web()).unwrap(),
+            _ => {}
+        });
+        None
+    });
+    play.begin().await?;
+    play.is_well(play.settled().await?, Status::Succeeded).await?;
+    let status = play.back().await?;
+    play.failed_with("volume_elsewhere").await?;
+    play.is_well(status, Status::RolledBack).await
+}
+
+/// A tag's job may fail and be done, or be done next time: that is for a look to say, and costs no attempt.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_tag_whose_job_fails_is_looked_at_and_put_on_again() -> anyhow::Result<()> {
+    for fault in [Fault::JobFails { code: 530 }, Fault::JobCancelledButDone { ms: 0 }, Fault::JobLost] {
+        let mut play = Play::new("web-01", "test").await?;
+        play.attempts = (1, 3);
+        play.faults("cloudstack", "createTags", 1..=1, fault.clone());
+        play.begin().await?;
+        let status = play.settled().await?;
+        assert!(play.stage.centre.faults().fired().iter().all(|rule| rule.times == 1), "{fault:?}");
+        play.is_well(status, Status::Succeeded).await?;
+    }
     Ok(())
 }

@@ -17,7 +17,7 @@ use backstay_workflows::Workflow;
 use backstay_workflows::failover::FailoverWorkflow;
 
 use crate::stage::Stage;
-use crate::sweep::{Scene, Then, Trouble, each, in_each, of_one, some, stride};
+use crate::sweep::{Scene, Then, Trouble, each, in_each, of_one, passages, some, stride};
 
 /// One step that fails for good, before or after it has done what it does. Nobody knows which.
 #[derive(Clone, Debug, Default)]
@@ -135,8 +135,14 @@ async fn a_failover_whose_step_fails_ends_well_wherever_its_node_dies_on_the_way
                 calm.story
             );
             // Which of them differs from step to step.
-            let apart = stride().unwrap_or((calm.passed.len() / 2).max(1));
-            for (point, nth) in calm.passed.into_iter().skip(place * 53 % apart).step_by(apart) {
+            let points = match stride() {
+                Some(apart) => passages(calm.passed, apart, place),
+                None => {
+                    let apart = (calm.passed.len() / 2).max(1);
+                    calm.passed.into_iter().skip(place * 53 % apart).step_by(apart).collect()
+                }
+            };
+            for (point, nth) in points {
                 n += 1;
                 let fails = Fails::at(&step, n % 3 != 0);
                 let what = format!("{step} fails, done {}, death at {point} #{nth}", fails.done);

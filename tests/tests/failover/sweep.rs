@@ -1,7 +1,8 @@
 //! Whatever is cut off, and wherever: the end is the one that was asked for, or a true word about how it ended.
 //!
 //! A calm failover tells which points its node passes, and which calls it makes. Then, for some of them, the node dies there,
-//! or the call goes wrong there. For all of them with `BACKSTAY_SWEEP=full`; for each tenth, say, with `BACKSTAY_SWEEP=1/10`.
+//! or the call goes wrong there. For all of them with `BACKSTAY_SWEEP=full`; for each tenth, say, with `BACKSTAY_SWEEP=1/10`,
+//! and then at least once for each point.
 //! `BACKSTAY_SCENE=archive-01` plays those of one machine alone. The long form is twice as fast with
 //! `CARGO_PROFILE_DEV_OPT_LEVEL=2`, and twice again with `TMPDIR` on a file system in memory.
 
@@ -9,6 +10,7 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
 
+use backstay_engine::crash::CrashPoint;
 use backstay_engine::machine::{Phase, Verb};
 use backstay_engine::{RunId, Status};
 use backstay_simulator::faults::{Fault, Rule};
@@ -115,7 +117,7 @@ impl Trouble {
 
 pub struct Played {
     pub status: Status,
-    pub passed: Vec<(backstay_engine::crash::CrashPoint, u64)>,
+    pub passed: Vec<(CrashPoint, u64)>,
     pub calls: BTreeMap<String, u64>,
     pub happened: bool,
     /// So often it waited for people.
@@ -362,9 +364,22 @@ pub fn some<T>(all: Vec<T>, about: usize) -> Vec<T> {
     all.into_iter().step_by(each).collect()
 }
 
+/// Of the passages of each point one of so many, and of each point at least one; which of them differs from place to place.
+pub fn passages(passed: Vec<(CrashPoint, u64)>, apart: usize, place: usize) -> Vec<(CrashPoint, u64)> {
+    let mut points = BTreeMap::<String, Vec<_>>::new();
+    for (point, nth) in passed {
+        points.entry(point.to_string()).or_default().push((point, nth));
+    }
+    let some = |all: Vec<_>| {
+        let first = place * 53 % apart.min(all.len());
+        all.into_iter().skip(first).step_by(apart)
+    };
+    points.into_values().flat_map(some).collect()
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_failover_ends_well_wherever_its_node_dies() -> anyhow::Result<()> {
-    in_each(scenes(), async |_, scene| {
+    in_each(scenes(), async |place, scene| {
         let calm = play(scene, Trouble::Nothing).await?;
         anyhow::ensure!(
             calm.wrong.is_empty() && calm.helped == 0,
@@ -373,7 +388,10 @@ async fn a_failover_ends_well_wherever_its_node_dies() -> anyhow::Result<()> {
             calm.wrong,
             calm.story
         );
-        let points = some(calm.passed, 5);
+        let points = match stride() {
+            Some(apart) => passages(calm.passed, apart, place),
+            None => some(calm.passed, 5),
+        };
         let troubles = points
             .into_iter()
             .map(|(point, nth)| (format!("death at {point} #{nth}"), Trouble::Death(Deaths::at(point, nth))));
@@ -447,14 +465,8 @@ async fn a_failover_ends_well_whatever_goes_wrong_with_a_call() -> anyhow::Resul
         let mut troubles = Vec::new();
         for (place, (system, command, n)) in changes(&calm.calls).into_iter().enumerate() {
             for (kind, fault) in faults.iter().enumerate() {
-                let there = match fault {
-                    Fault::JobLost | Fault::Lagging { .. } => is_job(&system, &command),
-                    Fault::JobCancelledButDone { ms: 0 } | Fault::JobFails { .. } => {
-                        is_job(&system, &command) || is_operation(&system, &command)
-                    }
-                    _ => true,
-                };
-                if !there || (place * 5 + kind * 3) % stride().unwrap_or(61) != 0 {
+                if !fault.concerns(&system, &command) || (place * 5 + kind * 3) % stride().unwrap_or(61) != 0
+                {
                     continue;
                 }
                 let rule = Rule::nth(&system, &command, n, fault.clone()).once();
@@ -468,19 +480,6 @@ async fn a_failover_ends_well_whatever_goes_wrong_with_a_call() -> anyhow::Resul
         Ok(())
     })
     .await
-}
-
-/// It goes on after the answer, at CloudStack.
-fn is_job(system: &str, command: &str) -> bool {
-    let is_call = ["list", "query"].iter().any(|look| command.starts_with(look)) || command == "deleteVolume";
-    system == "cloudstack" && !is_call
-}
-
-/// It goes on after the answer, in the daemon.
-fn is_operation(system: &str, command: &str) -> bool {
-    let ends = ["/attach", "/attach-root", "/detach"];
-    system == "daemon"
-        && ends.iter().any(|end| command.starts_with("POST /volumes") && command.ends_with(end))
 }
 
 /// What a system says of a call is not so, or what was begun never ends. That a name which is taken is accepted is shown in
@@ -504,8 +503,12 @@ fn untrue(system: &str, command: &str) -> Vec<Fault> {
         }
         ("cloudstack", look) if look.starts_with("list") => vec![Fault::Stale { ms: 300 }],
         ("cloudstack", "deployVirtualMachine") => vec![Fault::Stuck, Fault::HostDown, Fault::Partial, later],
-        (system, command) if is_job(system, command) => vec![Fault::Stuck, Fault::HostDown, later],
-        (system, command) if is_operation(system, command) => vec![Fault::Stuck, Fault::Lagging { ms: 80 }],
+        ("cloudstack", command) if Fault::Stuck.concerns(system, command) => {
+            vec![Fault::Stuck, Fault::HostDown, later]
+        }
+        ("daemon", command) if Fault::Stuck.concerns(system, command) => {
+            vec![Fault::Stuck, Fault::Lagging { ms: 80 }]
+        }
         ("linstor", command) if command.starts_with("DELETE") => vec![at_once],
         ("vma", "POST /vm/{id}/power-off") => vec![Fault::StopsOnlyInName],
         _ => Vec::new(),
