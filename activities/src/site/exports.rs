@@ -1,5 +1,6 @@
 //! The exports: the way by which replication writes to volumes of the appliance.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -9,6 +10,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
+use super::copies::{Watches, ours};
 use super::{DIRTY_TAG, Site};
 use crate::daemon::CreateExport;
 
@@ -25,6 +27,9 @@ pub(super) struct Exported {
     name: String,
     /// Its disks.
     disks: Vec<Disk>,
+    /// The copy that this run has made of all of them, from a source that is off.
+    #[serde(default)]
+    copied: Option<String>,
 }
 
 /// One of them.
@@ -48,11 +53,14 @@ pub(super) struct Exports {
 
 /// What outlives an attempt.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
 struct Closing {
     /// The exports that were open when it began to close them: a closed one tells its name no more.
     names: Vec<String>,
-    /// Somebody else was at work on them.
-    others: bool,
+    /// Those on which another copy was seen at work.
+    others: BTreeSet<String>,
+    /// They are closed, and the disks were found to be whole.
+    whole: bool,
 }
 
 impl Site {
@@ -106,8 +114,16 @@ impl Activity for CloseExports {
             }
         }
         // A copy that is cut off leaves a disk that is half as it was before and half as it is now.
-        let end = Instant::now() + site.settings.others_within.0;
-        closing.others |= site.others_end(context, &closing.names, end).await?;
+        let ours = ours(context);
+        let ours = exported.copied.as_ref().map(|_| ours.as_str());
+        let (mut watches, end) = (Watches::default(), Instant::now() + site.settings.others_within.0);
+        while let Some(other) = site.at_work(&closing.names, ours, &mut watches).await? {
+            // Whoever comes after this attempt has to know that there was one.
+            if !other.completed && closing.others.insert(other.export.clone()) {
+                context.save(&closing).await?;
+            }
+            site.wait_for(context, &other, end).await?;
+        }
         context.save(&closing).await?;
         for disk in open {
             let resource = context.resource("closed export", &disk.volume);
@@ -121,26 +137,24 @@ impl Activity for CloseExports {
             return Err(Failure::retryable("exports_open", message));
         }
         // One may have begun in the last moment.
-        match site.no_whole_copy(&closing.names, closing.others).await? {
-            None => Ok(exports),
-            Some(why) => {
-                let message = format!(
-                    "the disks are no whole copy of the source: {why}. Have it replicated, and fail it over again"
-                );
-                Err(Failure::permanent("no_whole_copy", message))
-            }
+        if let Some(why) = site.no_whole_copy(&closing.names, &closing.others, ours).await? {
+            let message = format!(
+                "the disks are no whole copy of the source: {why}. Have it replicated, and fail it over again"
+            );
+            return Err(Failure::permanent("no_whole_copy", message));
         }
+        closing.whole = true;
+        context.save(&closing).await?;
+        Ok(exports)
     }
 
     async fn probe(&self, context: &Context, exported: Exported) -> Result<Probe<Exports>, Failure> {
         let exports = self.0.exports(&exported).await?;
         let closing: Closing = context.saved()?.unwrap_or_default();
         Ok(match (exports.open.is_empty(), exports.closed.is_empty()) {
-            // What is wrong with them the next attempt says.
-            (true, _) if self.0.no_whole_copy(&closing.names, closing.others).await?.is_some() => {
-                Probe::Partial
-            }
-            (true, _) => Probe::Present(exports),
+            (true, _) if closing.whole || closing.names.is_empty() => Probe::Present(exports),
+            // Whether the disks are whole the next attempt says.
+            (true, _) => Probe::Partial,
             (false, true) => Probe::Absent,
             (false, false) => Probe::Partial,
         })

@@ -7,6 +7,7 @@
 //!   source      the machine at VMware: off, and on again
 //!   sync        its last changes, copied once it is off
 //!   pairing     which disk is which volume, as far as anybody can tell
+//!   copies      what the VMA says of copies, and what of it can be believed
 //!   exports     the way by which replication writes
 //!   volumes     from the appliance to the machine, and home
 //!   snapshots   the way back, for all disks of a machine or for none; revert

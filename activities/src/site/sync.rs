@@ -26,7 +26,7 @@ use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
 use super::change::left;
-use super::copies::{Ended, ours};
+use super::copies::{Ended, Watches, ours};
 use super::pairing::numbered_otherwise;
 use super::{DIRTY_TAG, Site};
 use crate::vma::{NbdTarget, Power, Replicate, VCenter};
@@ -89,6 +89,9 @@ struct Copy {
     job: String,
     /// So many were begun.
     tries: u32,
+    /// Of so many disks.
+    #[serde(default)]
+    disks: usize,
 }
 
 #[async_trait]
@@ -111,7 +114,7 @@ impl Activity for FinalSync {
         if copy.job.is_empty() {
             self.begin(context, &input, &mut copy, end).await?;
         }
-        match self.0.follow(context, &copy.job, input.disks.len() > 1, end).await? {
+        match self.0.follow(context, &copy.job, copy.disks, end).await? {
             None => {
                 let message = format!(
                     "the copy {} did not end in the time that it may take, and may still go on",
@@ -161,10 +164,10 @@ impl Activity for AwaitCopy {
         let unended = context.undone().filter(|undone| undone.output.is_none());
         let saved = unended.and_then(|undone| undone.checkpoint.as_ref());
         let copy: Option<Copy> = left("which copy of the last changes was begun", saved)?;
-        let Some(job) = copy.map(|copy| copy.job).filter(|job| !job.is_empty()) else {
+        let Some(Copy { job, disks, .. }) = copy.filter(|copy| !copy.job.is_empty()) else {
             return Ok(AtRest { job: None });
         };
-        match self.0.follow(context, &job, true, Instant::now() + input.within.0).await? {
+        match self.0.follow(context, &job, disks, Instant::now() + input.within.0).await? {
             Some(_) => Ok(AtRest { job: Some(job) }),
             None => {
                 let message = format!(
@@ -232,9 +235,13 @@ impl FinalSync {
             .iter()
             .map(|target| target.device_path.rsplit('/').next().unwrap_or_default().to_owned())
             .collect();
-        self.0.others_end(context, &exports, end).await?;
+        let mut watches = Watches::default();
+        while let Some(other) = self.0.at_work(&exports, Some(&ours), &mut watches).await? {
+            self.0.wait_for(context, &other, end).await?;
+        }
         self.guard(input).await?;
         copy.tries += 1;
+        copy.disks = input.disks.len();
         copy.job = format!("{ours}-{}-{}", key.get(..8).unwrap_or(&key), copy.tries);
         context.save(copy).await?;
         context.progress(1.0, "beginning the copy of the last changes");

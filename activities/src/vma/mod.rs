@@ -64,7 +64,8 @@ pub struct VmaSettings {
     pub power_on_wait: Span,
     /// The pause between looks at a copy.
     pub progress_poll: Span,
-    /// How long after its beginning a copy may be unknown.
+    /// How long after its beginning a copy may be unknown. And how long a copy of several disks has to be called completed, if
+    /// the VMA does not list them: it may say so after each.
     pub progress_grace: Span,
     /// A copy that has not moved for so long counts as failed. Less than one wait of a rollback (25 minutes), or a rollback
     /// never sees it: it waits again from the beginning.

@@ -3,6 +3,7 @@
 //! ```text
 //!   access/     who may speak to this installation, and what they did that no journal holds
 //!   append.rs   the writer's one statement: new runs, events, index changes; fenced, in one commit
+//!   batch.rs    what it writes, and what became of it
 //!   claim.rs    who drives which run; reading a journal comes after its claim, in a later statement
 //!   entry.rs    a row of the journal's table, and the events in it
 //!   facts.rs    named values that change by compare-and-set, in the commit of a success
@@ -24,6 +25,7 @@
 
 pub mod access;
 mod append;
+mod batch;
 mod claim;
 mod ears;
 mod entry;
@@ -44,7 +46,7 @@ use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions};
 use sqlx::{Connection, PgConnection};
 
 pub(crate) use append::append_surely;
-pub use append::{Admission, Appended, Batch, IndexChange, Refusal};
+pub use batch::{Admission, Appended, Batch, IndexChange, Refusal};
 pub use claim::Claimed;
 pub use facts::{Moved, Proviso};
 pub use inbox::{Answered, Letter, Outgoing, Told, UNREADABLE};

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use super::jobs::{self, Begun, Job, Run};
 use super::request::{Asked, Params};
-use super::{lists, nics, snapshots, tags, vms, volumes};
+use super::{deploy, lists, nics, snapshots, tags, vms, volumes};
 use crate::faults::Fault;
 use crate::world::moves::Refusal;
 use crate::world::{Cause, State, World};
@@ -55,7 +55,7 @@ macro_rules! tells {
 
 #[rustfmt::skip]
 static COMMANDS: &[Command] = &[
-    job!("deployVirtualMachine", makes "Starting", vms::begin_deploy, vms::deploy),
+    job!("deployVirtualMachine", makes "Starting", deploy::begin, deploy::run),
     job!("startVirtualMachine", "Starting", vms::begin_start, vms::start),
     job!("stopVirtualMachine", "Stopping", vms::begin, vms::stop),
     job!("destroyVirtualMachine", "Stopping", vms::begin_destroy, vms::destroy),

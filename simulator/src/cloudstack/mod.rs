@@ -4,7 +4,7 @@
 //!   request.rs    parameters, signature, who asks
 //!   commands.rs   every command: which ones there are, which are jobs, who does them
 //!   jobs.rs       async jobs: one line for each VM, results, purge; what a restart does to them
-//!   vms.rs volumes.rs snapshots.rs nics.rs tags.rs     the commands that change something
+//!   deploy.rs vms.rs volumes.rs snapshots.rs nics.rs tags.rs   the commands that change something
 //!   guests.rs     what a guest does once its VM is started
 //!   lists.rs show.rs                                   those that tell
 //! ```
@@ -13,6 +13,7 @@
 //! server restarts between them, the job has failed and the hypervisor has done it all the same.
 
 mod commands;
+mod deploy;
 mod guests;
 mod jobs;
 mod lists;

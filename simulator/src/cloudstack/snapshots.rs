@@ -6,10 +6,10 @@ use chrono::Utc;
 use serde_json::{Value, json};
 use uuid::Uuid;
 
+use super::deploy::check_quota;
 use super::jobs::{Begun, End, Job};
 use super::request::Asked;
 use super::show;
-use super::vms::check_quota;
 use crate::faults::Fault;
 use crate::world::State;
 use crate::world::moves::Refusal;

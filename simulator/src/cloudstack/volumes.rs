@@ -3,10 +3,10 @@
 use serde_json::{Value, json};
 use uuid::Uuid;
 
+use super::deploy::{blank, check_quota};
 use super::jobs::{Begun, End, Job};
 use super::request::Asked;
 use super::show;
-use super::vms::{blank, check_quota};
 use crate::faults::Fault;
 use crate::world::moves::Refusal;
 use crate::world::things::{Power, VmState, VolumeState};

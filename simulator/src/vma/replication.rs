@@ -212,7 +212,10 @@ impl Copying {
             self.is_at(if disk_by_disk { "in_progress" } else { "Streaming" }, "Transfer");
             let volume = self.opens(disk)?;
             self.change(|state| {
-                if let Some(row) = state.volumes.get_mut(&volume) {
+                // What it has already it can be told again.
+                if let Some(row) = state.volumes.get_mut(&volume)
+                    && row.content.replicated != disk.version
+                {
                     row.content.torn = true;
                 }
             });

@@ -1,5 +1,8 @@
 //! What comes late: after it was given up, after the run has turned round, after it was looked at.
 
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering::SeqCst;
 use std::time::Duration;
 
 use backstay_activities::vma::Copying;
@@ -203,6 +206,7 @@ async fn a_rehearsal_wants_a_whole_copy() -> anyhow::Result<()> {
         ("live", true, Status::Succeeded),
     ] {
         let mut play = Play::new("web-01", mode).await?;
+        play.attempts = (30, 3);
         play.change(|state| state.settings.vma.disk_ms = 100_000);
         let fault = if forgotten { Fault::Stuck } else { Fault::JobFails { code: 530 } };
         play.faults("vma", "POST /replicate", 1..=1, fault);
@@ -215,7 +219,8 @@ async fn a_rehearsal_wants_a_whole_copy() -> anyhow::Result<()> {
             while play.calls("vma GET /progress/{job}") < known + 2 {
                 tokio::time::sleep(Duration::from_millis(2)).await;
             }
-            play.stage.centre.truth().restart(System::Vma, Duration::ZERO);
+            // For longer than a look is tried: the attempt fails, and another one has to know.
+            play.stage.centre.truth().restart(System::Vma, Duration::from_millis(1_500));
         }
         let status = play.settled().await?;
         assert_eq!(status, wanted, "{mode}, forgotten: {forgotten}: {}", play.story().await?);
@@ -225,6 +230,33 @@ async fn a_rehearsal_wants_a_whole_copy() -> anyhow::Result<()> {
         play.is_well(status, wanted).await?;
     }
     Ok(())
+}
+
+/// One that begins once the source is off brings what is there already.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_copy_of_our_own_is_not_spoilt_by_a_later_one_that_fails() -> anyhow::Result<()> {
+    let mut play = Play::new("web-01", "live").await?;
+    play.faults("vma", "POST /replicate", 2..=2, Fault::JobFails { code: 530 });
+    let (at, go) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
+    let (is_at, goes) = (Arc::clone(&at), Arc::clone(&go));
+    play.before_each("close-exports", move |_, _| {
+        is_at.store(true, SeqCst);
+        while !goes.load(SeqCst) {
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        None
+    });
+    play.begin().await?;
+    while !at.load(SeqCst) {
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+    play.stage.copy_of_somebody_else().await?;
+    let vma = play.stage.vma()?;
+    while !matches!(vma.progress("nightly").await, Ok(Some(copy)) if copy.status == Copying::Failed) {
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+    go.store(true, SeqCst);
+    play.is_well(play.settled().await?, Status::Succeeded).await
 }
 
 /// One that began after the last look, and before they were closed. That the node dies over it makes the disk no better.

@@ -65,17 +65,20 @@ pub(super) fn plan(it: &Failover) -> PlanBuilder {
         .undone_by("remove-blank-disk", json!({ "vm": vm.output("/vm"), "protected": book.volumes }))
         .done();
 
-    let (source_off, quiet) = if it.is_live() {
-        let (off, synced) = book.take_over(&mut plan, &claimed);
-        (Some(off), synced)
-    } else {
-        (None, claimed)
+    let (source_off, copied) = match it.is_live() {
+        true => book.take_over(&mut plan, &claimed),
+        false => (None, None),
     };
+    let closes = match &copied {
+        Some(copied) => with(&book.exports(), json!({ "copied": copied.output("/job") })),
+        None => book.exports(),
+    };
+    let quiet = copied.as_ref().or(source_off.as_ref()).unwrap_or(&claimed);
     let closed = plan
         .step("close-exports", "close-exports")
         .titled("Close the way by which replication writes")
-        .input(book.exports())
-        .after([&quiet])
+        .input(closes)
+        .after([quiet])
         .undone_by("open-exports", book.exports())
         .done();
     let free: Vec<_> = (0..book.volumes.len()).map(|n| book.release(&mut plan, n, &closed)).collect();
@@ -220,8 +223,8 @@ impl<'a> Book<'a> {
         json!({ "vm": made, "name": self.host, "protected": self.volumes })
     }
 
-    /// Live: the source goes down, and its last changes are copied. The step that proves the first, and the last of both.
-    fn take_over(&self, plan: &mut PlanBuilder, claimed: &Output) -> (Output, Output) {
+    /// Live: the source goes down, and its last changes are copied, if they are wanted.
+    fn take_over(&self, plan: &mut PlanBuilder, claimed: &Output) -> (Option<Output>, Option<Output>) {
         let source = &self.it.source;
         let whom = json!({ "id": source.id, "vcenter": source.vcenter });
         // The guest has its time within one attempt, and the same again once it is switched off.
@@ -240,7 +243,7 @@ impl<'a> Book<'a> {
             )
             .done();
         if !self.it.final_sync {
-            return (off.clone(), off);
+            return (Some(off), None);
         }
         let disks: Vec<_> =
             source.disks.iter().map(|disk| json!({ "key": disk.key, "volume": disk.volume })).collect();
@@ -253,7 +256,7 @@ impl<'a> Book<'a> {
             .timeout(Span::from(self.it.sync_within.0 + Duration::from_secs(300)))
             .undone_by("await-final-sync", json!({ "within": Span(self.it.sync_within.0.min(A_TRY)) }))
             .done();
-        (off, synced)
+        (Some(off), Some(synced))
     }
 
     fn exports(&self) -> Value {
