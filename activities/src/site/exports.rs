@@ -124,6 +124,7 @@ impl Activity for CloseExports {
             }
             site.wait_for(context, &other, end).await?;
         }
+        closing.whole = false;
         context.save(&closing).await?;
         for disk in open {
             let resource = context.resource("closed export", &disk.volume);
